@@ -1,0 +1,61 @@
+"""The import arrows of docs/architecture.md: protos <- runtime <- export <- adapt, networks <- export, adapt.
+
+Read from the source, not from what happens to be imported, so that a lazy import inside a function counts too.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HOUSE = ("protos", "networks", "runtime", "export", "adapt", "bench")
+MAY_IMPORT = {
+    "protos": set(),
+    "networks": set(),
+    "runtime": {"protos"},
+    "export": {"protos", "runtime", "networks"},
+    "adapt": {"protos", "runtime", "export", "networks"},
+    "bench": {"protos", "runtime", "export", "networks", "adapt"},
+}
+# What a vehicle that only serves does not have installed.
+NOT_IN_RUNTIME = {"torch", "onnx", "safetensors", "PIL", "scipy", "numba", "jinja2", "imagehash"}
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of every absolute import in a file, at any depth of nesting."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("folder", HOUSE)
+def test_arrows_point_one_way(folder: str) -> None:
+    allowed = MAY_IMPORT[folder] | {folder}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        wrong = (imports(path) & set(HOUSE)) - allowed
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}; {folder}/ may import {sorted(allowed)}"
+
+
+@pytest.mark.parametrize("folder", ["runtime", "protos"])
+def test_serving_needs_no_training_library(folder: str) -> None:
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        wrong = imports(path) & NOT_IN_RUNTIME
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}, which a serving vehicle does not install"
+
+
+def test_importing_the_server_loads_no_training_library() -> None:
+    code = (
+        "import sys, runtime.serve, runtime.ctl, runtime.client; "
+        f"print(sorted(m for m in {sorted(NOT_IN_RUNTIME)} if m in sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
