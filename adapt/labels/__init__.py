@@ -1,0 +1,1 @@
+"""Labels nobody drew: class-balanced pseudo-labels (``cbst``) and edge alignment."""

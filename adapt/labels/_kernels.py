@@ -1,0 +1,97 @@
+"""The fused loops of ``cbst``, compiled by Numba: each reads the softmax map once, row by row.
+
+Same arithmetic and same tie rule as the NumPy and torch forms in ``cbst`` (no fast-math), so the same
+bits.  Importing this module raises ImportError where Numba is missing.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+EMPTY = np.zeros((0, 0, 0), np.float32)
+EMPTY_MASK = np.zeros((0, 0), np.bool_)
+
+
+@numba.njit(cache=True, nogil=True)
+def in_range(p: np.ndarray, top: float) -> bool:
+    """True where every value is a number in 0..top."""
+    flat = p.reshape(p.size)
+    bad = 0
+    for i in range(flat.size):
+        value = flat[i]
+        bad += not (value >= np.float32(0.0) and value <= top)
+    return bad == 0
+
+
+@numba.njit(cache=True, nogil=True)
+def collect(
+    p: np.ndarray, prior: np.ndarray, allowed: np.ndarray, valid: np.ndarray, counts: np.ndarray
+) -> None:
+    classes, height, width = p.shape
+    bins = counts.shape[1]
+    scale = np.float32(bins)
+    best = np.empty(width, np.float32)
+    index = np.empty(width, np.int32)
+    for y in range(height):
+        for x in range(width):
+            best[x] = np.float32(-1.0)
+            index[x] = -1
+        for c in range(classes):
+            if not allowed[c]:
+                continue
+            row = p[c, y]
+            if prior.size:
+                q = prior[c, y]
+                for x in range(width):
+                    value = np.float32(row[x] * q[x])
+                    take = value > best[x]
+                    best[x] = value if take else best[x]
+                    index[x] = c if take else index[x]
+            else:
+                for x in range(width):
+                    value = row[x]
+                    take = value > best[x]
+                    best[x] = value if take else best[x]
+                    index[x] = c if take else index[x]
+        for x in range(width):
+            if index[x] < 0:
+                continue
+            if valid.size and not valid[y, x]:
+                continue
+            b = np.int64(best[x] * scale)
+            if b > bins - 1:
+                b = bins - 1
+            counts[index[x], b] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def label(p: np.ndarray, lam: np.ndarray, prior: np.ndarray, allowed: np.ndarray, out: np.ndarray) -> None:
+    classes, height, width = p.shape
+    best = np.empty(width, np.float32)
+    index = np.empty(width, np.int32)
+    one = np.float32(1.0)
+    for y in range(height):
+        for x in range(width):
+            best[x] = np.float32(0.0)
+            index[x] = 255
+        for c in range(classes):
+            if not allowed[c]:
+                continue
+            row = p[c, y]
+            divisor = lam[c]
+            if prior.size:
+                q = prior[c, y]
+                for x in range(width):
+                    ratio = np.float32(np.float32(row[x] * q[x]) / divisor)
+                    take = ratio > best[x]
+                    best[x] = ratio if take else best[x]
+                    index[x] = c if take else index[x]
+            else:
+                for x in range(width):
+                    ratio = np.float32(row[x] / divisor)
+                    take = ratio > best[x]
+                    best[x] = ratio if take else best[x]
+                    index[x] = c if take else index[x]
+        for x in range(width):
+            out[y, x] = index[x] if best[x] >= one else 255
