@@ -1,0 +1,54 @@
+"""Segmentation architectures by name, their label spaces and the model pack.
+
+This package knows torch and what a network is.  It knows nothing of engines, servers or adaptation:
+`export` and `adapt` import it, it imports neither.  Importing `networks` costs nothing: each
+architecture is imported when it is first asked for.
+
+A network is an `nn.Module` with
+
+    forward(x float32 [N,3,H,W], normalised) -> logits float32 [N,C,H/s,W/s]
+
+and the attributes `output_stride` (s) and `size_multiple` (H and W must be multiples of it).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from networks.base import SegmentationNetwork
+
+__all__ = ["create", "names"]
+
+_NETWORKS = {
+    "roadnet": ("networks.roadnet", "RoadNet"),
+}
+
+
+def names() -> list[str]:
+    """The names `create` accepts, sorted."""
+    return sorted(_NETWORKS)
+
+
+def create(name: str, *, classes: int, **arguments: Any) -> SegmentationNetwork:
+    """Build a freshly initialised network.
+
+    Args:
+        name: one of `names()`.
+        classes: number of output channels, 1 to 255 (a class index fits a byte and 255 means "ignore").
+        arguments: keyword arguments of that architecture, for example `scale=1.0` of `espnetv2`.
+    Raises:
+        ValueError: unknown name, class count out of range, or arguments the architecture refuses.
+    """
+    if name not in _NETWORKS:
+        raise ValueError(f"network {name!r} is unknown; choose one of: {', '.join(names())}")
+    if not isinstance(classes, int) or not 1 <= classes <= 255:
+        raise ValueError(f"network {name!r}: classes must be an integer from 1 to 255, not {classes!r}")
+    module, attribute = _NETWORKS[name]
+    cls = getattr(importlib.import_module(module), attribute)
+    try:
+        network: SegmentationNetwork = cls(classes=classes, **arguments)
+    except TypeError as error:
+        raise ValueError(f"network {name!r} refuses its arguments {arguments}: {error}") from error
+    return network

@@ -1,0 +1,67 @@
+"""What every network has in common, and the two layers nearly all of them are made of.
+
+Architectures import this module; it imports none of them.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class SegmentationNetwork(nn.Module):
+    """Base of the architectures.
+
+    Shape: `forward` takes float32 [N,3,H,W] with H and W multiples of `size_multiple`, and returns
+    logits float32 [N,C,H/output_stride,W/output_stride].  It must be traceable by `torch.fx`, because
+    `export` folds batch normalisation on the traced graph.
+    """
+
+    output_stride: int
+    size_multiple: int
+    #: Keyword arguments besides `classes`, for documentation and tests: one small instance of each form.
+    EXAMPLES: ClassVar[tuple[dict[str, object], ...]] = ({},)
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class ConvBN(nn.Module):
+    """Convolution without bias, batch normalisation, and (unless `relu=False`) a ReLU."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        stride: int = 1,
+        *,
+        dilation: int = 1,
+        groups: int = 1,
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(
+            inputs, outputs, kernel, stride, padding, dilation=dilation, groups=groups, bias=False
+        )
+        self.bn = nn.BatchNorm2d(outputs)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(self.conv(x))
+        return torch.relu(x) if self.relu else x
+
+
+def initialise(network: nn.Module) -> None:
+    """He initialisation of the convolutions, unit batch normalisation (He et al., 2015)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
