@@ -1,0 +1,53 @@
+"""The reader of pybind11's signature lines, on lines as pybind11 writes them."""
+
+from __future__ import annotations
+
+from tools.trt_stubs.signatures import Parameter, from_docstring, parse, split_top
+
+
+def test_split_ignores_brackets_quotes_and_arrows() -> None:
+    assert split_top("a: list[int, str], b: str = ',', c: E = <E.A: 0>, d") == [
+        "a: list[int, str]",
+        "b: str = ','",
+        "c: E = <E.A: 0>",
+        "d",
+    ]
+    assert split_top("f: Callable[[int], None] -> x") == ["f: Callable[[int], None] -> x"]
+    assert split_top("") == []
+
+
+def test_plain_signature() -> None:
+    signature = parse("refit(self: m.Refitter, name: str, size: typing.SupportsInt = 0) -> bool", "refit")
+    assert signature is not None
+    assert signature.returns == "bool"
+    assert signature.parameters[1:] == (Parameter("name", "str"), Parameter("size", "typing.SupportsInt", "0"))
+
+
+def test_enum_default_and_unnamed_arguments() -> None:
+    signature = parse("(arg0: m.C, arg1: collections.abc.Sequence[int]) -> None")
+    assert signature is not None
+    assert [p.positional for p in signature.parameters] == [True, True]
+    made = parse("make(self: m.C, kind: m.K = <K.A: 0>) -> m.C", "make")
+    assert made is not None
+    assert made.parameters[1].default == "<K.A: 0>"
+
+
+def test_keyword_as_a_name_becomes_positional() -> None:
+    signature = parse("run(self: m.C, in: int) -> int", "run")
+    assert signature is not None
+    assert signature.parameters[1] == Parameter("in_", "int", "", True)
+
+
+def test_overloads_are_numbered() -> None:
+    doc = (
+        "build(*args, **kwargs)\nOverloaded function.\n\n1. build(self: m.B, n: m.N) -> m.H\n\n    Text.\n\n"
+        "2. build(self: m.B, n: m.N, text: object) -> m.H\n"
+    )
+    found = from_docstring(doc, "build")
+    assert [len(signature.parameters) for signature in found] == [2, 3]
+
+
+def test_prose_is_not_a_signature() -> None:
+    assert from_docstring("Build the thing.\n\nbuild(it) twice.", "build") == []
+    assert from_docstring(None, "build") == []
+    assert parse("build(self: m.B", "build") is None

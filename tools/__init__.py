@@ -1,0 +1,1 @@
+"""Developers' tools.  Nothing that serves, exports or adapts imports from here."""
