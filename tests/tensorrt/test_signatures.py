@@ -20,7 +20,8 @@ def test_plain_signature() -> None:
     signature = parse("refit(self: m.Refitter, name: str, size: typing.SupportsInt = 0) -> bool", "refit")
     assert signature is not None
     assert signature.returns == "bool"
-    assert signature.parameters[1:] == (Parameter("name", "str"), Parameter("size", "typing.SupportsInt", "0"))
+    size = Parameter("size", "typing.SupportsInt", "0")
+    assert signature.parameters[1:] == (Parameter("name", "str"), size)
 
 
 def test_enum_default_and_unnamed_arguments() -> None:
