@@ -1,0 +1,202 @@
+"""What a data set is, and the few things done to any of them: resize, remap, take a part, describe by text.
+
+A data set is a sequence of (frame, label); ``open_dataset("camvid:ROOT:dusk_eval")`` finds one from the
+text a command line gives.  No network, no training in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+__all__ = [
+    "DataError",
+    "Dataset",
+    "Mapped",
+    "Resized",
+    "Subset",
+    "iterate",
+    "kinds",
+    "open_dataset",
+    "read_frame",
+    "read_label",
+    "resize_frame",
+    "resize_label",
+]
+
+IGNORE = 255
+
+
+class DataError(Exception):
+    """A data set is missing, half unpacked or not what it claims.  One line: thing, reason, remedy."""
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A sequence of frames, labelled or not."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> tuple[np.ndarray, np.ndarray | None]:
+        """(frame uint8 [H,W,3] RGB, label uint8 [H,W] with 255 = ignore, or None where there is none)."""
+        ...
+
+    def name(self, i: int) -> str:
+        """The frame's name, unique in the set."""
+        ...
+
+
+def read_frame(path: Path) -> np.ndarray:
+    """uint8 [H,W,3] RGB of an image file.  Raises DataError."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: is the set unpacked completely?") from None
+    except OSError as error:
+        raise DataError(f"{path} is no readable image ({error}): unpack the set again") from error
+
+
+def read_label(path: Path) -> np.ndarray:
+    """uint8 [H,W] of a single-channel 8-bit (or palette) PNG of class indices.  Raises DataError."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("L", "P"):
+                raise DataError(
+                    f"{path} has mode {image.mode}: a label is one 8-bit channel of class indices"
+                )
+            return np.asarray(image)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: is the set unpacked completely?") from None
+    except OSError as error:
+        raise DataError(f"{path} is no readable image ({error}): unpack the set again") from error
+
+
+def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H,W,3] at `size` (H, W), bilinear (with area averaging when shrinking)."""
+    if frame.shape[:2] == tuple(size):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H,W] at `size` (H, W), nearest."""
+    if label.shape == tuple(size):
+        return label
+    return np.asarray(Image.fromarray(label).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+class Resized:
+    """Another set with every frame (and label) at one size (H, W)."""
+
+    def __init__(self, dataset: Dataset, size: tuple[int, int], *, labels: bool = True) -> None:
+        self.dataset, self.size, self.labels = dataset, (int(size[0]), int(size[1])), labels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
+        frame, label = self.dataset[i]
+        if label is not None and self.labels:
+            label = resize_label(label, self.size)
+        return resize_frame(frame, self.size), label
+
+    def name(self, i: int) -> str:
+        return self.dataset.name(i)
+
+
+class Mapped:
+    """Another set with its labels looked up in a table uint8 [256] (`networks.labels.mapping`)."""
+
+    def __init__(self, dataset: Dataset, table: np.ndarray) -> None:
+        if table.shape != (256,):
+            raise DataError(f"a label map has 256 entries, this one {table.shape}")
+        self.dataset, self.table = dataset, table.astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
+        frame, label = self.dataset[i]
+        return frame, None if label is None else self.table[label]
+
+    def name(self, i: int) -> str:
+        return self.dataset.name(i)
+
+
+class Subset:
+    """Chosen frames of another set, in the order given."""
+
+    def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
+        self.dataset, self.indices = dataset, [int(i) for i in indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.dataset[self.indices[i]]
+
+    def name(self, i: int) -> str:
+        return self.dataset.name(self.indices[i])
+
+
+def iterate(dataset: Dataset) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+    """(name, frame, label) one after the other."""
+    for i in range(len(dataset)):
+        frame, label = dataset[i]
+        yield dataset.name(i), frame, label
+
+
+# ------------------------------------------------------------------------------------- by description
+def _camvid(text: str) -> Dataset:
+    from adapt.data.camvid import CamVid
+
+    root, _, name = text.rpartition(":")
+    if not root:
+        raise DataError(
+            f"camvid:{text} names no list: write camvid:ROOT:LIST, such as camvid:data/camvid:dusk_eval"
+        )
+    return CamVid(root, name)
+
+
+def _folder(text: str) -> Dataset:
+    from adapt.data.folder import Folder
+
+    return Folder(text)
+
+
+def _street(text: str) -> Dataset:
+    from adapt.data.rendered import Rendered
+
+    parts = text.split(":")
+    if not 1 <= len(parts) <= 3:
+        raise DataError(f"street:{text}: write street:DOMAIN[:COUNT[:FIRST_SEED]]")
+    try:
+        return Rendered(parts[0], *(int(part) for part in parts[1:]))
+    except ValueError as error:
+        raise DataError(f"street:{text}: {error}; write street:DOMAIN[:COUNT[:FIRST_SEED]]") from error
+
+
+_OPENERS: dict[str, Callable[[str], Dataset]] = {"camvid": _camvid, "folder": _folder, "street": _street}
+
+
+def kinds() -> list[str]:
+    """The words `open_dataset` knows."""
+    return sorted(_OPENERS)
+
+
+def open_dataset(text: str) -> Dataset:
+    """The data set a description names: camvid:ROOT:LIST, folder:PATH, street:DOMAIN[:COUNT[:FIRST_SEED]].
+
+    Raises DataError with the remedy.
+    """
+    kind, colon, rest = text.partition(":")
+    if not colon or kind not in _OPENERS:
+        raise DataError(
+            f"{text!r} describes no data set: write KIND:WHERE with KIND one of {', '.join(kinds())}"
+        )
+    return _OPENERS[kind](rest)

@@ -1,0 +1,550 @@
+"""One round of adaptation, from the released pack and unlabelled frames to a refreshed pack, or to a refusal.
+
+    batch statistics of the target (AdaBN)
+    for p in portions:   label the frames (λ_c at portion p)  →  train from the parent, replay in every batch
+                         →  batch statistics again
+    gate  →  pack (parent = the released pack, every number that decided something inside)
+
+Always from the parent's weights.  The state lives in `out/`: a round that was killed continues there from
+its last checkpoint and ends with the same weights (same machine, same number of threads).  This module
+reads no target label, and does not know the service.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from adapt import batchnorm, gate, predict
+from adapt.data.base import read_frame, read_label, resize_frame, resize_label
+from adapt.labels.cbst import ClassHistograms, pseudo_labels, st_threshold
+from adapt.train.augment import Augmentation
+from adapt.train.loop import Optimisation, Progress, Trainer, atomic_save, silent
+from adapt.train.selftraining import Mixture, sampler
+from networks.pack import Pack, load_pack, normalise, write_pack
+
+__all__ = ["RoundConfig", "RoundError", "RoundResult", "adapt"]
+
+IGNORE = 255
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+class RoundError(Exception):
+    """A round cannot be run.  One line: thing, reason, remedy."""
+
+
+@dataclass(frozen=True)
+class RoundConfig:
+    """Everything a round may be told; every count is here, so that a budget can be kept.
+
+    Attributes:
+        portions: p of each labelling, rising (self-paced).
+        steps: optimiser steps of each training (one number for each portion, or one for all).
+        source, target: replayed source frames and target frames in a batch.
+        crop, scale, flip, brightness, colour: augmentation (see `adapt.train.augment`); crop None = whole frame.
+        rate, weight_decay, schedule, bn, mrkld, ema, clip: see `adapt.train.loop.Optimisation`.
+        rare, classmix: see `adapt.train.selftraining.Mixture`.
+        policy: "cbst" (λ_c a class) or "st" (one λ).
+        label_flip, label_scales: MST for the labelling.
+        prior: use the pack's spatial prior (CBST-SP) where it has one.
+        adabn: re-estimate batch statistics; adabn_batch frames at a time; adabn_keep of the old ones stays.
+        from_parent: every training starts from the parent's weights (False: from the last stage's).
+        holdout: share of the target frames kept aside for the gate (at least 2).
+        source_free: True ignores a replay set; False demands one; None takes what there is.
+        replay_limit: at most that many replay frames are read, 0 = all.
+        ignore_bottom, ignore_border: rows at the bottom (own bonnet) and pixels at every edge without labels.
+        checkpoint_every: steps between checkpoints.
+        threads: torch threads, 0 = as they are.
+        force: write the pack even if the gate refuses it (never in a vehicle; for measuring the gate).
+    """
+
+    portions: tuple[float, ...] = (0.2, 0.35, 0.5)
+    steps: int | tuple[int, ...] = 60
+    source: int = 3
+    target: int = 3
+    crop: tuple[int, int] | None = None
+    scale: tuple[float, float] = (0.75, 1.6)
+    flip: bool = True
+    brightness: float = 1.0
+    colour: float = 0.0
+    rate: float = 5e-4
+    weight_decay: float = 1e-2
+    schedule: str = "one-cycle"
+    bn: str = "batch"
+    mrkld: float = 0.0
+    ema: float = 0.0
+    clip: float = 0.0
+    rare: float = 0.0
+    classmix: float = 0.0
+    policy: str = "cbst"
+    label_flip: bool = False
+    label_scales: tuple[float, ...] = (1.0,)
+    prior: bool = False
+    adabn: bool = True
+    adabn_batch: int = 6
+    adabn_keep: float = 0.0
+    from_parent: bool = True
+    holdout: float = 0.15
+    source_free: bool | None = None
+    replay_limit: int = 0
+    ignore_bottom: int = 0
+    ignore_border: int = 0
+    infer_batch: int = 4
+    checkpoint_every: int = 25
+    seed: int = 0
+    threads: int = 0
+    force: bool = False
+    limits: gate.Limits = field(default_factory=gate.Limits)
+
+    def __post_init__(self) -> None:
+        if not all(0 < p <= 1 for p in self.portions):
+            raise RoundError(f"portions {self.portions}: each is more than 0 and at most 1")
+        if self.policy not in ("cbst", "st"):
+            raise RoundError(f"policy {self.policy!r}: choose cbst or st")
+        if isinstance(self.steps, tuple) and len(self.steps) != len(self.portions):
+            raise RoundError(
+                f"steps {self.steps}: give one number, or one for each of {len(self.portions)} portions"
+            )
+        if self.target < 1 or self.source < 0:
+            raise RoundError(
+                f"a batch of {self.source} source and {self.target} target frames: target is at least 1"
+            )
+
+    def steps_of(self, stage: int) -> int:
+        """Optimiser steps of the training number `stage`."""
+        return self.steps[stage] if isinstance(self.steps, tuple) else self.steps
+
+    def optimisation(self, stage: int) -> Optimisation:
+        return Optimisation(
+            steps=self.steps_of(stage), rate=self.rate, weight_decay=self.weight_decay, schedule=self.schedule,
+            bn=self.bn, mrkld=self.mrkld, ema=self.ema, clip=self.clip,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """pack: the refreshed pack, None where the round was refused.  report: every number, JSON-able."""
+
+    pack: Pack | None
+    accepted: bool
+    report: dict[str, Any]
+
+
+def adapt(
+    pack: Pack,
+    frames: Sequence[np.ndarray],
+    *,
+    config: RoundConfig | None = None,
+    out: str | os.PathLike[str],
+    progress: Progress = silent,
+    allowed: Sequence[Collection[int] | None] | None = None,
+    name: str | None = None,
+) -> RoundResult:
+    """Run a round, or continue the one in `out`.
+
+    Args:
+        pack: the released parent.
+        frames: unlabelled target frames uint8 [H,W,3] (resized to the pack's size where they differ).
+        config: see `RoundConfig`.
+        out: folder of this round: state, checkpoints, pseudo-labels, report.json and, if accepted, pack/.
+        progress: told after every step.
+        allowed: for each frame the classes that may be in it (image tags), or None.
+        name: version of the new pack; by default the parent's with ".r" and a hash of the inputs.
+
+    Returns:
+        RoundResult; `accepted` False with the reasons in report["gate"] where the candidate is no better than
+        the gate's limits allow.
+
+    Raises:
+        RoundError: too few frames, no replay where it is demanded, or `out` holds another round.
+    """
+    config = config or RoundConfig()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return _Round(pack, frames, config, Path(out), progress, allowed, name).run()
+
+
+class _Round:
+    def __init__(
+        self,
+        pack: Pack,
+        frames: Sequence[np.ndarray],
+        config: RoundConfig,
+        out: Path,
+        progress: Progress,
+        allowed: Sequence[Collection[int] | None] | None,
+        name: str | None,
+    ) -> None:
+        self.pack, self.spec, self.config, self.out, self.progress = pack, pack.spec, config, out, progress
+        if len(frames) < 4:
+            raise RoundError(f"a round needs at least 4 target frames, got {len(frames)}: collect more")
+        if allowed is not None and len(allowed) != len(frames):
+            raise RoundError(
+                f"{len(allowed)} sets of tags for {len(frames)} frames: give one (or None) a frame"
+            )
+        # In memory once, at the pack's size: 0.5 MB a frame at 352x480.
+        self.frames = [np.ascontiguousarray(resize_frame(f, self.spec.size)) for f in frames]
+        aside = max(2, round(config.holdout * len(self.frames)))
+        chosen = np.unique(np.linspace(0, len(self.frames) - 1, aside + 2)[1:-1].round().astype(int))
+        self.holdout = [self.frames[i] for i in chosen]
+        keep = [i for i in range(len(self.frames)) if i not in set(chosen.tolist())]
+        self.target = [self.frames[i] for i in keep]
+        self.allowed = [None] * len(keep) if allowed is None else [allowed[i] for i in keep]
+        self.replay = [] if config.source_free else self._read_replay("train")
+        self.source_holdout = self._read_replay("holdout")
+        if config.source_free is False and not self.replay:
+            raise RoundError("the pack has no replay frames and source_free is False: allow it or add replay")
+        self.source_free = not self.replay
+        self.valid = self._valid_mask()
+        self.name = name
+        self.seconds: dict[str, float] = {}
+        self.state: dict[str, Any] = {}
+
+    # ------------------------------------------------------------------------------------ preparation
+    def _read_replay(self, split: str) -> list[Pair]:
+        listed = self.pack.replay(split)
+        if self.config.replay_limit:
+            listed = listed[: self.config.replay_limit]
+        pairs = []
+        for i, (frame, label) in enumerate(listed):
+            pairs.append(
+                (
+                    resize_frame(read_frame(frame), self.spec.size),
+                    resize_label(read_label(label), self.spec.size),
+                )
+            )
+            self.progress(f"read replay ({split})", i + 1, len(listed))
+        return pairs
+
+    def _valid_mask(self) -> np.ndarray | None:
+        bottom, border = self.config.ignore_bottom, self.config.ignore_border
+        if not bottom and not border:
+            return None
+        mask = np.ones(self.spec.size, bool)
+        if border:
+            mask[:border], mask[-border:], mask[:, :border], mask[:, -border:] = False, False, False, False
+        if bottom:
+            mask[-bottom:] = False
+        return mask
+
+    def _identity(self) -> str:
+        digest = hashlib.sha256()
+        told = asdict(self.config)
+        for key in ("threads", "force"):  # these do not change what is learnt
+            told.pop(key)
+        digest.update(json.dumps([self.pack.sha256, told], sort_keys=True, default=str).encode())
+        for frame in self.frames:
+            digest.update(hashlib.sha256(frame).digest())
+        digest.update(json.dumps([None if a is None else sorted(a) for a in self.allowed]).encode())
+        return digest.hexdigest()
+
+    # ------------------------------------------------------------------------------------------- state
+    def _open(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.identity = self._identity()
+        file = self.out / "state.json"
+        if file.is_file():
+            self.state = json.loads(file.read_text())
+            if self.state.get("identity") != self.identity:
+                raise RoundError(
+                    f"{self.out} holds another round (other pack, frames or settings): give another folder or empty it"
+                )
+            self.seconds = self.state.get("seconds", {})
+        else:
+            self.state = {"identity": self.identity, "stages": {}, "resumed": -1}
+        self.state["resumed"] = int(self.state.get("resumed", -1)) + 1
+        self._save()
+
+    def _save(self) -> None:
+        self.state["seconds"] = {k: round(v, 3) for k, v in self.seconds.items()}
+        write_json(self.out / "state.json", self.state)
+
+    def _timed(self, key: str, work: Callable[[], Any]) -> Any:
+        start = time.monotonic()
+        try:
+            return work()
+        finally:
+            self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - start
+
+    # ------------------------------------------------------------------------------------------ stages
+    def run(self) -> RoundResult:
+        self._open()
+        done = self.state.get("report")
+        if done is not None:
+            path = self.out / "pack"
+            kept = load_pack(path) if path.is_dir() else None
+            return RoundResult(kept, bool(done["accepted"]), done)
+        parent = self.pack.network()
+        self.parent_state = {k: v.clone() for k, v in parent.state_dict().items()}
+        self.parent_measures = self._timed("measure", lambda: self._measure(parent, "measure parent"))
+        network, reference = self._statistics(parent)
+        candidate = reference
+        for stage, portion in enumerate(self.config.portions):
+            labels = self._label(network, stage, portion)
+            network, candidate = self._train(network, labels, stage, portion)
+        return self._finish(network, candidate, reference)
+
+    def _measure(self, network: nn.Module, stage: str) -> gate.Measures:
+        """Hold-outs only.  The source hold-out is scored twice: as served, and with the source's own statistics."""
+        self.progress(stage, 0, 1)
+        found = gate.measure(network, self.spec, self.holdout, batch=self.config.infer_batch)
+        if self.source_holdout:
+            batch = self.config.infer_batch
+            found.source_served = gate.source_score(network, self.spec, self.source_holdout, batch=batch)
+            found.source = found.source_served
+            if self.config.adabn and batchnorm.has_statistics(network) and network is not None:
+                kept = {k: v.clone() for k, v in network.state_dict().items()}
+                unlabelled = [x for x, _ in (self.replay or self.source_holdout)][:48]
+                batchnorm.reestimate(network, self._normalised(unlabelled))
+                found.source = gate.source_score(network, self.spec, self.source_holdout, batch=batch)
+                network.load_state_dict(kept)
+        self.progress(stage, 1, 1)
+        return found
+
+    def _normalised(self, frames: Sequence[np.ndarray], stage: str | None = None) -> Iterator[torch.Tensor]:
+        total = len(frames)
+        for start in range(0, total, self.config.adabn_batch):
+            chunk = frames[start : start + self.config.adabn_batch]
+            if len(chunk) < 2 and start:
+                break  # the variance of a single frame would weigh as much as that of a full batch
+            yield normalise(predict.as_tensor(chunk), self.spec)
+            if stage:
+                self.progress(stage, min(start + len(chunk), total), total)
+
+    def _reestimate(self, network: nn.Module, stage: str) -> None:
+        """Target statistics.  The order is mixed first, so that a batch is a sample and not one street."""
+        order = np.random.default_rng([self.config.seed, 31]).permutation(len(self.target))
+        mixed = [self.target[i] for i in order]
+        batchnorm.reestimate(network, self._normalised(mixed, stage), keep=self.config.adabn_keep)
+
+    def _statistics(self, network: nn.Module) -> tuple[nn.Module, gate.Measures]:
+        """AdaBN before anything else; taken back where it contradicts itself more than before."""
+        self.use_statistics = False
+        if not self.config.adabn or not batchnorm.has_statistics(network):
+            self.state["stages"]["adabn"] = {"used": False, "reason": "switched off or no batch statistics"}
+            self._save()
+            return network, self.parent_measures
+        self._timed("adabn", lambda: self._reestimate(network, "batch statistics"))
+        after = self._timed("measure", lambda: self._measure(network, "measure statistics"))
+        check = gate.statistics_helped(self.parent_measures, after, self.config.limits)
+        self.use_statistics = check.passed
+        self.state["stages"]["adabn"] = {
+            "used": check.passed, "reason": check.reason, "before": self.parent_measures.numbers(),
+            "after": after.numbers(),
+        }  # fmt: skip
+        self._save()
+        if not check.passed:
+            network.load_state_dict(self.parent_state)
+            return network, self.parent_measures
+        return network, after
+
+    def _prior(self) -> np.ndarray | None:
+        """q_c(y,x) float32 [C,H,W] at the pack's size, or None."""
+        if not self.config.prior:
+            return None
+        prior = self.pack.prior()
+        if prior is None:
+            raise RoundError(
+                "prior is asked for and the pack has no prior.npz: train it with a prior or switch it off"
+            )
+        planes = [
+            np.asarray(
+                Image.fromarray(plane.astype(np.float32)).resize(
+                    self.spec.size[::-1], Image.Resampling.BILINEAR
+                )
+            )
+            for plane in prior
+        ]
+        return np.clip(np.stack(planes), 0.0, 1.0)
+
+    def _softmax(self, network: nn.Module, stage: str) -> Iterator[tuple[int, np.ndarray]]:
+        position = 0
+        for tensor in predict.batches(self.target, self.config.infer_batch):
+            maps = predict.probabilities(
+                network, self.spec, tensor, flip=self.config.label_flip, scales=self.config.label_scales
+            ).numpy()
+            for p in maps:
+                yield position, p
+                position += 1
+                self.progress(stage, position, len(self.target))
+
+    def _label(self, network: nn.Module, stage: int, portion: float) -> list[np.ndarray]:
+        """Two passes over the frames: histograms, then labels.  No softmax map is ever written."""
+        folder = self.out / f"labels-{stage + 1}"
+        listed = self.state["stages"].get(f"label-{stage + 1}")
+        if listed is not None:
+            return [read_label(folder / f"{i:05d}.png") for i in range(len(self.target))]
+        start = time.monotonic()
+        classes, prior = len(self.spec.classes), self._prior()
+        histograms = ClassHistograms(classes)
+        for i, p in self._softmax(network, f"thresholds p={portion:g}"):
+            histograms.add(p, prior=prior, allowed=self.allowed[i], valid=self.valid)
+        lam = (
+            st_threshold(histograms, portion)
+            if self.config.policy == "st"
+            else histograms.thresholds(portion)
+        )
+        folder.mkdir(exist_ok=True)
+        labels, counts = [], np.zeros(classes, np.int64)
+        for i, p in self._softmax(network, f"labels p={portion:g}"):
+            y = pseudo_labels(p, lam, prior=prior, allowed=self.allowed[i], valid=self.valid)
+            counts += np.bincount(y.reshape(-1), minlength=256)[:classes]
+            Image.fromarray(y).save(folder / f"{i:05d}.png", compress_level=1)
+            labels.append(y)
+        self.seconds["label"] = self.seconds.get("label", 0.0) + time.monotonic() - start
+        total = sum(y.size for y in labels)
+        self.state["stages"][f"label-{stage + 1}"] = {
+            "portion": portion,
+            "lambda": [round(float(v), 5) for v in lam],
+            "labelled": round(float(counts.sum() / total), 5),
+            "share": [round(float(v), 5) for v in counts / max(int(counts.sum()), 1)],
+            "predicted_share": [round(float(v), 5) for v in histograms.shares()],
+        }
+        self._save()
+        return labels
+
+    def _train(
+        self, network: nn.Module, labels: list[np.ndarray], stage: int, portion: float
+    ) -> tuple[nn.Module, gate.Measures]:
+        config = self.config
+        key = f"train-{stage + 1}"
+        weights = self.out / f"{key}.pt"
+        kept = self.state["stages"].get(key)
+        if kept is None:
+            if config.from_parent:
+                statistics = batchnorm.statistics(network)
+                network.load_state_dict(self.parent_state)
+                if config.bn == "frozen" and self.use_statistics:
+                    network.load_state_dict({**network.state_dict(), **statistics})
+            size = config.crop or self.spec.size
+            light = Augmentation(
+                size, config.scale, config.flip, brightness=config.brightness, colour=config.colour
+            )
+            mixture = Mixture(
+                0 if self.source_free else config.source,
+                config.target + (config.source if self.source_free else 0),
+                light, rare=config.rare, classmix=0.0 if self.source_free else config.classmix,
+            )  # fmt: skip
+            pairs = list(zip(self.target, labels, strict=True))
+            draw = sampler(self.replay, pairs, mixture, len(self.spec.classes), config.seed, stage)
+            trainer = Trainer(
+                network, self.spec, config.optimisation(stage), draw, seed=config.seed * 101 + stage,
+                checkpoint=self.out / "checkpoint.pt", every=config.checkpoint_every,
+                identity=f"{self.identity} {key}",
+            )  # fmt: skip
+            self._timed("train", lambda: trainer.run(self.progress, f"train p={portion:g}"))
+            if self.use_statistics and config.bn != "frozen":
+                self._timed("adabn", lambda: self._reestimate(network, f"batch statistics p={portion:g}"))
+            atomic_save(weights, network.state_dict())
+            loss = trainer.history
+        else:
+            network.load_state_dict(torch.load(weights, weights_only=True))
+        measures = self._timed("measure", lambda: self._measure(network, f"measure p={portion:g}"))
+        if kept is None:
+            tenth = max(1, len(loss) // 10)
+            self.state["stages"][key] = {
+                "portion": portion, "steps": config.steps_of(stage),
+                "loss_first": round(float(np.mean(loss[:tenth])), 4) if loss else 0.0,
+                "loss_last": round(float(np.mean(loss[-tenth:])), 4) if loss else 0.0,
+                "measures": measures.numbers(),
+            }  # fmt: skip
+            self._save()
+        return network, measures
+
+    # --------------------------------------------------------------------------------------- the verdict
+    def _source_share(self) -> np.ndarray | None:
+        labels = [y for _, y in (self.replay or self.source_holdout)]
+        if not labels:
+            share = self.pack.reference().get("share")
+            return None if share is None else np.asarray(share, np.float64)
+        counts = sum(np.bincount(y.reshape(-1), minlength=256)[: len(self.spec.classes)] for y in labels)
+        return np.asarray(counts / max(int(np.sum(counts)), 1))
+
+    def _finish(self, network: nn.Module, candidate: gate.Measures, reference: gate.Measures) -> RoundResult:
+        state = {k: v.detach().clone().contiguous() for k, v in network.state_dict().items()}
+        moved = gate.distance(state, self.parent_state)
+        checks = gate.decide(
+            candidate, reference, self.parent_measures, moved, self.spec, self.config.limits,
+            source_share=self._source_share(),
+        )  # fmt: skip
+        verdict = gate.as_dict(checks)
+        accepted = bool(verdict["passed"])
+        report = {
+            "accepted": accepted,
+            "parent": self.pack.sha256,
+            "round": self.identity[:12],
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "source_free": self.source_free,
+            "frames": {"target": len(self.target), "target_holdout": len(self.holdout),
+                       "replay": len(self.replay), "source_holdout": len(self.source_holdout)},
+            "config": json.loads(json.dumps(asdict(self.config))),
+            "stages": self.state["stages"],
+            "parent_measures": self.parent_measures.numbers(),
+            "reference_measures": reference.numbers(),
+            "candidate_measures": candidate.numbers(),
+            "distance": round(moved, 5),
+            "gate": verdict,
+            "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
+            "resumed": self.state["resumed"],
+            "torch": torch.__version__, "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        made = None
+        if accepted or self.config.force:
+            made = self._write(state, report)
+            report["pack"] = made.sha256
+        write_json(self.out / "report.json", report)
+        self.state["report"] = report
+        self._save()
+        (self.out / "checkpoint.pt").unlink(missing_ok=True)
+        return RoundResult(made, accepted, report)
+
+    def _write(self, state: dict[str, torch.Tensor], report: dict[str, Any]) -> Pack:
+        path = self.out / "pack"
+        if path.is_dir():  # killed between the rename and the report: the same content by construction
+            return load_pack(path)
+        spec = replace(
+            self.spec,
+            version=self.name or f"{self.spec.version}.r{self.identity[:8]}",
+            parent=self.pack.sha256,
+            adaptation=_for_manifest(report),
+        )
+        replay = (
+            (read_frame(frame), read_label(label), split)
+            for split in ("train", "holdout")
+            for frame, label in self.pack.replay(split)
+        )
+        return write_pack(
+            path, spec, state, golden=self.pack.golden(), replay=replay, reference=self.pack.reference() or None,
+            prior=self.pack.prior(),
+        )  # fmt: skip
+
+
+def _for_manifest(report: dict[str, Any]) -> dict[str, Any]:
+    """What goes into the pack and from there into the engine's manifest: the decisions, without time or place."""
+    keys = ("round", "source_free", "frames", "config", "stages", "distance", "gate", "torch", "threads")
+    kept: dict[str, Any] = {k: report[k] for k in keys}
+    kept["measures"] = {k: report[f"{k}_measures"] for k in ("parent", "reference", "candidate")}
+    return kept
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

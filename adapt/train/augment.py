@@ -1,0 +1,91 @@
+"""Training crops: scale, crop, flip, and the colours of another light.
+
+Everything random comes from the generator given, and everything stays uint8 until the pack's own
+normalisation, so that training sees exactly what serving sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+__all__ = ["Augmentation", "crop"]
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may happen to a training frame.
+
+    size: (H, W) of the crop.  scale: the range a frame is magnified by before cropping.  flip: mirror every
+    second frame.  brightness: largest factor (and its inverse) of one gain over the frame, 1 = none, e.g.
+    2.5.  colour: largest change of gamma and of each channel's gain, 0 = none, e.g. 0.3.  blur: chance of a
+    Gaussian blur.  noise: largest sigma of sensor noise in levels.
+    """
+
+    size: tuple[int, int]
+    scale: tuple[float, float] = (0.75, 1.6)
+    flip: bool = True
+    brightness: float = 1.0
+    colour: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise ValueError(f"scale {self.scale}: give (smallest, largest), both positive")
+        if min(self.size) <= 0 or self.brightness < 1 or self.colour < 0:
+            raise ValueError(f"augmentation {self}: sizes are positive, brightness >= 1, colour >= 0")
+
+
+def crop(
+    rng: np.random.Generator, frame: np.ndarray, label: np.ndarray, how: Augmentation
+) -> tuple[np.ndarray, np.ndarray]:
+    """One random crop of a frame uint8 [H,W,3] and its label uint8 [H,W], both of `how.size`.
+
+    A crop larger than the scaled frame is padded: black, label 255.
+    """
+    height, width = label.shape
+    scale = float(np.exp(rng.uniform(*np.log(how.scale))))
+    # The window in the original frame, so that one resize does both scaling and cropping.
+    window_h, window_w = how.size[0] / scale, how.size[1] / scale
+    top = rng.uniform(0, max(height - window_h, 0))
+    left = rng.uniform(0, max(width - window_w, 0))
+    inside_h, inside_w = min(window_h, height), min(window_w, width)
+    out_h = min(how.size[0], max(1, round(inside_h * scale)))
+    out_w = min(how.size[1], max(1, round(inside_w * scale)))
+    box = (left, top, left + inside_w, top + inside_h)
+    picture = Image.fromarray(frame).resize((out_w, out_h), Image.Resampling.BILINEAR, box=box)
+    truth = Image.fromarray(label).resize((out_w, out_h), Image.Resampling.NEAREST, box=box)
+    if how.blur and rng.random() < how.blur:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
+    x, y = np.asarray(picture), np.asarray(truth)
+    if (out_h, out_w) != how.size:
+        padded_x = np.zeros((*how.size, 3), np.uint8)
+        padded_y = np.full(how.size, IGNORE, np.uint8)
+        padded_x[:out_h, :out_w], padded_y[:out_h, :out_w] = x, y
+        x, y = padded_x, padded_y
+    if how.flip and rng.random() < 0.5:
+        x, y = x[:, ::-1], y[:, ::-1]
+    return _light(rng, np.ascontiguousarray(x), how), np.ascontiguousarray(y)
+
+
+def _light(rng: np.random.Generator, x: np.ndarray, how: Augmentation) -> np.ndarray:
+    """Gain, gamma and channel balance as one look-up table a channel; then noise."""
+    if how.brightness > 1 or how.colour:
+        level = np.arange(256) / 255.0
+        gain = float(np.exp(rng.uniform(-1, 1) * np.log(how.brightness)))
+        gamma = float(np.exp(rng.uniform(-how.colour, how.colour)))
+        tables = []
+        for _ in range(3):
+            channel = gain * float(np.exp(rng.uniform(-how.colour, how.colour)))
+            tables.append(np.clip(level**gamma * channel * 255.0 + 0.5, 0, 255).astype(np.uint8))
+        x = np.stack([tables[c][x[..., c]] for c in range(3)], axis=-1)
+    if how.noise:
+        sigma = rng.uniform(0, how.noise)
+        x = np.clip(x + rng.normal(0, sigma, x.shape), 0, 255).astype(np.uint8)
+    return x

@@ -1,0 +1,50 @@
+"""The losses of self-training: cross-entropy over labelled pixels and CRST's regularisers.
+
+After Zou et al., *Confidence Regularized Self-Training*, ICCV 2019.  MRKLD pulls the softmax of
+pseudo-labelled pixels towards the uniform one, so that a wrong label is not learnt with certainty.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["cross_entropy", "mrkld", "soft_cross_entropy"]
+
+IGNORE = 255
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of −log p(label) over pixels whose label is not 255; 0 where there are none.
+
+    Args:
+        logits: float32 [N,C,H,W].
+        labels: uint8 or int64 [N,H,W].
+        weight: float32 [N], a factor for each image, or None.
+    """
+    target = labels.long()
+    if weight is None:
+        total = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
+        return total / (target != IGNORE).sum().clamp(min=1)
+    each = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
+    scale = weight.view(-1, 1, 1) * (target != IGNORE)
+    return (each * scale).sum() / scale.sum().clamp(min=1e-6)
+
+
+def mrkld(logits: Tensor, labels: Tensor) -> Tensor:
+    """−(1/C) Σ_c log p(c), mean over pixels whose label is not 255: KL(uniform ‖ p) up to a constant."""
+    valid = labels != IGNORE
+    each = -logits.log_softmax(1).mean(1)
+    return (each * valid).sum() / valid.sum().clamp(min=1)
+
+
+def soft_cross_entropy(logits: Tensor, soft: Tensor) -> Tensor:
+    """−Σ_c ŷ_c log p_c (LRENT's soft labels), mean over pixels where Σ ŷ > 0.
+
+    Args:
+        logits, soft: float32 [N,C,H,W]; a pixel whose `soft` is all zero has no label.
+    """
+    valid = soft.sum(1) > 0
+    each = -(soft * logits.log_softmax(1)).sum(1)
+    return torch.where(valid, each, torch.zeros_like(each)).sum() / valid.sum().clamp(min=1)

@@ -1,0 +1,191 @@
+"""Training of a source model on labelled frames: the recipe behind ``python -m adapt.train``.
+
+AdamW, one cycle, random scale, crop and flip; colours of another light only where asked for, because a
+source model that has seen every light leaves adaptation less to do: state the recipe before comparing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapt import predict
+from adapt.data.base import Dataset
+from adapt.evaluate.segmentation import Calibration, Confusion
+from adapt.train.augment import Augmentation, crop
+from adapt.train.loop import Batch, Optimisation, Progress, Trainer, generator, silent
+from networks.pack import PackSpec
+
+__all__ = ["LabelledFrames", "Recipe", "load", "score", "train", "transfer"]
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Epochs, batch, crops and optimisation of a supervised training."""
+
+    epochs: float = 8.0
+    batch: int = 6
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation((256, 320)))
+    rate: float = 1.5e-3
+    weight_decay: float = 1e-2
+    bn: str = "batch"
+
+    def steps(self, frames: int) -> int:
+        """Optimiser steps for that many frames."""
+        return max(1, round(self.epochs * frames / self.batch))
+
+    def words(self) -> str:
+        """The recipe in a line, for a pack's `training` field."""
+        a = self.augmentation
+        light = f", brightness x{a.brightness:g}" if a.brightness > 1 else ""
+        light += f", colour {a.colour:g}" if a.colour else ""
+        return (
+            f"AdamW {self.rate:g} one-cycle, {self.epochs:g} epochs, batch {self.batch}, "
+            f"crops {a.size[0]}x{a.size[1]}, scale {a.scale[0]:g}-{a.scale[1]:g}{', flip' if a.flip else ''}{light}"
+        )
+
+
+class LabelledFrames(Sequence[Pair]):
+    """A labelled data set held in memory at one size: frames uint8 [H,W,3], labels uint8 [H,W]."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = list(pairs)
+        if not self.pairs:
+            raise ValueError("no labelled frame: give a data set with labels")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.pairs[i]
+
+
+def load(dataset: Dataset, progress: Progress = silent) -> LabelledFrames:
+    """Read every labelled frame of a data set into memory.  Raises ValueError where none has a label."""
+    pairs = []
+    for i in range(len(dataset)):
+        frame, label = dataset[i]
+        if label is not None:
+            pairs.append((np.ascontiguousarray(frame), np.ascontiguousarray(label)))
+        progress("read", i + 1, len(dataset))
+    return LabelledFrames(pairs)
+
+
+def sampler(frames: Sequence[Pair], recipe: Recipe, seed: int) -> Any:
+    """(step) -> Batch: every frame once an epoch in a new order, each with its own crop."""
+    n = len(frames)
+    orders: dict[int, np.ndarray] = {}
+
+    def draw(step: int) -> Batch:
+        rng = generator(seed, 11, step)
+        picked = []
+        for position in range(step * recipe.batch, (step + 1) * recipe.batch):
+            epoch = position // n
+            if epoch not in orders:
+                orders.clear()
+                orders[epoch] = generator(seed, 12, epoch).permutation(n)
+            picked.append(int(orders[epoch][position % n]))
+        crops = [crop(rng, *frames[i], recipe.augmentation) for i in picked]
+        return Batch(
+            np.stack([x for x, _ in crops]), np.stack([y for _, y in crops]), np.zeros(len(crops), bool)
+        )
+
+    return draw
+
+
+def train(
+    network: nn.Module,
+    spec: PackSpec,
+    frames: Sequence[Pair],
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    every: int = 100,
+    progress: Progress = silent,
+    stage: str = "train",
+) -> nn.Module:
+    """Train in place; continues from `checkpoint` where it holds the same recipe and seed."""
+    how = Optimisation(
+        steps=recipe.steps(len(frames)), rate=recipe.rate, weight_decay=recipe.weight_decay, bn=recipe.bn
+    )
+    identity = repr((asdict(recipe), seed, len(frames), spec.name))
+    trainer = Trainer(
+        network, spec, how, sampler(frames, recipe, seed),
+        seed=seed, checkpoint=checkpoint, every=every, identity=identity,
+    )  # fmt: skip
+    return trainer.run(progress, stage)
+
+
+def transfer(state: Mapping[str, Tensor], network: nn.Module, table: np.ndarray, classes: int) -> list[str]:
+    """Start a network from weights of another label space: equal tensors are copied, class rows are mapped.
+
+    A tensor whose first axis has the old number of classes where the network's has the new gets, for each
+    new class, the mean of the old rows that map to it; a new class nothing maps to gets the mean of all.
+
+    Args:
+        state: weights of the same architecture with `classes` classes.
+        network: with the new number of classes; changed in place.
+        table: uint8 [256], old class -> new class, 255 = no counterpart (`networks.labels.mapping`).
+        classes: the old number.
+
+    Returns:
+        Names of the tensors that were mapped.
+
+    Raises:
+        ValueError: a tensor is missing or fits neither way.
+    """
+    own = network.state_dict()
+    mapped = []
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name not in state:
+                raise ValueError(f"the weights lack {name!r}: is it another architecture?")
+            given = state[name]
+            if given.shape == tensor.shape:
+                tensor.copy_(given)
+                continue
+            if given.ndim == 0 or given.shape[0] != classes or given.shape[1:] != tensor.shape[1:]:
+                raise ValueError(
+                    f"{name!r} is {list(given.shape)} in the weights and {list(tensor.shape)} in the network"
+                )
+            for new in range(tensor.shape[0]):
+                rows = [old for old in range(classes) if table[old] == new]
+                tensor[new].copy_(given[rows].mean(0) if rows else given.mean(0))
+            mapped.append(name)
+    return mapped
+
+
+def score(
+    network: nn.Module, spec: PackSpec, dataset: Any, *, batch: int = 4, progress: Progress = silent
+) -> tuple[Confusion, Calibration]:
+    """Confusion and calibration over a labelled set, at the labels' own size (prediction resized nearest).
+
+    Args:
+        dataset: items (frame uint8 [h,w,3], label uint8 [h,w] or None); frames are resized to `spec.size`.
+    """
+    from adapt.data.base import resize_frame, resize_label
+
+    confusion, calibration = Confusion(len(spec.classes)), Calibration()
+    network.eval()
+    total = len(dataset)
+    for start in range(0, total, batch):
+        pairs = [dataset[i] for i in range(start, min(start + batch, total))]
+        pairs = [(x, y) for x, y in pairs if y is not None]
+        if pairs:
+            tensor = predict.as_tensor([resize_frame(x, spec.size) for x, _ in pairs])
+            labels, confidence = predict.labels_and_confidence(network, spec, tensor)
+            for (_, truth), ours, sure in zip(pairs, labels, confidence, strict=True):
+                ours, sure = resize_label(ours, truth.shape), resize_label(sure, truth.shape)
+                confusion.add(truth, ours)
+                calibration.add(truth, ours, sure)
+        progress("score", min(start + batch, total), total)
+    return confusion, calibration
