@@ -19,9 +19,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from networks.base import SegmentationNetwork
 
-__all__ = ["create", "names"]
+__all__ = ["architecture", "create", "names"]
 
 _NETWORKS = {
+    "ddrnet": ("networks.ddrnet", "DDRNet"),
+    "deeplabv2": ("networks.deeplabv2", "DeepLabV2"),
+    "fcn8s": ("networks.fcn8s", "FCN8s"),
+    "pidnet": ("networks.pidnet", "PIDNet"),
+    "resnet38": ("networks.resnet38", "ResNet38"),
     "roadnet": ("networks.roadnet", "RoadNet"),
 }
 
@@ -29,6 +34,19 @@ _NETWORKS = {
 def names() -> list[str]:
     """The names `create` accepts, sorted."""
     return sorted(_NETWORKS)
+
+
+def architecture(name: str) -> type[SegmentationNetwork]:
+    """The class behind a name: its strides and examples without building it (some hold 500 MB of weights).
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in _NETWORKS:
+        raise ValueError(f"network {name!r} is unknown; choose one of: {', '.join(names())}")
+    module, attribute = _NETWORKS[name]
+    cls: type[SegmentationNetwork] = getattr(importlib.import_module(module), attribute)
+    return cls
 
 
 def create(name: str, *, classes: int, **arguments: Any) -> SegmentationNetwork:
@@ -41,12 +59,9 @@ def create(name: str, *, classes: int, **arguments: Any) -> SegmentationNetwork:
     Raises:
         ValueError: unknown name, class count out of range, or arguments the architecture refuses.
     """
-    if name not in _NETWORKS:
-        raise ValueError(f"network {name!r} is unknown; choose one of: {', '.join(names())}")
+    cls = architecture(name)
     if not isinstance(classes, int) or not 1 <= classes <= 255:
         raise ValueError(f"network {name!r}: classes must be an integer from 1 to 255, not {classes!r}")
-    module, attribute = _NETWORKS[name]
-    cls = getattr(importlib.import_module(module), attribute)
     try:
         network: SegmentationNetwork = cls(classes=classes, **arguments)
     except TypeError as error:
