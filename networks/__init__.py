@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["architecture", "create", "names"]
 
 _NETWORKS = {
+    "espnetv2": ("networks.espnetv2", "ESPNetv2"),
     "ddrnet": ("networks.ddrnet", "DDRNet"),
     "deeplabv2": ("networks.deeplabv2", "DeepLabV2"),
     "fcn8s": ("networks.fcn8s", "FCN8s"),
