@@ -14,6 +14,7 @@ import json
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def ask(channel: grpc.Channel, call: Call, context: Context, timeout: float = 20
     request = call.request(context)
     path = call.rpc if call.rpc.startswith("/") else f"/{SERVICE}/{call.rpc}"
     kind = _RESPONSES.get(call.rpc)
+    time.sleep(call.wait)
     answer: dict[str, Any] = {"code": "OK", "message": "", "response": None}
     try:
         if isinstance(request, list):
@@ -117,7 +119,8 @@ def normal(call: Call, answer: dict[str, Any]) -> dict[str, Any]:
 def _normal_response(rpc: str, response: dict[str, Any]) -> None:
     if rpc in ("ModelInfer", "ModelStreamInfer"):
         infer = response.get("infer_response", response)
-        infer.pop("parameters", None)  # ours carry provenance
+        parameters = infer.pop("parameters", {})  # ours carry provenance
+        infer["parameters"] = {key: value for key, value in parameters.items() if key.startswith("triton_")}
         # Tensors are found by name; the order of an answer is nobody's promise.
         raw = iter(infer.pop("raw_output_contents", []))
         for tensor in infer.get("outputs", []):
