@@ -1,0 +1,131 @@
+"""TensorRT's Python module, opened safely, and what the runner and the builder both need of it.
+
+Knows which versions we are written for and how the library reports failure: it answers False or None and
+says why only to the logger.  Hence one recording logger, and one `check` through which every such answer
+goes.  The module itself is imported by `tensorrt()`, after the CUDA probe, and by nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections import deque
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from runtime import cuda
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+T = TypeVar("T")
+
+OLDEST = (10, 12)  # strongly typed networks with everything we need of them
+RTX = "tensorrt-rtx"
+
+
+class TensorRTError(RuntimeError):
+    """TensorRT is absent, too old, or refused something: what, why, and what to do, in one line."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """An imported TensorRT.  `name` is "tensorrt", or "tensorrt-rtx" for NVIDIA's RTX sibling."""
+
+    name: str
+    module: ModuleType
+    version: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        return f"{self.name} {'.'.join(map(str, self.version))}"
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """"11.4.0.106" -> (11, 4, 0, 106); a suffix such as ".post1" is dropped."""
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+def library_of(module: ModuleType) -> Library:
+    """Which TensorRT a module is.  RTX is told by the module's own name, whatever it was imported as."""
+    name = RTX if module.__name__.startswith("tensorrt_rtx") else "tensorrt"
+    return Library(name, module, version_of(str(getattr(module, "__version__", "0"))))
+
+
+def tensorrt() -> Library:
+    """The installed TensorRT, once a CUDA device is known to be there.
+
+    Raises TensorRTError: no device, no module, or older than `OLDEST`.
+    """
+    try:
+        cuda.probe()
+    except cuda.CudaError as error:
+        raise TensorRTError(f"TensorRT cannot be used: {error}") from None
+    try:
+        module = importlib.import_module("tensorrt")
+    except ImportError as error:
+        raise TensorRTError(
+            f"TensorRT's Python module cannot be imported ({error}): pip install tensorrt-cu13, "
+            "or use the engine kind 'onnxruntime'"
+        ) from None
+    library = library_of(module)
+    if library.name == "tensorrt" and library.version[:2] < OLDEST:
+        raise TensorRTError(
+            f"{library.text} is too old: {'.'.join(map(str, OLDEST))} or newer is needed; "
+            "pip install --upgrade tensorrt-cu13"
+        )
+    return library
+
+
+class Log:
+    """What TensorRT said: the last lines, and the errors among them.  Safe from any thread."""
+
+    def __init__(self, keep: int = 200) -> None:
+        self._lines: deque[tuple[str, str]] = deque(maxlen=keep)
+        self._lock = threading.Lock()
+
+    def add(self, severity: str, message: str) -> None:
+        with self._lock:
+            self._lines.append((severity, " ".join(message.split())))
+
+    def lines(self, *severities: str) -> list[str]:
+        with self._lock:
+            return [line for severity, line in self._lines if not severities or severity in severities]
+
+    def errors(self) -> list[str]:
+        return self.lines("ERROR", "INTERNAL_ERROR")
+
+    def why(self) -> str:
+        """The last error, or what to say when there was none."""
+        errors = self.errors()
+        return errors[-1] if errors else "TensorRT gave no reason"
+
+
+def logger(library: Library, log: Log) -> trt.ILogger:
+    """A TensorRT logger that writes into `log`.  Keep it as long as anything made with it."""
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = library.module
+
+    class Recording(trt.ILogger):  # type: ignore[misc]  # Any where the stubs are not made
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+            if severity <= trt.ILogger.WARNING:  # INFO and VERBOSE are thousands of lines a build
+                log.add(severity.name, msg)
+
+    return Recording()
+
+
+def check(answer: T | Literal[False] | None, what: str, remedy: str, log: Log) -> T:
+    """`answer`, unless it is TensorRT's way of saying no (False, None, or an index of -1).
+
+    Raises TensorRTError: what failed, TensorRT's own reason, and what to do next.
+    """
+    index = answer if type(answer) is int else 0
+    if answer is None or answer is False or index < 0:
+        raise TensorRTError(f"{what}: {log.why()}; {remedy}")
+    return answer

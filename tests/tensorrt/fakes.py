@@ -1,0 +1,511 @@
+"""A CUDA device and a TensorRT that do nothing but enforce the documented rules.
+
+Asynchronous work really is: a copy or a run sits in its stream until somebody synchronises, so a missing
+synchronisation shows as stale data, not as luck.  Breaking a rule raises `RuleBroken`.
+
+Under a type checker the fakes derive from the stubs of the real bindings, so a fake whose signature drifts
+from TensorRT's fails `make typecheck-tensorrt`.
+
+The fake network has an input `frame` uint8 [N,H,W,3], a refittable float32 weight `mix` [3], and the outputs
+`brightest` uint8 [N,H,W] = max over channels and `mixed` float32 [N,H,W] = frame · mix.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import threading
+from collections.abc import Callable, Sequence
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.cuda import ALIGNMENT, CudaError
+from runtime.engines.tensorrt_library import Library
+from runtime.tensors import Array
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+    Logger, Runtime_, Engine_, Context_ = trt.ILogger, trt.Runtime, trt.ICudaEngine, trt.IExecutionContext
+    Refitter_, Weights_, Profiler_ = trt.Refitter, trt.Weights, trt.IProfiler
+    Inspector_ = trt.EngineInspector
+else:
+    Logger = Runtime_ = Engine_ = Context_ = Refitter_ = Weights_ = Profiler_ = Inspector_ = object
+
+
+class RuleBroken(AssertionError):
+    """The code under test did what TensorRT's or CUDA's documentation forbids."""
+
+
+def rule(held: object, what: str) -> None:
+    if not held:
+        raise RuleBroken(what)
+
+
+# --------------------------------------------------------------------------------------------- CUDA
+class Device:
+    """Memory and streams that the drivers of all threads share, as they share the primary context."""
+
+    def __init__(self, *, total: int = 1 << 30, graphs: bool = True) -> None:
+        self.total, self.graphs = total, graphs
+        self.memory: dict[int, bytearray] = {}
+        self.streams: dict[int, list[Callable[[], None]]] = {}
+        self.capturing: dict[int, list[Callable[[], None]]] = {}
+        self.pinned: dict[int, Array] = {}
+        self.contexts = 0  # threads that have the primary context current
+        self.launched = 0
+        self.lock = threading.RLock()
+        self._next = 0x7000_0000
+
+    def driver(self) -> FakeDriver:
+        return FakeDriver(self)
+
+    def name(self) -> int:
+        with self.lock:
+            self._next += 1 << 20
+            return self._next
+
+    def put(self, stream: int, work: Callable[[], None]) -> None:
+        rule(stream in self.streams, f"stream {stream} does not exist")
+        self.capturing.get(stream, self.streams[stream]).append(work)
+
+    def read(self, address: int, nbytes: int) -> bytearray:
+        rule(address in self.memory, f"{address:#x} is not allocated (freed too early?)")
+        rule(len(self.memory[address]) >= nbytes, f"{nbytes} bytes at {address:#x} overrun the allocation")
+        return self.memory[address]
+
+    def clean(self) -> bool:
+        """True when everything was given back."""
+        return not (self.memory or self.streams or self.pinned or self.contexts)
+
+
+class FakeDriver:
+    """`runtime.cuda.Driver`: one thread, no frees under work, no double frees."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.thread: int | None = None
+
+    def _mine(self) -> None:
+        rule(self.thread == threading.get_ident(), "CUDA objects were used on another thread than their own")
+
+    @property
+    def can_capture(self) -> bool:
+        return self.device.graphs
+
+    def open(self, device: int) -> None:
+        rule(self.thread is None, "a driver was opened twice")
+        self.thread = threading.get_ident()
+        self.device.contexts += 1
+
+    def close(self) -> None:
+        self._mine()
+        self.device.contexts -= 1
+
+    def allocate(self, nbytes: int) -> int:
+        self._mine()
+        address = self.device.name()
+        rule(address % ALIGNMENT == 0 and nbytes > 0, "bad allocation")
+        self.device.memory[address] = bytearray(nbytes)
+        return address
+
+    def free(self, address: int) -> None:
+        self._mine()
+        rule(address in self.device.memory, f"{address:#x} was freed twice")
+        del self.device.memory[address]
+
+    def pinned(self, nbytes: int) -> Array:
+        self._mine()
+        array = np.zeros(nbytes, np.uint8)
+        self.device.pinned[id(array)] = array
+        return array
+
+    def free_pinned(self, array: Array) -> None:
+        self._mine()
+        rule(self.device.pinned.pop(id(array), None) is array, "not pinned memory, or freed twice")
+
+    def stream(self) -> int:
+        self._mine()
+        handle = self.device.name()
+        self.device.streams[handle] = []
+        return handle
+
+    def free_stream(self, stream: int) -> None:
+        self._mine()
+        rule(not self.device.streams[stream], "a stream was destroyed with work in it")
+        del self.device.streams[stream]
+
+    def event(self) -> object:
+        self._mine()
+        return SimpleNamespace()
+
+    def record(self, event: object, stream: int) -> None:
+        self._mine()
+
+    def elapsed(self, start: object, end: object) -> float:
+        return 1.0
+
+    def _is_pinned(self, array: Array) -> bool:
+        base = array
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        return id(base) in self.device.pinned
+
+    def upload(self, address: int, source: Array, stream: int) -> None:
+        self._mine()
+        rule(source.flags.c_contiguous, "upload of an array that is not contiguous")
+        rule(self._is_pinned(source), "an asynchronous copy from pageable memory is not asynchronous")
+
+        def work() -> None:
+            self.device.read(address, source.nbytes)[: source.nbytes] = source.tobytes()
+
+        self.device.put(stream, work)
+
+    def download(self, target: Array, address: int, stream: int) -> None:
+        self._mine()
+        rule(self._is_pinned(target), "an asynchronous copy to pageable memory is not asynchronous")
+
+        def work() -> None:
+            raw = self.device.read(address, target.nbytes)[: target.nbytes]
+            np.copyto(target, np.frombuffer(bytes(raw), target.dtype).reshape(target.shape))
+
+        self.device.put(stream, work)
+
+    def synchronise(self, stream: int) -> None:
+        self._mine()
+        rule(stream not in self.device.capturing, "synchronising a stream while it captures is forbidden")
+        work, self.device.streams[stream] = self.device.streams[stream], []
+        for step in work:
+            step()
+
+    def capture(self, stream: int, work: Callable[[], None]) -> object:
+        self._mine()
+        rule(self.device.graphs, "capture without a library that can")
+        rule(not self.device.streams[stream], "capture began with work in the stream")
+        self.device.capturing[stream] = []
+        try:
+            work()
+        finally:
+            graph = self.device.capturing.pop(stream)
+        return graph
+
+    def launch(self, graph: object, stream: int) -> None:
+        self._mine()
+        assert isinstance(graph, list)
+        self.device.launched += 1
+        for step in graph:
+            self.device.put(stream, step)
+
+    def free_graph(self, graph: object) -> None:
+        self._mine()
+        rule(isinstance(graph, list), "not a graph, or freed twice")
+
+    def memory(self) -> tuple[int, int]:
+        self._mine()
+        used = sum(len(block) for block in self.device.memory.values())
+        return self.device.total - used, self.device.total
+
+
+# ----------------------------------------------------------------------------------------- TensorRT
+class DataType(enum.Enum):
+    FLOAT, HALF, BF16, INT8, INT32, INT64, BOOL, UINT8 = range(8)
+
+
+class TensorIOMode(enum.Enum):
+    NONE, INPUT, OUTPUT = range(3)
+
+
+class TensorLocation(enum.Enum):
+    DEVICE, HOST = range(2)
+
+
+class TensorFormat(enum.Enum):
+    LINEAR, HWC8 = range(2)
+
+
+class LayerInformationFormat(enum.Enum):
+    ONELINE, JSON = range(2)
+
+
+class Severity(enum.IntEnum):
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+class ILogger(Logger):
+    INTERNAL_ERROR, ERROR, WARNING = Severity.INTERNAL_ERROR, Severity.ERROR, Severity.WARNING  # type: ignore
+    Severity = Severity  # type: ignore[misc,assignment]
+
+    def __init__(self) -> None: ...
+
+
+class IProfiler(Profiler_):
+    def __init__(self) -> None: ...
+
+
+class Weights(Weights_):
+    def __init__(self, a: Array) -> None:
+        rule(a.flags.c_contiguous, "Weights needs a contiguous array")
+        self.array = a  # no copy, as in TensorRT
+
+
+class Prototype(Weights_):
+    def __init__(self, dtype: DataType, size: int) -> None:
+        self._dtype, self._size = dtype, size
+
+    @property
+    def dtype(self) -> Any:
+        return self._dtype
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+
+class FakeEngine(Engine_):
+    """`plan` is JSON: shape, profile, mix, refittable, memory, graph (whether it can be captured)."""
+
+    def __init__(self, device: Device, plan: dict[str, Any], log: Any) -> None:
+        self.device, self.plan, self.log = device, plan, log
+        self.mix = np.asarray(plan["mix"], np.float32)
+        self.pending = 0
+        self.contexts = 0
+
+    @property
+    def refittable(self) -> bool:
+        return bool(self.plan.get("refittable", True))
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return int(self.plan.get("memory", 1 << 20))
+
+    @property
+    def num_io_tensors(self) -> int:
+        return 3
+
+    def get_tensor_name(self, index: int) -> str | None:  # type: ignore[override]
+        return ("frame", "brightest", "mixed")[index]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return {"frame": DataType.UINT8, "brightest": DataType.UINT8, "mixed": DataType.FLOAT}[name]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return TensorIOMode.INPUT if name == "frame" else TensorIOMode.OUTPUT
+
+    def get_tensor_location(self, name: str) -> Any:
+        return TensorLocation.DEVICE
+
+    def get_tensor_format(self, name: str, profile_index: int = 0) -> Any:  # type: ignore[override]
+        return TensorFormat[self.plan.get("format", "LINEAR")]
+
+    def get_tensor_shape(self, name: str) -> Any:
+        shape = tuple(self.plan["shape"])
+        return shape if name == "frame" else shape[:3]
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> Any:  # type: ignore[override]
+        rule(name == "frame", "get_tensor_profile_shape of an output crashes")
+        return [tuple(shape) for shape in self.plan["profile"]]
+
+    def create_execution_context(self) -> Any:  # type: ignore[override]
+        if self.contexts >= self.plan.get("contexts", 99):
+            self.log(Severity.ERROR, "out of device memory")
+            return None
+        self.contexts += 1
+        return FakeContext(self)
+
+    def create_engine_inspector(self) -> Any:
+        return Inspector()
+
+
+class Inspector(Inspector_):
+    def __init__(self) -> None: ...
+
+    def get_engine_information(self, format: Any) -> str | None:
+        rule(format is LayerInformationFormat.JSON, "asked for another format than JSON")
+        return json.dumps({"Layers": ["max", "dot"], "I/O Tensors": ["frame", "brightest", "mixed"]})
+
+
+class FakeContext(Context_):
+    def __init__(self, engine: FakeEngine) -> None:
+        self.fake, self.owner = engine, 0
+        self.addresses: dict[str, int] = {}
+        declared = engine.get_tensor_shape("frame")
+        self.shape: tuple[int, ...] | None = None if -1 in declared else declared
+        self.flushed = False
+        self.busy = 0
+        self.reports: Any = None
+
+    @property
+    def profiler(self) -> Any:
+        return self.reports
+
+    @profiler.setter
+    def profiler(self, value: Any) -> None:
+        self.reports = value
+
+    def _mine(self) -> None:
+        self.owner = self.owner or threading.get_ident()
+        rule(self.owner == threading.get_ident(), "one context was used by two threads")
+
+    def set_input_shape(self, name: str, shape: Any) -> bool:
+        self._mine()
+        rule(all(type(size) is int for size in shape), "a shape that is not of ints raises in TensorRT")
+        rule(not self.busy, "the shape was changed while work of the context was pending")
+        lowest, _, highest = self.fake.plan["profile"]
+        if name != "frame" or not all(a <= b <= c for a, b, c in zip(lowest, shape, highest, strict=True)):
+            self.fake.log(Severity.ERROR, "shape outside the profile")
+            return False
+        self.shape, self.flushed = tuple(shape), False
+        return True
+
+    def infer_shapes(self) -> list[str]:
+        return [] if self.shape else ["frame"]
+
+    def get_tensor_shape(self, name: str) -> Any:
+        shape = self.shape or self.fake.get_tensor_shape("frame")
+        if name == "mixed" and self.fake.plan.get("data_dependent"):
+            return (-1, *shape[1:3])
+        return shape if name == "frame" else shape[:3]
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:  # type: ignore[override]
+        self._mine()
+        rule(memory % ALIGNMENT == 0, f"the address of {name} is not aligned to {ALIGNMENT} bytes")
+        rule(not self.busy, "an address was changed while work that uses it was pending")
+        self.addresses[name] = memory
+        return True
+
+    def execute_async_v3(self, stream_handle: int) -> bool:  # type: ignore[override]
+        self._mine()
+        engine, shape, device = self.fake, self.shape, self.fake.device
+        rule(shape is not None, "run before the input shape was set")
+        assert shape is not None
+        rule(stream_handle != 0, "the default stream costs extra synchronisations")
+        rule(set(self.addresses) == {"frame", "brightest", "mixed"}, "run before every address was set")
+        capturing = stream_handle in device.capturing
+        rule(self.flushed or not capturing, "captured before one ordinary run had flushed the new shape")
+        if engine.plan.get("fails"):
+            engine.log(Severity.ERROR, "the kernel could not be launched")
+            return False
+        if capturing and not engine.plan.get("graph", True):
+            engine.log(Severity.ERROR, "operation not permitted when stream is capturing")
+            return False
+        addresses, pixels, captured = dict(self.addresses), shape[0] * shape[1] * shape[2], self.shape
+
+        def work() -> None:
+            rule(self.shape == captured, "a graph was launched after its context had got another shape")
+            frame = np.frombuffer(bytes(device.read(addresses["frame"], pixels * 3)[: pixels * 3]), np.uint8)
+            frame = frame.reshape(-1, 3)
+            device.read(addresses["brightest"], pixels)[:pixels] = frame.max(1).tobytes()
+            mixed = (frame.astype(np.float32) @ engine.mix).astype(np.float32)
+            device.read(addresses["mixed"], 4 * pixels)[: 4 * pixels] = mixed.tobytes()
+            if self.reports is not None:
+                self.reports.report_layer_time("max", 0.25)
+                self.reports.report_layer_time("dot", 0.5)
+
+        def counted() -> None:
+            engine.pending -= 1
+            self.busy -= 1
+            work()
+
+        if capturing:
+            device.put(stream_handle, work)
+        else:
+            engine.pending += 1
+            self.busy += 1
+            self.flushed = True
+            device.put(stream_handle, counted)
+        return True
+
+
+def nptype(trt_type: DataType) -> Any:
+    if trt_type is DataType.BF16:
+        raise TypeError("Could not resolve TensorRT datatype to an equivalent numpy datatype.")
+    return {DataType.FLOAT: np.float32, DataType.HALF: np.float16}[trt_type]
+
+
+def library(device: Device, version: str = "11.4.0.106", **quirks: Any) -> Library:
+    """A module with the names the runner uses.  quirks: runtime_error, refit_fails, refit_dtype."""
+
+    class Runtime(Runtime_):
+        def __init__(self, logger: Any) -> None:
+            self.logger_ = logger
+            self.host_code = False
+            if "runtime_error" in quirks:
+                logger.log(Severity.ERROR, quirks["runtime_error"])
+
+        @property
+        def engine_host_code_allowed(self) -> bool:
+            return self.host_code
+
+        @engine_host_code_allowed.setter
+        def engine_host_code_allowed(self, value: bool) -> None:
+            self.host_code = value
+
+        def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:  # type: ignore[override]
+            rule("runtime_error" not in quirks, "a Runtime that logged an error kills the process here")
+            try:
+                plan = json.loads(serialized_engine)
+            except ValueError:
+                self.logger_.log(Severity.ERROR, "magicTag == kEXPECTED_MAGIC_TAG failed")
+                return None
+            if plan.get("host_code") and not self.host_code:
+                self.logger_.log(Severity.ERROR, "the plan contains host code")
+                return None
+            return FakeEngine(device, plan, self.logger_.log)
+
+    class Refitter(Refitter_):
+        def __init__(self, engine: FakeEngine, logger: Any) -> None:
+            self.engine, self.logger_ = engine, logger
+            self.given: dict[str, Weights] = {}
+
+        def get_all_weights(self) -> list[str]:
+            return ["mix"]
+
+        def get_missing_weights(self) -> list[str]:
+            return [name for name in ("mix",) if name not in self.given]
+
+        def get_weights_prototype(self, weights_name: str) -> Any:
+            return Prototype(DataType[quirks.get("refit_dtype", "FLOAT")], 3)
+
+        def set_named_weights(self, name: str, weights: Weights) -> bool:  # type: ignore[override]
+            rule(weights.array.size == 3, "a weight of another size")
+            self.given[name] = weights
+            return True
+
+        def refit_cuda_engine(self) -> bool:
+            rule(self.engine.pending == 0, "refit with pending work is undefined")
+            rule(not self.engine.contexts, "refit of an engine in service (a standby one has no context yet)")
+            self.engine.mix = np.full(3, np.nan, np.float32)  # half changed
+            if quirks.get("refit_fails"):
+                self.logger_.log(Severity.ERROR, "refit ran out of memory")
+                return False
+            self.engine.mix = self.given["mix"].array.astype(np.float32)
+            return True
+
+    module = ModuleType("tensorrt")
+    for name, value in {
+        "__version__": version,
+        "nptype": nptype,
+        **{kind.__name__: kind for kind in (DataType, TensorIOMode, TensorLocation, TensorFormat)},
+        **{kind.__name__: kind for kind in (LayerInformationFormat, ILogger, IProfiler, Weights)},
+        **{kind.__name__: kind for kind in (Runtime, Refitter)},
+    }.items():
+        setattr(module, name, value)
+    return Library("tensorrt", module, tuple(int(part) for part in version.split(".")))
+
+
+def plan(
+    shape: Sequence[int] = (2, 4, 5, 3),
+    profile: Sequence[Sequence[int]] = (),
+    mix: Sequence[float] = (0.25, 0.5, 0.25),
+    **more: Any,
+) -> bytes:
+    """A plan for the fake library."""
+    chosen = profile or (shape, shape, shape)
+    return json.dumps(
+        {"shape": list(shape), "profile": [list(s) for s in chosen], "mix": list(mix), **more}
+    ).encode()
+
+
+__all__ = ["CudaError", "Device", "RuleBroken", "library", "plan"]

@@ -1,0 +1,123 @@
+"""The CUDA probe against small driver libraries of our own, and the CUDA thread's promises."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from runtime import cuda
+from tests.tensorrt.fakes import Device, RuleBroken
+
+DRIVER = """
+#include <string.h>
+int cuInit(unsigned flags) { return INIT; }
+int cuDriverGetVersion(int *version) { *version = 13020; return 0; }
+int cuDeviceGetCount(int *count) { *count = COUNT; return 0; }
+int cuDeviceGet(int *device, int ordinal) { *device = 40 + ordinal; return 0; }
+int cuDeviceGetName(char *name, int length, int device)
+{ strncpy(name, device == 40 ? "First" : "Second", length); return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device)
+{ *value = attribute == 75 ? 8 : device - 34; return 0; }
+"""
+
+
+def driver(folder: Path, *, init: int = 0, count: int = 2) -> str:
+    """A shared library with the driver's entry points."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed: it compiles the stand-in for the driver")
+    library = folder / f"libcuda-{init}-{count}.so"
+    command = ["gcc", "-shared", "-fPIC", f"-DINIT={init}", f"-DCOUNT={count}", "-xc", "-"]
+    command += ["-o", str(library)]
+    subprocess.run(command, input=DRIVER, text=True, check=True)
+    return str(library)
+
+
+def test_probe_lists_what_the_driver_has(tmp_path: Path) -> None:
+    found = cuda.probe(driver(tmp_path))
+    assert found.version == (13, 2)
+    assert found.devices == (cuda.Device(0, "First", (8, 6)), cuda.Device(1, "Second", (8, 7)))
+
+
+@pytest.mark.parametrize(
+    ("init", "count", "says"),
+    [(100, 2, "cuInit with error 100"), (0, 0, "lists no device")],
+)
+def test_probe_says_why_there_is_no_device(tmp_path: Path, init: int, count: int, says: str) -> None:
+    with pytest.raises(cuda.CudaError, match=says):
+        cuda.probe(driver(tmp_path, init=init, count=count))
+
+
+def test_probe_without_a_driver_names_the_remedy() -> None:
+    with pytest.raises(cuda.CudaError, match="install NVIDIA's driver"):
+        cuda.probe("libcuda-that-nobody-has.so.1")
+
+
+def test_nothing_of_cuda_or_tensorrt_is_imported_with_our_modules() -> None:
+    code = (
+        "import sys, runtime.cuda, runtime.cuda_driver, runtime.engines.tensorrt, export.tensorrt;"
+        "print([m for m in sys.modules if m.split('.')[0] in "
+        "('tensorrt', 'tensorrt_bindings', 'tensorrt_rtx_bindings', 'pycuda', 'cuda')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_calls_run_in_order_on_one_thread_with_the_context() -> None:
+    device = Device()
+    thread = cuda.CudaThread(device.driver())
+    assert device.contexts == 1
+    seen: list[int] = []
+    idents = {thread.call(lambda _, i=i: (seen.append(i), threading.get_ident())[1]) for i in range(20)}
+    assert seen == list(range(20))
+    assert len(idents) == 1
+    assert idents != {threading.get_ident()}
+    thread.close()
+    thread.close()
+    assert device.clean()
+
+
+def test_call_from_inside_a_call_does_not_deadlock() -> None:
+    thread = cuda.CudaThread(Device().driver())
+    assert thread.call(lambda _: thread.call(lambda _: 7)) == 7
+    thread.close()
+
+
+def test_errors_come_back_and_the_thread_goes_on() -> None:
+    thread = cuda.CudaThread(Device().driver())
+
+    def fail(_: cuda.Driver) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        thread.call(fail)
+    assert thread.call(lambda _: 3) == 3
+    thread.close()
+    with pytest.raises(cuda.CudaError, match="closed"):
+        thread.call(lambda _: 3)
+
+
+def test_a_context_that_cannot_be_opened_is_told_to_who_asked() -> None:
+    class Broken(type(Device().driver())):  # type: ignore[misc]
+        def open(self, device: int) -> None:
+            raise cuda.CudaError("no such device")
+
+    with pytest.raises(cuda.CudaError, match="no such device"):
+        cuda.CudaThread(Broken(Device()))
+
+
+def test_the_fake_device_notices_use_from_another_thread() -> None:
+    device = Device()
+    made = device.driver()
+    thread = cuda.CudaThread(made)
+    address = thread.call(lambda d: d.allocate(100))
+    with pytest.raises(RuleBroken, match="another thread"):
+        made.free(address)
+    thread.call(lambda d: d.free(address))
+    with pytest.raises(RuleBroken, match="freed twice"):
+        thread.call(lambda d: d.free(address))
+    thread.close()
