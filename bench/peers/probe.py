@@ -159,7 +159,7 @@ def _without_paths(message: str) -> str:
     message = re.sub(r"(/[\w.-]+)+/repository\b", "<REPOSITORY>", message)
     message = re.sub(r"\bline \d+|:\d+:\d+", "<LINE>", message)
     # Triton lists names in the order of a hash table.
-    return re.sub(r"\['[^\]]*'\]", lambda match: str(sorted(match[0][1:-1].split(","))), message)
+    return re.sub(r"\['[^\]]*'\]", lambda match: f"[{','.join(sorted(match[0][1:-1].split(',')))}]", message)
 
 
 # -- recording ---------------------------------------------------------------------------
