@@ -28,13 +28,13 @@ Pair = tuple[np.ndarray, np.ndarray]
 class Limits:
     """Every threshold of the gate, with its reason."""
 
-    # Points of mIoU (0..1) the source hold-out may lose, judged with the source's own batch statistics: that is
+    # mIoU (0..1) the source hold-out may lose, judged with the source's own batch statistics: that is
     # forgetting in the weights.  Repeated measurements of one recipe differ by about 0.01.
     source_drop: float = 0.03
-    # A class counts as shown when it covers this share of the target hold-out: under it, a handful of pixels of
-    # one frame decide.
+    # A class counts as shown when it covers this share of the target hold-out: under it, a handful of
+    # pixels of one frame decide.
     shown: float = 0.003
-    # Of its share a shown class must keep this much.  Good rounds move shares by a factor of 2; collapses by 100.
+    # Of its share a shown class must keep this much.  Good rounds move shares by 2, collapses by 100.
     kept: float = 0.15
     # exp(entropy of the class shares), the number of classes in effective use, must keep this part.
     variety: float = 0.6
@@ -144,18 +144,18 @@ def source_score(network: nn.Module, spec: PackSpec, holdout: Sequence[Pair], *,
 
 
 def distance(state: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> float:
-    """‖w − w₀‖/‖w₀‖ over floating-point weights, batch statistics left out (they are the domain's, not learnt)."""
+    """‖w − w₀‖/‖w₀‖ over floating-point weights; batch statistics are the domain's, not learnt: left out."""
     moved = norm = 0.0
     for name, before in parent.items():
         if not before.is_floating_point() or name.endswith(("running_mean", "running_var")):
             continue
         moved += float((state[name].double() - before.double()).square().sum())
         norm += float(before.double().square().sum())
-    return (moved / max(norm, 1e-30)) ** 0.5
+    return float((moved / max(norm, 1e-30)) ** 0.5)
 
 
 def statistics_helped(before: Measures, after: Measures, limits: Limits) -> Check:
-    """May AdaBN's statistics stay?  Judged by consistency with the mirrored answer, see docs/adaptation.md."""
+    """May AdaBN's statistics stay?  Judged by consistency with the mirrored answer (docs/adaptation.md)."""
     drop = before.flip - after.flip
     passed = drop <= limits.statistics_drop and after.variety >= limits.variety * before.variety
     words = (
@@ -181,7 +181,7 @@ def decide(
         candidate, parent: measured on the same hold-outs.
         reference: the stage before any weight moved (AdaBN's, or the parent where AdaBN was refused).
         moved: `distance` to the parent.
-        source_share: float64 [C], class shares of source labels; classes the source hardly has are not asked for.
+        source_share: float64 [C], class shares of source labels; classes it hardly has are not asked for.
     """
     checks = []
 

@@ -53,7 +53,7 @@ class RoundConfig:
         portions: p of each labelling, rising (self-paced).
         steps: optimiser steps of each training (one number for each portion, or one for all).
         source, target: replayed source frames and target frames in a batch.
-        crop, scale, flip, brightness, colour: augmentation (see `adapt.train.augment`); crop None = whole frame.
+        crop, scale, flip, brightness, colour: see `adapt.train.augment`; crop None = the whole frame.
         rate, weight_decay, schedule, bn, mrkld, ema, clip: see `adapt.train.loop.Optimisation`.
         rare, classmix: see `adapt.train.selftraining.Mixture`.
         policy: "cbst" (λ_c a class) or "st" (one λ).
@@ -128,7 +128,8 @@ class RoundConfig:
 
     def optimisation(self, stage: int) -> Optimisation:
         return Optimisation(
-            steps=self.steps_of(stage), rate=self.rate, weight_decay=self.weight_decay, schedule=self.schedule,
+            steps=self.steps_of(stage), rate=self.rate, weight_decay=self.weight_decay,
+            schedule=self.schedule,
             bn=self.bn, mrkld=self.mrkld, ema=self.ema, clip=self.clip,
         )  # fmt: skip
 
@@ -246,7 +247,7 @@ class _Round:
             told.pop(key)
         digest.update(json.dumps([self.pack.sha256, told], sort_keys=True, default=str).encode())
         for frame in self.frames:
-            digest.update(hashlib.sha256(frame).digest())
+            digest.update(hashlib.sha256(frame.tobytes()).digest())
         digest.update(json.dumps([None if a is None else sorted(a) for a in self.allowed]).encode())
         return digest.hexdigest()
 
@@ -259,7 +260,7 @@ class _Round:
             self.state = json.loads(file.read_text())
             if self.state.get("identity") != self.identity:
                 raise RoundError(
-                    f"{self.out} holds another round (other pack, frames or settings): give another folder or empty it"
+                    f"{self.out} holds another round (other pack, frames or settings): give another folder"
                 )
             self.seconds = self.state.get("seconds", {})
         else:
@@ -297,14 +298,14 @@ class _Round:
         return self._finish(network, candidate, reference)
 
     def _measure(self, network: nn.Module, stage: str) -> gate.Measures:
-        """Hold-outs only.  The source hold-out is scored twice: as served, and with the source's own statistics."""
+        """Hold-outs only; the source's is scored as served and with the source's own statistics."""
         self.progress(stage, 0, 1)
         found = gate.measure(network, self.spec, self.holdout, batch=self.config.infer_batch)
         if self.source_holdout:
             batch = self.config.infer_batch
             found.source_served = gate.source_score(network, self.spec, self.source_holdout, batch=batch)
             found.source = found.source_served
-            if self.config.adabn and batchnorm.has_statistics(network) and network is not None:
+            if self.config.adabn and batchnorm.has_statistics(network):
                 kept = {k: v.clone() for k, v in network.state_dict().items()}
                 unlabelled = [x for x, _ in (self.replay or self.source_holdout)][:48]
                 batchnorm.reestimate(network, self._normalised(unlabelled))
@@ -356,9 +357,7 @@ class _Round:
             return None
         prior = self.pack.prior()
         if prior is None:
-            raise RoundError(
-                "prior is asked for and the pack has no prior.npz: train it with a prior or switch it off"
-            )
+            raise RoundError("prior is asked for and the pack has no prior.npz: switch it off")
         planes = [
             np.asarray(
                 Image.fromarray(plane.astype(np.float32)).resize(
@@ -367,7 +366,7 @@ class _Round:
             )
             for plane in prior
         ]
-        return np.clip(np.stack(planes), 0.0, 1.0)
+        return np.asarray(np.clip(np.stack(planes), 0.0, 1.0))
 
     def _softmax(self, network: nn.Module, stage: str) -> Iterator[tuple[int, np.ndarray]]:
         position = 0
@@ -526,13 +525,14 @@ class _Round:
             for frame, label in self.pack.replay(split)
         )
         return write_pack(
-            path, spec, state, golden=self.pack.golden(), replay=replay, reference=self.pack.reference() or None,
+            path, spec, state, golden=self.pack.golden(), replay=replay,
+            reference=self.pack.reference() or None,
             prior=self.pack.prior(),
         )  # fmt: skip
 
 
 def _for_manifest(report: dict[str, Any]) -> dict[str, Any]:
-    """What goes into the pack and from there into the engine's manifest: the decisions, without time or place."""
+    """What goes into the pack and from there into the engine's manifest: decisions, no times."""
     keys = ("round", "source_free", "frames", "config", "stages", "distance", "gate", "torch", "threads")
     kept: dict[str, Any] = {k: report[k] for k in keys}
     kept["measures"] = {k: report[f"{k}_measures"] for k in ("parent", "reference", "candidate")}

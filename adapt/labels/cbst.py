@@ -59,7 +59,7 @@ def _kernels() -> Any:
 def _check_map(p: Any, classes: int, what: str = "the softmax map") -> None:
     if getattr(p, "ndim", 0) != 3 or p.shape[0] != classes:
         shape = tuple(getattr(p, "shape", ()))
-        raise ValueError(f"{what} has shape {shape}, expected [{classes}, H, W]: give one frame, classes first")
+        raise ValueError(f"{what} has shape {shape}, expected [{classes}, H, W], classes first")
 
 
 def _check_prior(prior: Any, p: Any) -> None:
@@ -226,13 +226,13 @@ class ClassHistograms:
     @property
     def pixels(self) -> np.ndarray:
         """int64 [C]: pixels predicted as c so far."""
-        return self.counts.sum(axis=1)
+        return np.asarray(self.counts.sum(axis=1))
 
     def shares(self) -> np.ndarray:
         """float64 [C], sums to 1 (all zero where nothing was counted): how much of the domain is called c."""
         n = self.pixels
         total = n.sum()
-        return n / total if total else np.zeros(self.classes)
+        return np.asarray(n / total) if total else np.zeros(self.classes)
 
     def mean_confidence(self) -> np.ndarray:
         """float64 [C]: mean confidence of the pixels predicted as c, to 1e-5; NaN where there are none."""
@@ -352,7 +352,7 @@ def pseudo_labels(
         _check_prior(prior, p)
     mask = _allowed_mask(allowed, classes)
     if _is_torch(p):
-        labels = _labels_torch(p, lam, prior, mask)
+        labels: np.ndarray = _labels_torch(p, lam, prior, mask)
     else:
         labels = _labels_numpy(_numpy_map(p), lam, prior, mask)
     if valid is not None:

@@ -79,7 +79,7 @@ class Optimisation:
 
 
 def learning_rate(how: Optimisation, step: int) -> float:
-    """The rate of a step (0-based): one-cycle as in Smith & Topin, start 1/25 of the peak, end 1e-4 of the start."""
+    """The rate of a step (0-based): one cycle starts at 1/25 of the peak and ends at 1e-4 of that."""
     if how.schedule == "constant":
         return how.rate
     warm = max(1.0, how.warm * how.steps - 1)
@@ -190,7 +190,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------ steps
     def run(self, progress: Progress = silent, stage: str = "train") -> nn.Module:
-        """All steps that are left; the network in evaluation mode, the teacher's weights in it if there is one.
+        """All steps that are left; gives the network in evaluation mode, with the teacher's weights if any.
 
         Raises:
             FloatingPointError: the loss is not finite.
@@ -238,7 +238,7 @@ class Trainer:
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss of step {self.step} is {value}: lower the learning rate")
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if how.clip:
             torch.nn.utils.clip_grad_norm_(self.moving, how.clip)
         self.optimiser.step()
@@ -252,7 +252,7 @@ class Trainer:
             return out
         chosen = torch.from_numpy(target)
         theirs, ours = self.network(x[~chosen]), self.network(x[chosen])
-        joint = theirs.new_empty((len(target), *theirs.shape[1:]))
+        joint: Tensor = theirs.new_empty((len(target), *theirs.shape[1:]))
         joint[~chosen], joint[chosen] = theirs, ours
         return joint
 

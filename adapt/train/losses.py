@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["cross_entropy", "mrkld", "soft_cross_entropy"]
+from adapt.train.losses_edges import multilabel_edge_loss
+
+__all__ = ["cross_entropy", "mrkld", "multilabel_edge_loss", "soft_cross_entropy"]
 
 IGNORE = 255
 

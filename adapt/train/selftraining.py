@@ -24,10 +24,10 @@ Pair = tuple[np.ndarray, np.ndarray]
 class Mixture:
     """What a batch is made of.
 
-    source, target: images of each.  augmentation: crops of target frames (and of source, with
-    `source_augmentation` None).  rare: temperature of rare-class sampling on replay, 0 = uniform (DAFormer: 0.01
-    with 19 classes of very unequal share; larger is milder).  classmix: chance that a target crop gets half the
-    classes of a replay crop pasted on (DACS).
+    source, target: images of each.  augmentation: crops of target frames, and of source frames where
+    `source_augmentation` is None.  rare: temperature of rare-class sampling on replay, 0 = uniform
+    (DAFormer: 0.01; larger is milder).  classmix: chance that a target crop gets half the classes of a
+    replay crop pasted on (DACS).
     """
 
     source: int

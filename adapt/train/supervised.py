@@ -49,7 +49,8 @@ class Recipe:
         light += f", colour {a.colour:g}" if a.colour else ""
         return (
             f"AdamW {self.rate:g} one-cycle, {self.epochs:g} epochs, batch {self.batch}, "
-            f"crops {a.size[0]}x{a.size[1]}, scale {a.scale[0]:g}-{a.scale[1]:g}{', flip' if a.flip else ''}{light}"
+            f"crops {a.size[0]}x{a.size[1]}, scale {a.scale[0]:g}-{a.scale[1]:g}"
+            f"{', flip' if a.flip else ''}{light}"
         )
 
 

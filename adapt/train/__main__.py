@@ -1,0 +1,266 @@
+"""``python -m adapt.train``: supervised training of a pack, from scratch or from another pack's weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapt.data.base import DataError, Dataset, Resized, kinds, open_dataset
+from adapt.progress import Bars
+
+EPILOG = """\
+data sets:
+  camvid:ROOT:LIST             CamVid in its 11-class form, the frames LIST.txt names
+  folder:PATH                  PATH/frames/*.png and PATH/labels/*.png
+  street:DOMAIN:COUNT:SEED     COUNT rendered scenes of a domain (day, dusk, fog, night, camera)
+
+examples:
+  # the small source model of the demonstration
+  python -m adapt.train --network roadnet --classes street --data street:day:400 --val street:day:64:900000 \\
+      --size 128x256 --crop 128x256 --epochs 12 --out packs/street
+  # a released Cityscapes network on CamVid by day
+  python -m adapt.train --init packs/espnetv2 --classes camvid11 --data camvid:data/camvid:day_train \\
+      --val camvid:data/camvid:day_val --size 352x480 --crop 256x320 --epochs 8 --out packs/camvid-day
+
+A training that was killed continues from its checkpoint when the same command is given again.
+
+exit codes: 0 the pack was written, 1 refused or failed (one line on stderr says why), 2 wrong usage
+"""
+
+
+def pair(text: str) -> tuple[int, int]:
+    """(H, W) of "HxW"."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write HxW, such as 352x480")
+    return int(height), int(width)
+
+
+def span(text: str) -> tuple[float, float]:
+    """(low, high) of "low,high"."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no range: write LOW,HIGH, such as .75,1.6") from None
+    return low, high
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m adapt.train",
+        description="Train a model pack on a labelled data set: AdamW with one cycle of the learning rate, "
+        "random scale, crop and flip. The pack holds a part of the set for replay in later adaptation, and the "
+        "class shares and spatial prior of the source labels.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    begin = p.add_mutually_exclusive_group(required=True)
+    begin.add_argument("--network", metavar="NAME", help="architecture, trained from scratch")
+    begin.add_argument(
+        "--init", metavar="PACK", help="start from this pack's network and weights; class rows are mapped"
+    )
+    p.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="an argument of the network"
+    )
+    p.add_argument("--classes", metavar="SPACE", required=True, help="label space of the data set")
+    p.add_argument(
+        "--data", metavar="SET", required=True, help=f"training set, KIND:WHERE ({', '.join(kinds())})"
+    )
+    p.add_argument(
+        "--val", metavar="SET", help="scored after training; also gives the hold-out of the replay"
+    )
+    p.add_argument("--out", metavar="PACK", required=True, help="directory of the new pack; must not exist")
+    p.add_argument("--size", metavar="HxW", type=pair, help="frame size (the parent's, or 128x256)")
+    p.add_argument("--crop", metavar="HxW", type=pair, help="training crops (the frame size)")
+    p.add_argument("--epochs", type=float, default=8.0, metavar="N", help="passes over the set (8)")
+    p.add_argument("--batch", type=int, default=6, metavar="N", help="frames a step (6)")
+    p.add_argument("--rate", type=float, default=1.5e-3, metavar="R", help="peak learning rate (0.0015)")
+    p.add_argument(
+        "--weight-decay", type=float, default=1e-2, metavar="W", help="of weights, not of biases (0.01)"
+    )
+    p.add_argument(
+        "--scale", type=span, default=(0.75, 1.6), metavar="LO,HI", help="random magnification (.75,1.6)"
+    )
+    p.add_argument("--no-flip", action="store_true", help="do not mirror frames")
+    p.add_argument(
+        "--brightness", type=float, default=1.0, metavar="F", help="random gain up to F and 1/F (1: none)"
+    )
+    p.add_argument(
+        "--colour", type=float, default=0.0, metavar="S", help="random gamma and colour cast (0: none)"
+    )
+    p.add_argument(
+        "--replay", type=int, default=64, metavar="N", help="training frames kept in the pack (64)"
+    )
+    p.add_argument(
+        "--replay-holdout", type=int, default=24, metavar="N", help="hold-out frames kept in the pack (24)"
+    )
+    p.add_argument("--golden", type=int, default=4, metavar="N", help="frames for the parity report (4)")
+    p.add_argument("--name", help="name of the model (the network's)")
+    p.add_argument("--version", default="1.0.0", metavar="X.Y.Z", help="version of the pack (1.0.0)")
+    p.add_argument(
+        "--licence", default="", metavar="TEXT", help="licence of weights and replay, for the record"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of everything random (0)")
+    p.add_argument("--threads", type=int, default=0, metavar="N", help="torch threads (as they are)")
+    p.add_argument("--checkpoint", metavar="FILE", help="checkpoint file (OUT.checkpoint.pt beside the pack)")
+    p.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    p.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    from networks.pack import PackError
+
+    try:
+        summary = run(arguments)
+    except (DataError, PackError, ValueError, FloatingPointError, OSError) as error:
+        print(f"adapt.train: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(json.dumps(summary))
+    else:
+        words = f"{summary['training']}, {summary['seconds']:.0f} s, sha256 {summary['sha256'][:12]}"
+        print(f"{summary['pack']}: {words}")
+        if "miou" in summary:
+            print(f"mIoU on {arguments.val}: {100 * summary['miou']:.1f}")
+    return 0
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _begin(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """(network, spec) to train."""
+    import torch
+
+    import networks
+    from adapt.train import supervised
+    from networks.labels import SPACES, mapping
+    from networks.pack import PackSpec, load_pack
+
+    if arguments.classes not in SPACES:
+        raise ValueError(f"label space {arguments.classes!r} is unknown; known: {', '.join(sorted(SPACES))}")
+    space = SPACES[arguments.classes]
+    extra = dict(item.partition("=")[::2] for item in arguments.set)
+    extra = {key: _value(value) for key, value in extra.items()}
+    torch.manual_seed(arguments.seed)
+    common: dict[str, Any] = {
+        "version": arguments.version, "classes": space.classes, "colours": space.colours,
+        "licence": arguments.licence, "parent": "", "adaptation": {}, "training": "",
+    }  # fmt: skip
+    if arguments.network:
+        network = networks.create(arguments.network, classes=len(space.classes), **extra)
+        return network, PackSpec(
+            name=arguments.name or arguments.network, network=arguments.network, arguments=extra,
+            size=arguments.size or (128, 256), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+            **common,
+        )  # fmt: skip
+    parent = load_pack(arguments.init)
+    old = next((name for name, s in SPACES.items() if s.classes == parent.spec.classes), None)
+    if old is None:
+        raise ValueError(
+            f"{arguments.init} has classes of no known label space: its class rows cannot be mapped"
+        )
+    network = networks.create(
+        parent.spec.network, classes=len(space.classes), **{**parent.spec.arguments, **extra}
+    )
+    supervised.transfer(parent.state(), network, mapping(old, space.name), len(parent.spec.classes))
+    return network, replace(
+        parent.spec, name=arguments.name or parent.spec.name, arguments={**parent.spec.arguments, **extra},
+        size=arguments.size or parent.spec.size,
+        **{**common, "licence": arguments.licence or parent.spec.licence},
+    )  # fmt: skip
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    """`wanted` indices spread evenly over 0..count-1."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(wanted, count)).round()}) if wanted else []
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train as told; returns what --json prints."""
+    import torch
+
+    from adapt.train import prior, supervised
+    from adapt.train.augment import Augmentation
+    from networks.pack import write_pack
+
+    out = Path(arguments.out)
+    if out.exists():
+        raise ValueError(f"{out} exists already: packs are never overwritten, give another --out")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    start = time.monotonic()
+    network, spec = _begin(arguments)
+    data = Resized(open_dataset(arguments.data), spec.size)
+    val: Dataset | None = open_dataset(arguments.val) if arguments.val else None
+    crop = arguments.crop or spec.size
+    multiple = int(getattr(network, "size_multiple", 1))
+    if crop[0] % multiple or crop[1] % multiple:
+        raise ValueError(f"crop {crop[0]}x{crop[1]}: both must be multiples of {multiple} for {spec.network}")
+    recipe = supervised.Recipe(
+        epochs=arguments.epochs, batch=arguments.batch, rate=arguments.rate,
+        weight_decay=arguments.weight_decay,
+        augmentation=Augmentation(
+            crop, arguments.scale, not arguments.no_flip,
+            brightness=arguments.brightness, colour=arguments.colour,
+        ),
+    )  # fmt: skip
+    checkpoint = Path(arguments.checkpoint or f"{out}.checkpoint.pt")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    summary: dict[str, Any] = {"pack": str(out)}
+    with Bars(quiet=arguments.quiet) as bars:
+        frames = supervised.load(data, bars)
+        network = supervised.train(
+            network, spec, frames, recipe, seed=arguments.seed, checkpoint=checkpoint, progress=bars
+        )
+        if val is not None:
+            confusion, calibration = supervised.score(network, spec, val, progress=bars)
+            iou = confusion.iou()
+            summary |= {
+                "miou": confusion.miou(), "ece": calibration.ece(),
+                "iou": {c: float(v) for c, v in zip(spec.classes, iou, strict=True) if np.isfinite(v)},
+            }  # fmt: skip
+        words = f"{recipe.words()}; {arguments.data.rpartition(os.sep)[2]}; seed {arguments.seed}"
+        spec = replace(spec, training=words)
+        holdout = [] if val is None else _spread(len(val), arguments.replay_holdout)
+        kept = Resized(val, spec.size) if val is not None else None
+        replay = [(*frames[i], "train") for i in _spread(len(frames), arguments.replay)]
+        for i in holdout:
+            assert kept is not None
+            frame, label = kept[i]
+            if label is not None:
+                replay.append((frame, label, "holdout"))
+        labels = [y for _, y in frames]
+        classes = len(spec.classes)
+        pack = write_pack(
+            out, spec, network.state_dict(), replay=replay,
+            golden=np.stack([frames[i][0] for i in _spread(len(frames), arguments.golden)]),
+            reference={"share": prior.class_shares(labels, classes)},
+            prior=prior.spatial_prior(labels, classes),
+        )  # fmt: skip
+    checkpoint.unlink(missing_ok=True)
+    return summary | {
+        "sha256": pack.sha256, "training": words, "seed": arguments.seed, "frames": len(frames),
+        "steps": recipe.steps(len(frames)), "seconds": round(time.monotonic() - start, 1),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
