@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.base import SegmentationNetwork, initialise
+from networks.convert import read_ddrnet as read_checkpoint
 from networks.residual import (
     Head,
     PooledScale,
@@ -27,6 +28,8 @@ from networks.residual import (
     resize_like,
     stem,
 )
+
+__all__ = ["DDRNet", "read_checkpoint"]
 
 
 class DAPPM(nn.Module):

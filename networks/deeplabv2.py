@@ -22,6 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from networks.base import SegmentationNetwork, initialise
+from networks.convert import read_deeplabv2 as read_checkpoint
+
+__all__ = ["DeepLabV2", "read_checkpoint"]
 
 _DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _ATROUS_RATES = (6, 12, 18, 24)

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from networks.base import SegmentationNetwork, initialise
+from networks.convert import read_fcn8s as read_checkpoint
+
+__all__ = ["FCN8s", "read_checkpoint"]
 
 #: Convolutions of each of VGG-16's five stages, and their width in units of the first.
 _STAGES = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.base import SegmentationNetwork, initialise
+from networks.convert import read_pidnet as read_checkpoint
 from networks.residual import (
     BasicBlock,
     Head,
@@ -27,6 +28,8 @@ from networks.residual import (
     resize_like,
     stem,
 )
+
+__all__ = ["PIDNet", "read_checkpoint"]
 
 
 class Pag(nn.Module):

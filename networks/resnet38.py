@@ -4,7 +4,8 @@ Visual Recognition", 2016 (arXiv 1611.10080), in its segmentation form.
 One of the two networks in the tables of class-balanced self-training (Zou et al., ECCV 2018).  Wide,
 shallow, pre-activated (normalise, ReLU, convolve).  A1 halves the resolution by strided convolutions, not
 by pooling; for segmentation the last two of the five are replaced by dilation, which leaves a stride of
-8.  The classifier is the paper's "2 conv": 3x3 to 512 and 3x3 to the classes, both dilated by 12.
+8.  The classifier is the paper's "2 conv": 3x3 to 512, ReLU, and 3x3 to the classes, both with bias and
+dilated by 12.
 
 The normalisations that follow a sum cannot be folded into a convolution and stay in the graph.
 
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from networks.base import SegmentationNetwork, initialise
+from networks.convert import read_resnet38 as read_checkpoint
+
+__all__ = ["ResNet38", "read_checkpoint"]
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -74,7 +78,7 @@ class WideBottleneck(nn.Module):
 
 
 class ResNet38(SegmentationNetwork):
-    """ResNet-38 A1 for segmentation, about 124 M parameters with 19 classes.
+    """ResNet-38 A1 for segmentation, 124.0 M parameters with 19 classes (published as about 125 M).
 
     Args:
         classes: output channels.
@@ -103,8 +107,7 @@ class ResNet38(SegmentationNetwork):
         self._add("b6", WideBottleneck(16 * w, 32 * w, dilation=4))
         self._add("b7", WideBottleneck(32 * w, 64 * w, dilation=4))
         self.bn7 = nn.BatchNorm2d(64 * w)
-        self.conv6a = _conv(64 * w, 8 * w, 3, 1, 12)
-        self.bn6a = nn.BatchNorm2d(8 * w)
+        self.conv6a = nn.Conv2d(64 * w, 8 * w, 3, padding=12, dilation=12)
         self.classify = nn.Conv2d(8 * w, classes, 3, padding=12, dilation=12)
         initialise(self)
 
@@ -117,5 +120,5 @@ class ResNet38(SegmentationNetwork):
         for name in self._units:
             x = getattr(self, name)(x)
         x = torch.relu(self.bn7(x))
-        logits: Tensor = self.classify(torch.relu(self.bn6a(self.conv6a(x))))
+        logits: Tensor = self.classify(torch.relu(self.conv6a(x)))
         return logits
