@@ -2,16 +2,14 @@
 Efficient, and General Purpose Convolutional Neural Network", CVPR 2019), with the efficient pyramid
 decoder of its authors (Mehta, Hajishirzi, Rastegari: "DiCENet", 2019, section on segmentation).
 
-Attribute names are those of the released state_dicts, so that they load strictly by name.  What differs
-from the released code: adaptive average pooling, which no exporter takes at these sizes, is written as
-the same linear map in exportable operations (`adaptive_mean`), and the last enlargement to the full frame
-is left to the graph contract.
+Attribute names are those of the released state_dicts, so that they load strictly by name.  The last
+enlargement to the full frame is left to the graph contract.  Its adaptive average pooling is no operation
+of any engine; `export.writer` writes the same linear map with operations that all have.
 """
 
 # mypy: disable-error-code="no-any-return"
 from __future__ import annotations
 
-import functools
 import math
 from typing import ClassVar
 
@@ -212,12 +210,14 @@ class PyramidPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.projection_layer(x)
+        height, width = x.shape[2], x.shape[3]
         maps = []
         for scale, stage in zip(PYRAMID, self.stages, strict=True):
+            h, w = scaled(height, scale), scaled(width, scale)
             if scale > 1.0:
-                maps.append(shrink_like(stage(stretch(x, scale)), x))
+                maps.append(F.adaptive_avg_pool2d(stage(_stretch(x, h, w)), (height, width)))
             elif scale < 1.0:
-                maps.append(stretch_like(stage(shrink(x, scale)), x))
+                maps.append(_stretch(stage(F.adaptive_avg_pool2d(x, (h, w))), height, width))
             else:
                 maps.append(stage(x))
         merged = self.merge_layer(torch.cat(maps, 1))
@@ -291,75 +291,14 @@ def _double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
 
 
-# --- resizing inside the pyramids --------------------------------------------------------------------
-# Leaves for torch.fx: what they do depends on the map's size, which is a constant in every exported graph.
-
-
+@torch.fx.wrap
 def scaled(side: int, scale: float) -> int:
     """Length of a pyramid level's side; never below `SMALLEST_MAP`."""
     return max(SMALLEST_MAP, math.ceil(side * scale))
 
 
-@torch.fx.wrap
-def stretch(x: Tensor, scale: float) -> Tensor:
-    """[N,C,h,w] -> [N,C,scaled(h),scaled(w)], bilinear with aligned corners."""
-    size = [scaled(int(x.shape[2]), scale), scaled(int(x.shape[3]), scale)]
-    return F.interpolate(x, size, mode="bilinear", align_corners=True)
-
-
-@torch.fx.wrap
-def stretch_like(x: Tensor, like: Tensor) -> Tensor:
-    """[N,C,h',w'] -> the size of `like`, bilinear with aligned corners."""
-    size = [int(like.shape[2]), int(like.shape[3])]
-    return F.interpolate(x, size, mode="bilinear", align_corners=True)
-
-
-@torch.fx.wrap
-def shrink(x: Tensor, scale: float) -> Tensor:
-    """[N,C,h,w] -> [N,C,scaled(h),scaled(w)], adaptive mean."""
-    return adaptive_mean(x, scaled(int(x.shape[2]), scale), scaled(int(x.shape[3]), scale))
-
-
-@torch.fx.wrap
-def shrink_like(x: Tensor, like: Tensor) -> Tensor:
-    """[N,C,h',w'] -> the size of `like`, adaptive mean."""
-    return adaptive_mean(x, int(like.shape[2]), int(like.shape[3]))
-
-
-def adaptive_mean(x: Tensor, height: int, width: int) -> Tensor:
-    """`F.adaptive_avg_pool2d(x, (height, width))` in operations that every engine has.
-
-    Three cases, all the same linear map: whole windows are a mean pooling; three to two is four strided
-    poolings, interleaved; anything else is a product with one small constant matrix a side.
-    """
-    h, w = int(x.shape[2]), int(x.shape[3])
-    if h % height == 0 and w % width == 0:
-        return F.avg_pool2d(x, (h // height, w // width))
-    if 2 * h == 3 * height and 2 * w == 3 * width:
-        return _three_to_two(x)
-    rows, columns = pooling_matrix(h, height), pooling_matrix(w, width)
-    # Rows first: it leaves the least to do for the columns.
-    y = torch.matmul(rows.to(x), x)
-    return torch.matmul(y, columns.T.to(x))
-
-
-def _three_to_two(x: Tensor) -> Tensor:
-    """Windows of two, starting at 0, 1, 3, 4, 6, 7, ...: even outputs at 3k, odd ones at 3k + 1."""
-    parts = [F.avg_pool2d(x[:, :, dy:, dx:], 2, stride=3) for dy in (0, 1) for dx in (0, 1)]
-    n, c, h, w = parts[0].shape
-    return F.pixel_shuffle(torch.stack(parts, 2).reshape(n, 4 * c, h, w), 2)
-
-
-@functools.lru_cache(maxsize=256)
-def pooling_matrix(inputs: int, outputs: int) -> Tensor:
-    """float32 [outputs, inputs]: row i averages floor(i*inputs/outputs) to ceil((i+1)*inputs/outputs)."""
-    # Not an inference tensor even when the first to ask is inferring: training shares the cache.
-    with torch.inference_mode(False):
-        matrix = torch.zeros(outputs, inputs)
-        for i in range(outputs):
-            start, stop = i * inputs // outputs, -(-(i + 1) * inputs // outputs)
-            matrix[i, start:stop] = 1.0 / (stop - start)
-    return matrix
+def _stretch(x: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
 
 
 # --- released files --------------------------------------------------------------------------------

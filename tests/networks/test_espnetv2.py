@@ -4,37 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import networks
 from networks import espnetv2
 
 torch.set_num_threads(1)
-
-
-@pytest.mark.parametrize(
-    ("inside", "outside"),
-    [
-        ((12, 18), (8, 12)),  # 3 to 2: every pyramid level at 1.5
-        ((16, 32), (8, 16)),  # whole windows
-        ((32, 64), (5, 7)),  # the coarsest level of a 512x1024 frame
-        ((256, 512), (26, 52)),
-        ((8, 16), (5, 8)),  # below the smallest map
-        ((22, 30), (11, 15)),
-        ((5, 5), (4, 4)),  # a stretched map that had hit the smallest size
-        ((12, 16), (8, 5)),  # one side 3 to 2, the other not
-    ],
-)
-def test_adaptive_mean_is_torchs_adaptive_average_pooling(inside, outside):
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, *inside, dtype=torch.float64)
-    ours = espnetv2.adaptive_mean(x, *outside)
-    assert ours.shape == (2, 3, *outside)
-    assert torch.allclose(ours, F.adaptive_avg_pool2d(x, outside), atol=1e-7)
-
-
-def test_pooling_matrix_rows_are_means():
-    assert torch.allclose(espnetv2.pooling_matrix(37, 5).sum(1), torch.ones(5))
 
 
 # Parameters counted in the released Cityscapes files themselves (their head has 20 outputs).
