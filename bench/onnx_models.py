@@ -46,9 +46,9 @@ def segmentation(
 ) -> bytes:
     """frame uint8 [N,H,W,3] -> labels, confidence uint8 [N,H,W], probabilities f32 [N,C,H/s,W/s].
 
-    A 1x1 convolution on every `stride`-th pixel.
-    Variants of one seed differ by a few per cent of
-    the labels, as an adapted network differs from its parent.  Raises ValueError where the stride does not divide the size.
+    A 1x1 convolution on every `stride`-th pixel.  Variants of one seed differ by a few per cent of the
+    labels, as an adapted network differs from its parent.  Raises ValueError where the stride does not
+    divide the size.
     """
     if height % stride or width % stride:
         raise ValueError(f"{height}x{width} is not a multiple of the stride {stride}")

@@ -185,23 +185,39 @@ def record() -> dict[str, Any]:
     return {"server": "triton 2.51.0, python backend", "answers": answers}
 
 
+def _short(answer: dict[str, Any]) -> str:
+    return (
+        f"{answer['code']} {answer['message']!r} {json.dumps(answer['response'], ensure_ascii=False)[:300]}"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.peers.probe",
         description="Send the list of calls to a server and print its answers, or record the real Triton's.",
-        epilog="exit codes: 0 done, 1 the peer is not installed or did not answer, 2 usage",
+        epilog="exit codes: 0 done, 1 answers differ, or the peer is not installed or did not answer, 2 usage",
     )
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="start the real tritonserver and write its answers"
     )
     parser.add_argument("--server", metavar="HOST:PORT", help="ask this server and print its answers as JSON")
+    parser.add_argument(
+        "--against", type=Path, metavar="FILE", help="print only what differs from these answers"
+    )
     arguments = parser.parse_args(argv)
     if (arguments.record is None) == (arguments.server is None):
         parser.error("name one of --record and --server")
     if arguments.server:
         answers = asked(arguments.server)
-        print(json.dumps(answers, indent=1, ensure_ascii=False))
-        return 0
+        if arguments.against is None:
+            print(json.dumps(answers, indent=1, ensure_ascii=False))
+            return 0
+        known = json.loads(arguments.against.read_text())["answers"]
+        differ = {name: known[name] for name, answer in answers.items() if answer != known.get(name)}
+        for name, theirs in differ.items():
+            print(f"{name}\n  recorded {_short(theirs)}\n  this one {_short(answers[name])}")
+        print(f"{len(differ)} of {len(answers)} answers differ")
+        return 1 if differ else 0
     from bench.peers.environments import Absent
 
     try:
