@@ -1,0 +1,1 @@
+"""The wire: KServe v2 (``inference``) and the control service (``roadworthy.v1``)."""

@@ -1,0 +1,290 @@
+"""Settings of the server, as dataclasses that a TOML file fills.
+
+Every limit of the guard is here with the reason for its default.  Knows nothing of the
+code that uses it.  A file has one table per section; `[shadow]` sets `ShadowConfig`, and
+so on; the keys of `ServerConfig` itself stand at the top.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How engines run.
+
+    threads      intra-op threads of the live engine; 0 = the cores this process may use, at most 4
+    concurrency  runs at the same time per model; the threads are shared out between them
+    nice         priority of the thread that loads, checks and shadows a candidate (0..19)
+    load_timeout seconds within which a candidate must be loaded and checked
+    device       "cpu", or "cuda" where onnxruntime-gpu is installed
+    """
+
+    threads: int = 0
+    concurrency: int = 1
+    nice: int = 10
+    load_timeout: float = 120.0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class QueueConfig:
+    """What happens to requests while the engine is busy.
+
+    limit        requests that may wait per model; the next one gets RESOURCE_EXHAUSTED
+    policy       "fifo", or "latest": a new frame of the same source replaces the waiting one
+    timeout      seconds a request may wait when it names no timeout itself; 0 = for ever
+    max_batch    requests that one run may take together (engines with a batch dimension)
+    batch_delay  seconds to wait for a fuller batch
+    """
+
+    limit: int = 32
+    policy: str = "fifo"
+    timeout: float = 0.0
+    max_batch: int = 1
+    batch_delay: float = 0.0
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """The checks between SUBMITTED and VERIFIED.
+
+    min_golden_agreement  share of golden pixels on which the engine must give the manifest's label
+    max_golden_confidence mean absolute difference of confidence on the golden frames, in bytes (0..255)
+    require_golden        refuse a segmentation version that brings no golden frames
+    max_dominance         share of pixels that one class may take, unless the reference gives it that much too
+    shown_share           a class counts as shown by the reference from this share of pixels on ...
+    vanished_share        ... and as vanished below this fraction of the share it had there
+    max_vanished          fraction of the shown classes that may vanish on golden frames
+    max_latency_ratio     candidate's run time over the live engine's, measured interleaved
+    latency_slack_ms      added to the limit, so that tiny engines are not refused for noise
+    latency_budget_ms     absolute limit; 0 = none
+    memory_budget_bytes   for all engines together; 0 = what the machine has left, less memory_reserve_bytes
+    memory_factor         memory an engine takes, as a multiple of its file (measured 2.5 to 2.8)
+    memory_policy         "availability" keeps the previous version warm; "resource" gives it up to make room
+    """
+
+    min_golden_agreement: float = 0.98
+    max_golden_confidence: float = 4.0
+    require_golden: bool = True
+    max_dominance: float = 0.98
+    shown_share: float = 0.05
+    vanished_share: float = 0.02
+    max_vanished: float = 0.0
+    max_latency_ratio: float = 2.5
+    latency_slack_ms: float = 3.0
+    latency_budget_ms: float = 0.0
+    memory_budget_bytes: int = 0
+    memory_reserve_bytes: int = 64 << 20
+    memory_factor: float = 3.0
+    memory_policy: str = "availability"
+
+
+@dataclass(frozen=True)
+class ShadowConfig:
+    """The checks on sampled live frames.
+
+    A good adapted model disagrees with the live one on many pixels: that is what it is for.
+    What separates it from rubbish is that it still has *something* to do with the live one
+    (agreement above chance), is not speckled, and uses several classes.  Hence these limits
+    are loose and those of collapse and finiteness are not.
+
+    enabled          False: decide by the golden frames alone, and say so
+    frames           decide after this many frames ...
+    timeout          ... or after this many seconds, with at least min_frames
+    min_frames       fewer than this at the timeout: decide by the golden frames alone, and say so
+    idle_timeout     no frame at all for this many seconds: as above
+    duty             share of the time that the shadow may compute, so that it leaves the cores to the answers
+    min_agreement    share of pixels with the live version's label
+    min_kappa        Cohen's kappa of the two (agreement beyond chance)
+    max_speckle      neighbouring pixels with different labels, as a multiple of the live version's, plus speckle_slack
+    min_confidence   mean confidence as a fraction of the live version's
+    max_vanished     fraction of the classes shown by the live version that may vanish
+    max_latency_ratio CPU time of the candidate over the live engine's on the same frames
+    """
+
+    enabled: bool = True
+    frames: int = 24
+    timeout: float = 20.0
+    min_frames: int = 4
+    idle_timeout: float = 3.0
+    duty: float = 0.5
+    min_agreement: float = 0.15
+    min_kappa: float = 0.03
+    max_speckle: float = 3.0
+    speckle_slack: float = 0.05
+    min_confidence: float = 0.6
+    max_vanished: float = 0.67
+    max_latency_ratio: float = 3.0
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """The watch window after a flip; what it sees rolls the version back.
+
+    seconds            length of the window; 0 = no window
+    max_fps            answers looked at per second
+    min_frames         looked-at answers (or errors) before anything is decided
+    max_error_share    requests that the engine failed
+    max_bad_share      looked-at answers that are collapsed or not finite
+    max_latency_ratio  median run time over the median before the flip
+    min_confidence     mean confidence as a fraction of the mean before the flip
+    """
+
+    seconds: float = 30.0
+    max_fps: float = 5.0
+    min_frames: int = 5
+    max_error_share: float = 0.05
+    max_bad_share: float = 0.5
+    max_latency_ratio: float = 4.0
+    min_confidence: float = 0.5
+
+
+@dataclass(frozen=True)
+class SwapConfig:
+    """freeze_wait: seconds that a ready candidate waits for an unfreeze before it is refused; 0 = refused at once.
+
+    max_pending: submissions of one model that may wait for their turn.
+    """
+
+    freeze_wait: float = 0.0
+    max_pending: int = 8
+
+
+@dataclass(frozen=True)
+class TapConfig:
+    """The tap: frames kept per subscriber, and how many may subscribe."""
+
+    queue: int = 8
+    subscribers: int = 8
+
+
+@dataclass(frozen=True)
+class SecurityConfig:
+    """Who may call what.
+
+    certificate, key   PEM files; both set = TLS
+    client_ca          PEM file; set = clients must present a certificate signed by it (mTLS)
+    tokens             {token: [roles]}; empty = no tokens needed.  Sent as metadata "authorization: Bearer ..."
+                       roles: "infer", "observe" (status, watch, metadata), "tap" (live frames), "control" (the rest)
+    trusted_keys       Ed25519 public keys (PEM files); set = unsigned or wrongly signed versions are refused
+    """
+
+    certificate: str = ""
+    key: str = ""
+    client_ca: str = ""
+    tokens: dict[str, list[str]] = field(default_factory=dict)
+    trusted_keys: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The whole.
+
+    streams        server streams (watch, tap, submit) at the same time
+    max_message    bytes of one message
+    drain          seconds that a stopping server waits for what is in flight
+    models         which models of the repository to serve; empty = all
+    groups         frame groups: {name: [models]} that are swapped together
+    """
+
+    repository: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8001
+    metrics_port: int = 8002
+    streams: int = 32
+    max_message: int = 64 << 20
+    drain: float = 20.0
+    models: list[str] = field(default_factory=list)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    shadow: ShadowConfig = field(default_factory=ShadowConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    swap: SwapConfig = field(default_factory=SwapConfig)
+    tap: TapConfig = field(default_factory=TapConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+
+    def __post_init__(self) -> None:
+        _choice("queue.policy", self.queue.policy, ("fifo", "latest"))
+        _choice("guard.memory_policy", self.guard.memory_policy, ("availability", "resource"))
+        _choice("engine.device", self.engine.device, ("cpu", "cuda"))
+        for key, value, low in (
+            ("engine.threads", self.engine.threads, 0),
+            ("engine.concurrency", self.engine.concurrency, 1),
+            ("engine.nice", self.engine.nice, 0),
+            ("queue.limit", self.queue.limit, 0),
+            ("queue.max_batch", self.queue.max_batch, 1),
+            ("shadow.frames", self.shadow.frames, 1),
+            ("streams", self.streams, 1),
+            ("max_message", self.max_message, 1 << 16),
+        ):
+            if value < low:
+                raise ConfigError(f"{key} = {value}: must be at least {low}")
+        if not 0.0 < self.shadow.duty <= 1.0:
+            raise ConfigError(f"shadow.duty = {self.shadow.duty}: must be above 0 and at most 1")
+
+
+def load(path: Path | str, **overrides: Any) -> ServerConfig:
+    """Reads a TOML file; keyword `overrides` that are not None win over its top-level keys.
+
+    Raises ConfigError (one line: file, key, remedy) for an unknown key, a wrong type or bad TOML.
+    """
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
+    data.update({key: value for key, value in overrides.items() if value is not None})
+    return from_dict(data, where=str(path))
+
+
+def from_dict(data: dict[str, Any], *, where: str = "configuration") -> ServerConfig:
+    """Builds a ServerConfig from nested dictionaries; raises ConfigError."""
+    config = _build(ServerConfig, data, where)
+    assert isinstance(config, ServerConfig)
+    return config
+
+
+def _build(cls: type[Any], data: dict[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(sorted(hints))}"
+            raise ConfigError(f"{where}: unknown key '{key}'{hint}")
+        kind = hints[key]
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}: '{key}' must be a table")
+            values[key] = _build(typing.cast(type[Any], kind), value, f"{where}: [{key}]")
+        else:
+            values[key] = _scalar(key, value, kind, where)
+    return cls(**values)
+
+
+def _scalar(key: str, value: Any, kind: Any, where: str) -> Any:
+    origin = typing.get_origin(kind) or kind
+    if isinstance(origin, types.UnionType):
+        return value
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
+        raise ConfigError(f"{where}: '{key}' must be of type {origin.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{key} = '{value}': must be one of {', '.join(choices)}")

@@ -1,0 +1,61 @@
+"""What both services share: status codes, guarded handlers, the limit on streams."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from runtime.errors import Code, Refused, ServiceError
+
+log = logging.getLogger("roadworthy.edge")
+STATUS = {code: getattr(grpc.StatusCode, code.value) for code in Code}
+
+
+def unary(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A handler whose ServiceError becomes its status."""
+
+    def call(request: Any, context: Any) -> Any:
+        try:
+            return function(request, context)
+        except ServiceError as error:
+            context.abort(STATUS[error.code], error.message)
+        except Refused as refusal:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
+
+    return call
+
+
+class Streams:
+    """At most `limit` server streams: each holds a thread of the server."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = threading.Semaphore(limit)
+        self._limit = limit
+
+    def stream(self, function: Callable[[Any, Any], Iterator[Any]]) -> Callable[[Any, Any], Iterator[Any]]:
+        def call(request: Any, context: Any) -> Iterator[Any]:
+            if not self._free.acquire(blocking=False):
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._limit} streams are open (streams); close one")
+            try:
+                yield from function(request, context)
+            except ServiceError as error:
+                context.abort(STATUS[error.code], error.message)
+            finally:
+                self._free.release()
+
+        return call
+
+
+def handler(name: str, methods: dict[str, Any]) -> Any:
+    return grpc.method_handlers_generic_handler(name, methods)
+
+
+def typed(function: Callable[[Any, Any], Any], request: Any, response: Any) -> Any:
+    """A unary method on message classes."""
+    return grpc.unary_unary_rpc_method_handler(
+        unary(function), request_deserializer=request.FromString, response_serializer=response.SerializeToString
+    )

@@ -1,0 +1,52 @@
+"""Engines: what computes an answer.  One protocol, one module per library.
+
+Nothing here knows of versions, slots or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from runtime.config import EngineConfig
+from runtime.errors import Refused
+from runtime.tensors import Array, EngineSpec
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A loaded network.  `run` may be called from several threads at once."""
+
+    @property
+    def spec(self) -> EngineSpec: ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it was declared to take, not what it was measured to take."""
+        ...
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Computes the named outputs.  Raises whatever the library raises."""
+        ...
+
+    def promoted(self) -> Engine:
+        """The same network with the live thread budget.
+
+        A candidate is loaded with one thread, because a pool that is made by a thread of low
+        priority keeps that priority for ever.  Called once, from a thread of normal priority.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+def load(model: bytes, kind: str, precision: str, config: EngineConfig, *, candidate: bool) -> Engine:
+    """Builds an engine from the bytes of its file.
+
+    `candidate`: one thread, to be `promoted()` later.  Raises Refused("load", …).
+    """
+    if kind == "onnxruntime":
+        from runtime.engines.ort import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine.load(model, precision, config, candidate=candidate)
+    raise Refused("load", f"engine kind '{kind}' is not known to this server; known: onnxruntime")

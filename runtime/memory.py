@@ -1,0 +1,93 @@
+"""The memory account: what an engine will take is declared before it is loaded.
+
+A candidate that does not fit is refused, and the live version keeps its memory: the
+server refuses, it does not swell.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from runtime.config import GuardConfig
+from runtime.errors import Refused
+from runtime.host import ModelHost
+
+OVERHEAD = 16 << 20  # a session with next to no weights
+
+
+class Ledger:
+    def __init__(self, config: GuardConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._hosts: list[ModelHost] = []
+        self._reserved = 0
+
+    def add(self, host: ModelHost) -> None:
+        with self._lock:
+            self._hosts.append(host)
+
+    def need(self, engine_bytes: int) -> int:
+        """What an engine of that file size is declared to take."""
+        return int(self._config.memory_factor * engine_bytes) + OVERHEAD
+
+    def declared(self) -> int:
+        """Bytes declared for every loaded slot, and for what is being loaded."""
+        with self._lock:
+            return self._declared()
+
+    def reserve(self, host: ModelHost, engine_bytes: int) -> int:
+        """Declares the memory of a candidate; Refused("memory") when there is not that much.
+
+        Under the resource-preserving policy the warm previous version of the same model is given up first.
+        """
+        need = self.need(engine_bytes)
+        reason = self._reserve(need)
+        if reason and self._config.memory_policy == "resource" and host.drop_previous() is not None:
+            reason = self._reserve(need)
+        if reason:
+            raise Refused("memory", reason)
+        return need
+
+    def release(self, need: int) -> None:
+        """Ends the reservation: the engine is loaded (and counted by its slot), or failed to."""
+        with self._lock:
+            self._reserved -= need
+
+    def _reserve(self, need: int) -> str:
+        with self._lock:
+            budget = self._config.memory_budget_bytes
+            taken = self._declared()
+            if budget > 0 and taken + need > budget:
+                return f"needs {_mib(need)}, {_mib(taken)} of the budget of {_mib(budget)} are taken (guard.memory_budget_bytes)"
+            left = available()
+            if budget <= 0 and left is not None and need + self._config.memory_reserve_bytes > left:
+                return f"needs {_mib(need)} and the machine has {_mib(left)} left"
+            self._reserved += need
+            return ""
+
+    def _declared(self) -> int:
+        slots = [slot for host in self._hosts for slot in host.loaded()]
+        return self._reserved + sum(self.need(slot.engine.memory_bytes) for slot in slots)
+
+
+def available() -> int | None:
+    """Bytes that a process may still take: of the machine or of its control group, whichever is less."""
+    candidates = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                candidates.append(int(line.split()[1]) * 1024)
+    except (OSError, ValueError):
+        pass
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            candidates.append(max(0, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text())))
+    except (OSError, ValueError):
+        pass
+    return min(candidates) if candidates else None
+
+
+def _mib(count: int) -> str:
+    return f"{count / (1 << 20):.0f} MiB"

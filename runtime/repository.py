@@ -1,0 +1,359 @@
+"""The engine repository: immutable versions that appear by one rename.
+
+Knows directories, hashes and JSON; knows nothing of engines, slots or gRPC.  The layout
+is Triton's, see docs/architecture.md.  Any number of processes may publish into a
+repository at the same time and be killed at any moment: a reader sees whole versions or
+none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import Refused
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_STAGING = ".staging-"
+_NEW = ".new-"
+_TEMPORARY = ".tmp-"
+_REQUIRED: dict[str, type] = {
+    "schema": int,
+    "model": str,
+    "version": int,
+    "engine": dict,
+    "files": dict,
+    "digest": str,
+}
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON spelling that hashes and signatures are made over."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 (hex) of the manifest without its own "digest"."""
+    return hashlib.sha256(canonical({k: v for k, v in manifest.items() if k != "digest"})).hexdigest()
+
+
+def check_name(model: str) -> str:
+    """Returns `model` if it is a plain name that cannot leave the repository; ValueError otherwise."""
+    if not _NAME.fullmatch(model) or ".." in model:
+        raise ValueError(f"model name {model[:80]!r}: use letters, digits, '.', '_', '-' (at most 128, no '..')")
+    return model
+
+
+class Repository:
+    """`path`/<model>/<version>/…; creates `path` when it is absent."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._locks: dict[Path, int] = {}  # staging directory -> descriptor that holds its lock
+
+    # -- reading ---------------------------------------------------------------------
+
+    def models(self) -> list[str]:
+        """Names of the models that have at least one version directory."""
+        names = [entry.name for entry in self.path.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name)]
+        return sorted(name for name in names if self.versions(name))
+
+    def versions(self, model: str) -> list[int]:
+        """Version numbers, ascending.  Zero-prefixed and non-integral directories are ignored, as Triton does."""
+        try:
+            entries = list((self.path / check_name(model)).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir())
+
+    def directory(self, model: str, version: int) -> Path:
+        return self.path / check_name(model) / str(int(version))
+
+    def manifest(self, model: str, version: int) -> dict[str, Any]:
+        """The manifest as written; raises Refused("manifest", …) when it is missing or not one of ours."""
+        path = self.directory(model, version) / MANIFEST
+        try:
+            manifest = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            what = "has no manifest.json" if path.parent.is_dir() else "does not exist"
+            raise Refused("manifest", f"version {version} of '{model}' {what}; publish it with export.build") from None
+        except (OSError, ValueError) as error:
+            raise Refused("manifest", f"manifest.json of '{model}' version {version} cannot be read: {error}") from error
+        return _checked_manifest(manifest, model, version)
+
+    def verify(self, model: str, version: int) -> dict[str, Any]:
+        """Reads and hashes every file of a version; returns the manifest.
+
+        Raises Refused("manifest"|"hash", reason).
+        """
+        return self.read(model, version, keep=())[0]
+
+    def read(
+        self, model: str, version: int, *, keep: tuple[str, ...] | None = None
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """`verify`, and the very bytes that were hashed (of the files in `keep`; None = of all).
+
+        What is loaded afterwards must come from these bytes: a file that is altered between
+        hashing and loading can then not slip in.
+        """
+        manifest = self.manifest(model, version)
+        directory = self.directory(model, version)
+        present = {entry.name for entry in directory.iterdir()} - {MANIFEST, SIGNATURE}
+        listed: dict[str, Any] = manifest["files"]
+        for name in sorted(present - set(listed)):
+            raise Refused("hash", f"file '{name}' is not in the manifest; the version was altered after publishing")
+        kept: dict[str, bytes] = {}
+        for name, entry in sorted(listed.items()):
+            content = _read_plain(directory / name, name)
+            if len(content) != entry.get("bytes"):
+                raise Refused("hash", f"file '{name}' has {len(content)} bytes, the manifest says {entry.get('bytes')}")
+            if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
+                raise Refused("hash", f"file '{name}' does not have the SHA-256 of the manifest; it was altered")
+            if keep is None or name in keep:
+                kept[name] = content
+        return manifest, kept
+
+    def live(self, model: str) -> dict[str, Any] | None:
+        """The content of live.json; None when there is none (or it is not JSON, which an atomic replace prevents)."""
+        try:
+            value = json.loads((self.path / check_name(model) / "live.json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return value if isinstance(value, dict) else None
+
+    def history(self, model: str) -> list[dict[str, Any]]:
+        """One dictionary per transition, oldest first.  A line torn by a kill is skipped."""
+        try:
+            text = (self.path / check_name(model) / "history.jsonl").read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        entries = []
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict):
+                    entries.append(entry)
+        return entries
+
+    # -- writing ---------------------------------------------------------------------
+
+    def stage(self, model: str) -> Path:
+        """A fresh directory to write a version into; `publish` turns it into one."""
+        home = self.path / check_name(model)
+        home.mkdir(parents=True, exist_ok=True)
+        unique = uuid.uuid4().hex
+        # Locked before it gets the name that `sweep` looks for: no one can mistake a
+        # directory that is being written for one whose writer died.
+        new = home / f"{_NEW}{unique}"
+        new.mkdir()
+        descriptor = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        staged = home / f"{_STAGING}{unique}"
+        new.rename(staged)
+        self._locks[staged] = descriptor
+        return staged
+
+    def publish(
+        self, model: str, staged: Path, manifest: dict[str, Any], config_pbtxt: str = "", labels: list[str] | None = None
+    ) -> int:
+        """Makes the staged directory the next version of `model`, durably, by one rename; returns its number.
+
+        Adds "schema", "model", "version", "created", "files" and "digest" to the manifest.
+        Parallel publishers get different numbers.  Numbers are never reused.
+        """
+        home = self.path / check_name(model)
+        if staged.parent != home or not staged.name.startswith(_STAGING):
+            raise ValueError(f"{staged} was not made by stage('{model}')")
+        files: dict[str, dict[str, Any]] = {}
+        for entry in sorted(staged.iterdir()):
+            if entry.name in (MANIFEST, SIGNATURE):
+                continue
+            if entry.is_symlink() or not entry.is_file():
+                raise ValueError(f"{entry.name}: a version holds plain files only, no directories or links")
+            content = entry.read_bytes()
+            files[entry.name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+            _fsync(entry)
+        if not files:
+            raise ValueError(f"{staged} is empty; write the engine into it before publishing")
+        whole = {**manifest, "schema": SCHEMA, "model": model, "files": files}
+        whole.setdefault("created", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        whole.setdefault("engine", {"kind": "onnxruntime", "precision": "fp32", "file": "model.onnx"})
+        if config_pbtxt:
+            _replace(home / "config.pbtxt", config_pbtxt.encode())
+        if labels is not None:
+            _replace(home / "labels.txt", "".join(f"{label}\n" for label in labels).encode())
+        number = self._last_number(model) + 1
+        while True:
+            whole["version"] = number
+            whole["digest"] = digest(whole)
+            _write(staged / MANIFEST, (json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+            _fsync(staged)
+            try:
+                # rename(2) refuses a directory that is not empty, so the loser of a race tries the next number
+                os.rename(staged, home / str(number))
+                break
+            except OSError:
+                if not (home / str(number)).exists():
+                    raise
+                number += 1
+        _fsync(home)
+        _fsync(self.path)
+        self._unlock(staged)
+        return number
+
+    def abandon(self, staged: Path) -> None:
+        """Removes a staged directory that will not be published."""
+        shutil.rmtree(staged, ignore_errors=True)
+        self._unlock(staged)
+
+    def set_live(self, model: str, value: dict[str, Any]) -> None:
+        """Replaces live.json atomically and durably; OSError when the disk refuses."""
+        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+        _replace(self.path / check_name(model) / "live.json", text.encode())
+
+    def append_history(self, model: str, entry: dict[str, Any]) -> None:
+        """Appends one line; a torn last line (a kill while writing) is closed first."""
+        path = self.path / check_name(model) / "history.jsonl"
+        line = json.dumps(entry, ensure_ascii=False, default=str).encode() + b"\n"
+        with open(path, "ab+") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    line = b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def sweep(self) -> list[Path]:
+        """Removes what killed writers left behind; returns what was removed.
+
+        A staging directory whose writer lives is locked by it and stays.
+        """
+        removed = []
+        for path in list(self._leftovers()):
+            if path.name.startswith(_STAGING):
+                gone = self._sweep_staging(path)
+            else:  # between creation and lock or rename: a moment, so an old one has no owner
+                gone = time.time() - path.lstat().st_mtime > 60 and _remove(path)
+            if gone:
+                removed.append(path)
+        return removed
+
+    def _leftovers(self) -> Iterator[Path]:
+        for home in self.path.iterdir():
+            if home.is_dir() and not home.is_symlink():
+                for path in home.iterdir():
+                    if path.name.startswith((_STAGING, _NEW, _TEMPORARY)):
+                        yield path
+
+    def _sweep_staging(self, path: Path) -> bool:
+        if path in self._locks:
+            return False
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        else:
+            return _remove(path)
+        finally:
+            os.close(descriptor)
+
+    def _last_number(self, model: str) -> int:
+        numbers = [0, *self.versions(model)]
+        live = self.live(model) or {}
+        entries = [live.get("live"), live.get("previous"), *(entry.get("version") for entry in self.history(model))]
+        return max(numbers + [number for number in entries if isinstance(number, int)])
+
+    def _unlock(self, staged: Path) -> None:
+        descriptor = self._locks.pop(staged, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _checked_manifest(manifest: Any, model: str, version: int) -> dict[str, Any]:
+    where = f"manifest.json of '{model}' version {version}"
+    if not isinstance(manifest, dict):
+        raise Refused("manifest", f"{where} is not an object")
+    for key, kind in _REQUIRED.items():
+        if not isinstance(manifest.get(key), kind):
+            raise Refused("manifest", f"{where} has no '{key}' of type {kind.__name__}; it is foreign to Roadworthy")
+    if manifest["schema"] != SCHEMA:
+        raise Refused("manifest", f"{where} has schema {manifest['schema']}, this server reads {SCHEMA}; rebuild it")
+    if manifest["model"] != model or manifest["version"] != version:
+        raise Refused("manifest", f"{where} is that of '{manifest['model']}' version {manifest['version']}; it was copied")
+    try:
+        right = manifest["digest"] == digest(manifest)
+    except ValueError:  # NaN or Infinity
+        right = False
+    if not right:
+        raise Refused("manifest", f"{where} does not have its own digest; it was altered after publishing")
+    for name, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or "/" in name or name in ("", ".", ".."):
+            raise Refused("manifest", f"{where} lists a file {name!r} that is not a plain name with its hash")
+    if manifest["engine"].get("file", "model.onnx") not in manifest["files"]:
+        raise Refused("manifest", f"{where} does not list its engine file '{manifest['engine'].get('file')}'")
+    return manifest
+
+
+def _read_plain(path: Path, name: str) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise Refused("hash", f"file '{name}' is missing") from None
+    except OSError as error:
+        raise Refused("hash", f"file '{name}' cannot be read: {error.strerror}") from error
+    with open(descriptor, "rb") as file:
+        return file.read()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex}")
+    try:
+        _write(temporary, content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> bool:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    return not path.exists()

@@ -1,0 +1,85 @@
+"""``python -m runtime.serve``: serve a repository over gRPC until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+from runtime import config as configuration
+from runtime import malloc
+from runtime.errors import ConfigError
+from runtime.server import Server
+
+_EPILOG = """\
+examples:
+  python -m runtime.serve --repository engines
+  python -m runtime.serve --repository engines --port 0 --metrics-port 0 --config server.toml
+
+signals:
+  TERM, INT   drain: health says NOT_SERVING, new requests are refused with UNAVAILABLE, what is in flight finishes
+
+configuration:
+  one TOML table per section ([engine], [queue], [guard], [shadow], [watch], [swap], [tap], [security]);
+  the options of the command line win over the file.  Every key with its default: docs/serving.md
+
+exit codes:
+  0 stopped by a signal and drained, 1 could not start or did not drain in time, 2 usage
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m runtime.serve",
+        description="Serve the models of an engine repository over KServe v2 gRPC, with the guarded swap. "
+        "Prints 'ready grpc=HOST:PORT metrics=HOST:PORT' on standard error when it answers.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--repository", metavar="DIR", help="engine repository (docs/architecture.md has its layout)")
+    p.add_argument("--host", help="address to listen on, or unix:PATH (default 127.0.0.1)")
+    p.add_argument("--port", type=int, help="gRPC port; 0 = any free one (default 8001)")
+    p.add_argument("--metrics-port", type=int, help="Prometheus port; 0 = any free one, -1 = none (default 8002)")
+    p.add_argument("--config", metavar="FILE.toml", help="settings")
+    p.add_argument("--log", default="info", choices=("debug", "info", "warning", "error"), help="log level (default info)")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    p = parser()
+    options = p.parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, level=options.log.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    overrides = {key: getattr(options, key) for key in ("repository", "host", "port", "metrics_port")}
+    try:
+        if options.config:
+            config = configuration.load(options.config, **overrides)
+        else:
+            given = {key: value for key, value in overrides.items() if value is not None}
+            config = dataclasses.replace(configuration.ServerConfig(), **given)
+        if not config.repository:
+            p.error("--repository is needed (or 'repository' in the configuration file)")
+        malloc.keep_memory()
+        server = Server(config)
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        server.start()
+    except (ConfigError, OSError) as error:
+        print(f"runtime.serve: {error}", file=sys.stderr)
+        return 1
+    metrics = "none" if config.metrics_port < 0 else f"{server.target.rsplit(':', 1)[0]}:{server.metrics_port}"
+    print(f"ready grpc={server.target} metrics={metrics}", file=sys.stderr, flush=True)
+    for status in server.service.status():
+        what = f"version {status.live} is live" if status.ready else f"NOT READY: {status.reason}"
+        logging.info("%s: %s", status.model, what)
+    stop.wait()
+    logging.info("draining")
+    return 0 if server.stop() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""The service, without a transport: what a call means.
+
+Everything here takes and gives plain Python values and raises ServiceError; the gRPC
+edge only converts.  Knows no protobuf.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.accounts import Account
+from runtime.config import ServerConfig
+from runtime.errors import Code, Refused, ServiceError
+from runtime.events import Bus, Event
+from runtime.host import Answer, InferRequest, ModelHost, parse_version
+from runtime.memory import Ledger
+from runtime.repository import Repository
+from runtime.slot import Slot
+from runtime.swap import SwapController, Ticket
+from runtime.tap import Tap
+
+log = logging.getLogger("roadworthy.service")
+EXTENSIONS = (
+    "model_repository",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "roadworthy.v1",
+)
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    model: str
+    ready: bool
+    reason: str
+    live: int
+    previous: int
+    pinned: bool
+    frozen: bool
+    frozen_reason: str
+    candidate: int
+    candidate_state: str
+    watching: bool
+    memory_bytes: int
+    account: Account
+
+
+class Service:
+    """The models of one repository."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.repository = Repository(config.repository)
+        self.account = Account()
+        self.bus = Bus()
+        self.tap = Tap(config.tap)
+        self.ledger = Ledger(config.guard)
+        self.started = time.monotonic()
+        self.draining = False
+        self._lock = threading.Lock()
+        self._hosts: dict[str, ModelHost] = {}
+        self._controllers: dict[str, SwapController] = {}
+
+    # -- life ------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Sweeps what killed writers left and brings up the last live version of every model."""
+        for path in self.repository.sweep():
+            log.info("swept %s", path.name)
+        for model in self.repository.models():
+            if not self.config.models or model in self.config.models:
+                self._open(model).start()
+
+    def drain(self, timeout: float) -> bool:
+        """Refuses what is new and waits for what is in flight; False when it did not finish in time."""
+        self.draining = True
+        for controller in self.controllers().values():
+            controller.stop()
+        idle = self.account.wait_idle(timeout)
+        self.tap.close()
+        self.bus.close()
+        return idle
+
+    def close(self) -> None:
+        for host in self.hosts().values():
+            host.unload("the server has stopped")
+
+    # -- models ----------------------------------------------------------------------
+
+    def hosts(self) -> dict[str, ModelHost]:
+        with self._lock:
+            return dict(self._hosts)
+
+    def controllers(self) -> dict[str, SwapController]:
+        with self._lock:
+            return dict(self._controllers)
+
+    def host(self, model: str) -> ModelHost:
+        host = self._hosts.get(model)
+        if host is None:
+            raise ServiceError(
+                Code.NOT_FOUND, f"Request for unknown model: '{model[:200]}' is not found", "unknown-model"
+            )
+        return host
+
+    def controller(self, model: str) -> SwapController:
+        """The controller of a served model, or of one that has appeared in the repository since the start."""
+        controller = self._controllers.get(model)
+        if controller is not None:
+            return controller
+        try:
+            known = bool(self.repository.versions(model))
+        except ValueError as error:
+            raise ServiceError(Code.INVALID_ARGUMENT, str(error), "invalid") from error
+        if not known or (self.config.models and model not in self.config.models):
+            raise ServiceError(Code.NOT_FOUND, f"'{model}' is not in the repository; publish a version first", "unknown-model")
+        return self._open(model)
+
+    def _open(self, model: str) -> SwapController:
+        with self._lock:
+            if model not in self._controllers:
+                host = ModelHost(model, self.config)
+                host.observe(self.tap)
+                self._hosts[model] = host
+                self.ledger.add(host)
+                self._controllers[model] = SwapController(host, self.repository, self.config, self.bus, self.ledger)
+            return self._controllers[model]
+
+    # -- requests --------------------------------------------------------------------
+
+    def infer(
+        self,
+        request: InferRequest,
+        *,
+        deadline: float | None = None,
+        on_job: Callable[[Callable[[], None]], None] | None = None,
+    ) -> Answer:
+        """One request, accounted for whatever happens.  Raises ServiceError."""
+        return self.accounted(request.model, lambda: self.host(request.model).infer(request, deadline=deadline, on_job=on_job))
+
+    def accounted(self, model: str, answer: Callable[[], Answer]) -> Answer:
+        """Runs `answer` inside the accounts of the server and, where it is known, of the model."""
+        host = self._hosts.get(model)
+        accounts = [self.account] if host is None else [self.account, host.account]
+        for account in accounts:
+            account.accept()
+        reason = "internal"
+        try:
+            if self.draining:
+                raise ServiceError(Code.UNAVAILABLE, "the server is shutting down; send to another", "draining")
+            result = answer()
+        except ServiceError as error:
+            reason = error.reason
+            raise
+        except Exception as error:
+            log.exception("request for %s", model[:80])
+            raise ServiceError(Code.INTERNAL, f"{type(error).__name__}: {error}"[:400], "internal") from error
+        else:
+            reason = ""
+            return result
+        finally:
+            for account in accounts:
+                account.reject(reason) if reason else account.answer()
+
+    # -- metadata --------------------------------------------------------------------
+
+    def ready(self) -> bool:
+        """Every model has a live version (and there is at least one), and the server is not draining."""
+        hosts = self.hosts()
+        return bool(hosts) and not self.draining and all(host.live is not None for host in hosts.values())
+
+    def model_ready(self, model: str, version: str) -> bool:
+        """As Triton: an unknown model is not ready, which is no error; a malformed version is."""
+        parse_version(version)
+        host = self._hosts.get(model)
+        if host is None or self.draining:
+            return False
+        try:
+            host.slot(version)
+        except ServiceError:
+            return False
+        return True
+
+    def slot(self, model: str, version: str) -> Slot:
+        return self.host(model).slot(version)
+
+    def properties(self, slot: Slot) -> dict[str, str]:
+        """What ModelMetadata says beyond Triton: classes, colours, lineage."""
+        manifest = slot.manifest
+        pack = manifest.get("pack") or {}
+        adaptation = manifest.get("adaptation") or {}
+        values: dict[str, Any] = {
+            "classes": list(slot.classes),
+            "colours": manifest.get("colours") or [],
+            "task": manifest.get("task", ""),
+            "pack": pack.get("sha256", ""),
+            "pack_name": pack.get("name", ""),
+            "parent": pack.get("parent", ""),
+            "round": adaptation.get("round", ""),
+            "precision": slot.provenance.precision,
+            "digest": manifest.get("digest", ""),
+        }
+        return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items() if v != ""}
+
+    # -- control ---------------------------------------------------------------------
+
+    def status(self, model: str = "") -> list[ModelStatus]:
+        controllers = self.controllers()
+        if model:
+            controllers = {model: self.controller(model)}
+        return [_status(controller, self.ledger) for _, controller in sorted(controllers.items())]
+
+    def submit(self, model: str, version: int, *, shadow: bool = True) -> Ticket:
+        if self.draining:
+            raise ServiceError(Code.UNAVAILABLE, "the server is shutting down", "draining")
+        if version < 1:
+            raise ServiceError(Code.INVALID_ARGUMENT, f"version {version}: versions count from 1", "invalid")
+        return self.controller(model).submit(version, shadow=shadow)
+
+    def rollback(self, model: str) -> Event:
+        try:
+            return self.controller(model).rollback()
+        except Refused as refusal:
+            raise ServiceError(Code.INTERNAL, str(refusal), "record") from refusal
+
+    def freeze(self, model: str, reason: str) -> None:
+        for controller in self._chosen(model):
+            controller.freeze(reason)
+
+    def unfreeze(self, model: str) -> None:
+        for controller in self._chosen(model):
+            controller.unfreeze()
+
+    def _chosen(self, model: str) -> list[SwapController]:
+        return [self.controller(model)] if model else list(self.controllers().values())
+
+    def versions(self, model: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """([what is known of each version], history).  A version that cannot be read is listed with the reason."""
+        self.controller(model)
+        history = self.repository.history(model)
+        last = {e.get("version"): e for e in history if e.get("state") != "NOTE"}
+        result = []
+        for number in self.repository.versions(model):
+            entry = last.get(number, {})
+            info = {"version": number, "state": entry.get("state", ""), "reason": entry.get("reason", "")}
+            try:
+                info["manifest"] = self.repository.manifest(model, number)
+            except Refused as refusal:
+                info |= {"manifest": {}, "reason": str(refusal)}
+            result.append(info)
+        return result, history
+
+
+def _status(controller: SwapController, ledger: Ledger) -> ModelStatus:
+    host = controller.host
+    live, previous, ticket = host.live, host.previous, controller.current
+    return ModelStatus(
+        model=host.name,
+        ready=live is not None,
+        reason="" if live is not None else host.reason,
+        live=live.version if live is not None else 0,
+        previous=previous.version if previous is not None else 0,
+        pinned=controller.pinned,
+        frozen=controller.frozen,
+        frozen_reason=controller.frozen_reason,
+        candidate=ticket.version if ticket is not None else 0,
+        candidate_state=ticket.state if ticket is not None else "",
+        watching=controller.watching,
+        memory_bytes=sum(ledger.need(slot.engine.memory_bytes) for slot in host.loaded()),
+        account=host.account,
+    )
+
+
+def server_version() -> str:
+    try:
+        return importlib.metadata.version("roadworthy")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"

@@ -1,0 +1,126 @@
+"""Tensors as KServe v2 names them: data types, shapes, and what a model takes and gives.
+
+Knows numpy only.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BYTES": np.dtype(np.object_),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def datatype(dtype: np.dtype[Any]) -> str:
+    """KServe's name of a numpy dtype; strings of any kind are BYTES."""
+    return "BYTES" if dtype.kind in "OSU" else _NAMES[dtype]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: name, KServe data type, shape with -1 for a free dimension."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        return len(shape) == len(self.shape) and all(
+            want in (-1, got) for want, got in zip(self.shape, shape, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What an engine is: its tensors, where and how it computes."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    kind: str
+    precision: str
+    device: str
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def input(self, name: str) -> TensorSpec | None:
+        return next((spec for spec in self.inputs if spec.name == name), None)
+
+    def output(self, name: str) -> TensorSpec | None:
+        return next((spec for spec in self.outputs if spec.name == name), None)
+
+    @property
+    def segmentation(self) -> bool:
+        """True when the tensors are those of the graph contract (docs/architecture.md)."""
+        frame, labels, confidence = self.input("frame"), self.output("labels"), self.output("confidence")
+        return (
+            len(self.inputs) == 1
+            and frame is not None
+            and frame.datatype == "UINT8"
+            and len(frame.shape) == 4
+            and frame.shape[3] == 3
+            and labels is not None
+            and confidence is not None
+            and labels.datatype == confidence.datatype == "UINT8"
+            and len(labels.shape) == len(confidence.shape) == 3
+        )
+
+    @property
+    def batched(self) -> bool:
+        """True when the first dimension of every tensor is free, so that requests can share a run."""
+        tensors = self.inputs + self.outputs
+        return bool(tensors) and all(spec.shape[:1] == (-1,) for spec in tensors)
+
+
+def decode_bytes(buffer: bytes | memoryview, shape: Sequence[int]) -> Array:
+    """A BYTES tensor (each element: 4-byte little-endian length, then the bytes) as an object array.
+
+    Raises ValueError when the lengths do not add up to the buffer or the shape.
+    """
+    view = memoryview(buffer)
+    values: list[bytes] = []
+    offset = 0
+    while offset < len(view):
+        if offset + 4 > len(view):
+            raise ValueError("incomplete string length indicator")
+        (length,) = struct.unpack_from("<I", view, offset)
+        offset += 4
+        if offset + length > len(view):
+            raise ValueError("incomplete string data")
+        values.append(bytes(view[offset : offset + length]))
+        offset += length
+    count = int(np.prod(shape, dtype=np.int64)) if len(shape) else 1
+    if len(values) != count:
+        raise ValueError(f"expected {count} string elements, got {len(values)}")
+    array = np.empty(count, dtype=np.object_)
+    array[:] = values
+    return array.reshape(tuple(shape))
+
+
+def encode_bytes(array: Array) -> bytes:
+    """The inverse of `decode_bytes`; str elements become UTF-8."""
+    parts: list[bytes] = []
+    for element in array.reshape(-1):
+        content = element if isinstance(element, bytes) else str(element).encode()
+        parts += (struct.pack("<I", len(content)), content)
+    return b"".join(parts)
