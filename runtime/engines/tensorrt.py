@@ -147,58 +147,7 @@ class _Plan:
             )
 
     def _refit(self, weights: Mapping[str, Array]) -> None:
-        """Gives the freshly deserialised engine, which has no context and no work yet, its new weights."""
-        if TYPE_CHECKING:
-            import tensorrt as trt
-        else:
-            trt = self.library.module
-        if not self.engine.refittable:
-            raise TensorRTError(f"the plan was built without refittable weights; {_REBUILD} --refit")
-        refitter = trt.Refitter(self.engine, self._logger)
-        wanted = set(refitter.get_all_weights())
-        if missing := sorted(wanted - set(weights)):
-            raise TensorRTError(
-                f"refit: {_few(missing)} given for the plan's {len(wanted)} refittable weights is missing; "
-                "give all of them, changed or not"
-            )
-        if extra := sorted(set(weights) - wanted):
-            raise TensorRTError(
-                f"refit: {_few(extra)} cannot be changed in this plan, which would keep the old value; "
-                "name it when the plan is built (--refit), or leave it out"
-            )
-        kept = []  # TensorRT does not copy: the arrays must live until the refit has returned
-        for name in sorted(wanted):
-            prototype = refitter.get_weights_prototype(name)
-            try:
-                dtype = trt.nptype(prototype.dtype)
-            except TypeError:
-                raise TensorRTError(
-                    f"refit: '{name}' is {prototype.dtype.name}, which numpy cannot hold; build again"
-                ) from None
-            with np.errstate(over="ignore"):  # a float16 weight that overflows is refused below
-                array = np.ascontiguousarray(weights[name], dtype=dtype)
-            if array.size != prototype.size:
-                raise TensorRTError(
-                    f"refit: '{name}' has {array.size} values, the plan's weight has {prototype.size}; "
-                    "the network differs from the one the plan was built from, so build again"
-                )
-            if not np.isfinite(array).all():
-                raise TensorRTError(f"refit: '{name}' holds values that are not finite as {array.dtype}")
-            kept.append(array)
-            check(
-                refitter.set_named_weights(name, trt.Weights(array)),
-                f"refit: '{name}' was refused",
-                "build the plan again with these weights",
-                self.log,
-            )
-        if unset := refitter.get_missing_weights():
-            raise TensorRTError(f"refit: TensorRT still misses {_few(sorted(unset))}; build the plan again")
-        check(
-            refitter.refit_cuda_engine(),
-            "refit failed and left this copy of the engine half changed, so it was dropped",
-            "the engine in service is untouched; build the plan again with these weights",
-            self.log,
-        )
+        refit_engine(self.library, self.engine, self._logger, self.log, weights)
 
     def _read_tensors(self) -> tuple[Tensor, ...]:
         if TYPE_CHECKING:
@@ -252,6 +201,67 @@ class _Plan:
 
         found: dict[str, Any] = json.loads(self.thread.call(ask))
         return found
+
+
+def refit_engine(
+    library: Library, engine: trt.ICudaEngine, log_into: trt.ILogger, log: Log, weights: Mapping[str, Array]
+) -> None:
+    """Gives a freshly deserialised engine, which has no context and no work yet, its new weights.
+
+    Raises TensorRTError: a weight is missing, unknown, of another size or not finite, or TensorRT refused;
+    the engine may then be half changed and must be dropped.
+    """
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = library.module
+    if not engine.refittable:
+        raise TensorRTError(f"the plan was built without refittable weights; {_REBUILD} --refit")
+    refitter = trt.Refitter(engine, log_into)
+    wanted = set(refitter.get_all_weights())
+    if missing := sorted(wanted - set(weights)):
+        raise TensorRTError(
+            f"refit: {_few(missing)} given for the plan's {len(wanted)} refittable weights is missing; "
+            "give all of them, changed or not"
+        )
+    if extra := sorted(set(weights) - wanted):
+        raise TensorRTError(
+            f"refit: {_few(extra)} cannot be changed in this plan, which would keep the old value; "
+            "name it when the plan is built (--refit), or leave it out"
+        )
+    kept = []  # TensorRT does not copy: the arrays must live until the refit has returned
+    for name in sorted(wanted):
+        prototype = refitter.get_weights_prototype(name)
+        try:
+            dtype = trt.nptype(prototype.dtype)
+        except TypeError:
+            raise TensorRTError(
+                f"refit: '{name}' is {prototype.dtype.name}, which numpy cannot hold; build again"
+            ) from None
+        with np.errstate(over="ignore"):  # a float16 weight that overflows is refused below
+            array = np.ascontiguousarray(weights[name], dtype=dtype)
+        if array.size != prototype.size:
+            raise TensorRTError(
+                f"refit: '{name}' has {array.size} values, the plan's weight has {prototype.size}; "
+                "the network differs from the one the plan was built from, so build again"
+            )
+        if not np.isfinite(array).all():
+            raise TensorRTError(f"refit: '{name}' holds values that are not finite as {array.dtype}")
+        kept.append(array)
+        check(
+            refitter.set_named_weights(name, trt.Weights(array)),
+            f"refit: '{name}' was refused",
+            "build the plan again with these weights",
+            log,
+        )
+    if unset := refitter.get_missing_weights():
+        raise TensorRTError(f"refit: TensorRT still misses {_few(sorted(unset))}; build the plan again")
+    check(
+        refitter.refit_cuda_engine(),
+        "refit failed and left this copy of the engine half changed, so it was dropped",
+        "the engine in service is untouched; build the plan again with these weights",
+        log,
+    )
 
 
 def _few(names: Sequence[str], most: int = 3) -> str:
@@ -338,9 +348,7 @@ class _Lane:
         if missing := self.context.infer_shapes():
             raise TensorRTError(f"TensorRT misses the shape of {_few(missing)}")
 
-    def _run(
-        self, driver: Driver, inputs: Mapping[str, Array], outputs: Sequence[str]
-    ) -> dict[str, Array]:
+    def _run(self, driver: Driver, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         shapes = {name: tuple(array.shape) for name, array in inputs.items()}
         if shapes != self._shapes:
             self._drop_graph(driver)

@@ -43,7 +43,7 @@ class Library:
 
 
 def version_of(text: str) -> tuple[int, ...]:
-    """"11.4.0.106" -> (11, 4, 0, 106); a suffix such as ".post1" is dropped."""
+    """ "11.4.0.106" -> (11, 4, 0, 106); a suffix such as ".post1" is dropped."""
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
