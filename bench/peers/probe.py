@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.peers.probe",
         description="Send the list of calls to a server and print its answers, or record the real Triton's.",
-        epilog="exit codes: 0 done, 1 answers differ, or the peer is not installed or did not answer, 2 usage",
+        epilog="exit codes: 0 done, 1 answers differ, or no peer answered, 2 usage",
     )
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="start the real tritonserver and write its answers"
