@@ -203,7 +203,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def closed_loop(senders: Sequence[Sender], seconds: float, *, limit: int = 0) -> Result:
-    """Each sender sends as soon as it is answered, for `seconds`, or for `limit` requests if that is sooner."""
+    """Each sender sends when it is answered, for `seconds`, or for `limit` requests if that is sooner."""
     results: list[list[Sent]] = [[] for _ in senders]
     begin = threading.Barrier(len(senders) + 1)
     stop = threading.Event()

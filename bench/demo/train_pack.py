@@ -3,7 +3,8 @@
 The recipe is ordinary on purpose: flips, scales and crops, and the mild change of exposure that any camera
 shows.  No other light, weather or camera is imitated: what is lost in another domain is what the demo is about.
 Streets for training, replay and hold-out have seeds of their own, apart from those of the demo
-(``bench.demo.streets``).
+(``bench.demo.streets``).  It is ``python -m adapt.train`` with one difference: replay is drawn from streets the
+training did not see, and kept as JPEG.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import networks
 from adapt.data import street
 from adapt.data.rendered import Rendered
 from adapt.progress import Bars
-from adapt.train import supervised
+from adapt.train import prior, supervised
 from adapt.train.augment import Augmentation
 from networks.labels import STREET
 from networks.pack import Pack, PackError, PackSpec, load_pack, write_pack
@@ -40,18 +41,6 @@ def replay_set(frames: int, holdout: int) -> Iterator[tuple[np.ndarray, np.ndarr
         yield *street.render(REPLAY_SEED + i), "train"
     for i in range(holdout):
         yield *street.render(REPLAY_SEED + 50_000 + i), "holdout"
-
-
-def prior_of(labels: list[np.ndarray], grid: tuple[int, int] = (16, 32)) -> np.ndarray:
-    """q_c(y,x): share of each class in each cell of a grid, float32 [C,h,w]."""
-    count = np.zeros((len(STREET), *grid), np.float64)
-    for label in labels:
-        h, w = label.shape
-        cells = label.reshape(grid[0], h // grid[0], grid[1], w // grid[1])
-        for c in range(len(STREET)):
-            count[c] += (cells == c).mean((1, 3))
-    out: np.ndarray = (count / max(1, len(labels))).astype(np.float32)
-    return out
 
 
 def compact(pack: Pack, path: Path) -> Pack:
@@ -114,12 +103,15 @@ def main(argv: list[str] | None = None) -> int:
         )
         confusion, _ = supervised.score(network, spec, Rendered("day", 100, HOLDOUT_SEED), progress=bars)
     words = f"{a.frames} rendered daylight streets; {recipe.words()}; day hold-out mIoU {confusion.miou():.1%}"
+    labels = [y for _, y in frames.pairs]
     golden = np.stack([street.render(HOLDOUT_SEED + 500 + i)[0] for i in range(GOLDEN)])
     try:
         with tempfile.TemporaryDirectory() as work:
             pack = write_pack(
                 Path(work) / "pack", replace(spec, training=words), network.state_dict(),
-                golden=golden, replay=replay_set(a.replay, a.holdout), prior=prior_of([y for _, y in frames.pairs]),
+                golden=golden, replay=replay_set(a.replay, a.holdout),
+                prior=prior.spatial_prior(labels, len(STREET)),
+                reference={"share": prior.class_shares(labels, len(STREET))},
             )  # fmt: skip
             a.out.parent.mkdir(parents=True, exist_ok=True)
             pack = compact(pack, a.out)

@@ -24,6 +24,8 @@ def start(onnx: Path, *, work: Path, model: str, threads: int = 1) -> Server:
             str(environment / "bin" / "python"),
             "-P",  # this folder holds a module of the same name as theirs
             str(Path(__file__).with_name("kserve_model.py")),
+            f"--grpc_max_send_message_length={128 << 20}",
+            f"--grpc_max_receive_message_length={128 << 20}",
         ],
         target=target,
         ready=live(target, model),

@@ -37,6 +37,6 @@ if __name__ == "__main__":
         grpc_port=options["grpc"],
         workers=1,
         enable_docs_url=False,
-        grpc_max_send_message_length=128 << 20,
-        grpc_max_receive_message_length=128 << 20,
+        enable_latency_logging=False,  # a line for each request
+        configure_logging=False,
     ).start([OnnxModel(options["name"], options["onnx"], options["threads"])])
