@@ -8,6 +8,7 @@ import pytest
 from adapt.evaluate.edges import match
 from adapt.evaluate.matching import match_min_cost
 from adapt.evaluate.thinning import thin
+from adapt.labels.seal import align, tangents
 
 pytestmark = pytest.mark.real
 
@@ -36,3 +37,22 @@ def test_thinned_fixtures_are_fixed_points(pairs):
     for i in range(0, 12, 2):
         for name in ("prediction", "truth"):
             assert (thin(pairs[f"{name}{i}"]) == pairs[f"{name}{i}"]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("seal_cityscapes", {"sigma_x": 1, "sigma_y": 3, "max_cost": 2, "smoothness": 0.02}),
+        ("seal_sbd_no_smoothness", {"sigma_x": 1, "sigma_y": 4, "max_cost": 4.5, "smoothness": 0}),
+    ],
+)
+def test_alignment_is_the_published_solvers(real_data, name, settings):
+    path = real_data / "edge_fixtures" / f"{name}.npz"
+    if not path.is_file():
+        pytest.skip(f"{path} is missing")
+    given = np.load(path)
+    np.testing.assert_allclose(tangents(given["gt"])[given["gt"]], given["tan"][given["gt"]], atol=1e-9)
+    for solver, least in (("exact", 0.995), ("auction", 0.99)):
+        aligned = align(given["gt"], given["prob"], tangents=given["tan"], solver=solver, **settings)
+        assert aligned.sum() == given["aligned"].sum()
+        assert (aligned & given["aligned"]).sum() >= least * given["aligned"].sum()
