@@ -1,0 +1,78 @@
+"""Golden frames and torch's answers to them: what an engine is compared with, here and on the vehicle."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from export.errors import ExportError
+from export.graph import ServingGraph
+from export.progress import Callback
+from networks.base import SegmentationNetwork
+from networks.pack import Pack, PackSpec
+
+#: More than this many frames would only make every load of the version slower.
+LARGEST = 8
+
+
+def frames(pack: Pack, size: tuple[int, int]) -> tuple[np.ndarray, str]:
+    """uint8 [n,H,W,3] at `size`, and where they come from: "pack", "pack, resized" or "synthetic".
+
+    A pack without golden frames is compared on smooth seeded noise with blocks in it: it exercises the
+    arithmetic, and says little about the road.
+    """
+    golden = pack.golden()[:LARGEST]
+    if not len(golden):
+        return _synthetic(size), "synthetic"
+    if golden.shape[1:3] == size:
+        return golden, "pack"
+    resized = [
+        np.asarray(Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        for frame in golden
+    ]
+    return np.stack(resized), "pack, resized"
+
+
+def _synthetic(size: tuple[int, int], count: int = 2) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    result = []
+    for _ in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+        frame = np.array(coarse.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+        for _ in range(12):
+            y, x = rng.integers(0, size[0]), rng.integers(0, size[1])
+            h, w = rng.integers(4, size[0] // 2), rng.integers(4, size[1] // 2)
+            frame[y : y + h, x : x + w] = rng.integers(0, 256, 3)
+        result.append(frame)
+    return np.stack(result)
+
+
+def answers(
+    network: SegmentationNetwork, spec: PackSpec, frames: np.ndarray, progress: Callback
+) -> tuple[np.ndarray, np.ndarray]:
+    """Torch's labels and confidence, uint8 [n,H,W], in float32.
+
+    Raises: ExportError where the network's answers are not finite.
+    """
+    graph = ServingGraph(network, spec)
+    labels, confidence = [], []
+    for index, frame in enumerate(frames):
+        progress("torch", index, len(frames))
+        with torch.inference_mode():
+            label, sure, probabilities = graph(torch.from_numpy(frame.copy())[None])
+        if not bool(torch.isfinite(probabilities).all()):
+            raise ExportError(f"the network's answer to golden frame {index} is not finite; train it again")
+        labels.append(label[0].numpy())
+        confidence.append(sure[0].numpy())
+    progress("torch", len(frames), len(frames))
+    return np.stack(labels), np.stack(confidence)
+
+
+def archive(frames: np.ndarray, labels: np.ndarray, confidence: np.ndarray) -> bytes:
+    """golden.npz."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, frames=frames, labels=labels, confidence=confidence)
+    return buffer.getvalue()
