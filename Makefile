@@ -11,7 +11,7 @@ PY      = $(BIN)/python
 # One thread for the numeric libraries under test: two cores must not fight over pools.
 ONE_THREAD = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: help demo real test test-slow test-real test-gpu test-peers lint format protos clean
+.PHONY: help demo real test test-slow test-real test-gpu test-peers typecheck-tensorrt lint format protos clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -54,6 +54,10 @@ test-peers: $(VENV)/.installed-dev  ## tests against other servers and NVIDIA's 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+typecheck-tensorrt: $(VENV)/.installed-dev  ## our TensorRT code against NVIDIA's real bindings, 10 and 11 (no GPU)
+	$(PY) -m tools.trt_stubs
+	$(ONE_THREAD) $(PY) -m pytest tests/tensorrt/test_stubs.py -m peers
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -4,7 +4,7 @@ Asynchronous work really is: a copy or a run sits in its stream until somebody s
 synchronisation shows as stale data, not as luck.  Breaking a rule raises `RuleBroken`.
 
 Under a type checker the fakes derive from the stubs of the real bindings, so a fake whose signature drifts
-from TensorRT's fails `make typecheck-tensorrt`.
+from TensorRT's fails `make typecheck-tensorrt` (an overloaded method excepted: a fake has one overload).
 
 The fake network has an input `frame` uint8 [N,H,W,3], a refittable float32 weight `mix` [3], and the outputs
 `brightest` uint8 [N,H,W] = max over channels and `mixed` float32 [N,H,W] = frame · mix.
@@ -26,13 +26,16 @@ from runtime.engines.tensorrt_library import Library
 from runtime.tensors import Array
 
 if TYPE_CHECKING:
-    import tensorrt as trt
-
-    Logger, Runtime_, Engine_, Context_ = trt.ILogger, trt.Runtime, trt.ICudaEngine, trt.IExecutionContext
-    Refitter_, Weights_, Profiler_ = trt.Refitter, trt.Weights, trt.IProfiler
-    Inspector_ = trt.EngineInspector
+    from tensorrt import EngineInspector as Inspector_
+    from tensorrt import ICudaEngine as Engine_
+    from tensorrt import IExecutionContext as Context_
+    from tensorrt import ILogger as Logger_
+    from tensorrt import IProfiler as Profiler_
+    from tensorrt import Refitter as Refitter_
+    from tensorrt import Runtime as Runtime_
+    from tensorrt import Weights as Weights_
 else:
-    Logger = Runtime_ = Engine_ = Context_ = Refitter_ = Weights_ = Profiler_ = Inspector_ = object
+    Logger_ = Runtime_ = Engine_ = Context_ = Refitter_ = Weights_ = Profiler_ = Inspector_ = object
 
 
 class RuleBroken(AssertionError):
@@ -233,7 +236,7 @@ class Severity(enum.IntEnum):
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
 
-class ILogger(Logger):
+class ILogger(Logger_):
     INTERNAL_ERROR, ERROR, WARNING = Severity.INTERNAL_ERROR, Severity.ERROR, Severity.WARNING  # type: ignore
     Severity = Severity  # type: ignore[misc,assignment]
 
@@ -284,7 +287,7 @@ class FakeEngine(Engine_):
     def num_io_tensors(self) -> int:
         return 3
 
-    def get_tensor_name(self, index: int) -> str | None:  # type: ignore[override]
+    def get_tensor_name(self, index: Any) -> str | None:
         return ("frame", "brightest", "mixed")[index]
 
     def get_tensor_dtype(self, name: str) -> Any:
@@ -303,7 +306,7 @@ class FakeEngine(Engine_):
         shape = tuple(self.plan["shape"])
         return shape if name == "frame" else shape[:3]
 
-    def get_tensor_profile_shape(self, name: str, profile_index: int) -> Any:  # type: ignore[override]
+    def get_tensor_profile_shape(self, name: str, profile_index: Any) -> Any:
         rule(name == "frame", "get_tensor_profile_shape of an output crashes")
         return [tuple(shape) for shape in self.plan["profile"]]
 
@@ -368,14 +371,14 @@ class FakeContext(Context_):
             return (-1, *shape[1:3])
         return shape if name == "frame" else shape[:3]
 
-    def set_tensor_address(self, name: str, memory: int) -> bool:  # type: ignore[override]
+    def set_tensor_address(self, name: str, memory: Any) -> bool:
         self._mine()
         rule(memory % ALIGNMENT == 0, f"the address of {name} is not aligned to {ALIGNMENT} bytes")
         rule(not self.busy, "an address was changed while work that uses it was pending")
         self.addresses[name] = memory
         return True
 
-    def execute_async_v3(self, stream_handle: int) -> bool:  # type: ignore[override]
+    def execute_async_v3(self, stream_handle: Any) -> bool:
         self._mine()
         engine, shape, device = self.fake, self.shape, self.fake.device
         rule(shape is not None, "run before the input shape was set")

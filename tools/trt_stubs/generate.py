@@ -72,7 +72,9 @@ __version__: str
 def volume(iterable: collections.abc.Iterable[int]) -> int: ...
 def nptype(trt_type: DataType) -> type[numpy.generic]: ...
 """
-HEADER = """# Made by `python -m tools.trt_stubs` from the bindings {version}: signatures only.
+# The bindings break Liskov's rule in five plugin and layer classes; that is not the reader's mistake.
+HEADER = """# mypy: ignore-errors
+# Made by `python -m tools.trt_stubs` from the bindings {version}: signatures only.
 import builtins
 import collections.abc
 import typing
