@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from adapt import predict
 from adapt.evaluate.segmentation import Confusion
 from networks.pack import PackSpec
 
-__all__ = ["Check", "Limits", "Measures", "decide", "distance", "measure", "statistics_helped"]
+__all__ = ["Check", "Limits", "Measures", "decide", "distance", "look", "measure", "statistics_helped"]
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -46,6 +47,12 @@ class Limits:
     agreement: float = 0.6
     # ‖w − w₀‖/‖w₀‖ over all weights that are trained.
     distance: float = 0.5
+    # Frames that show nothing: a covered lens has a luma deviation of 0 to 2 levels, CamVid's dusk over 30.
+    contrast: float = 4.0
+    # Mean difference of neighbouring frames in levels: sensor noise alone gives 1 to 2, a moving car 5 to 30.
+    motion: float = 0.5
+    # Share of frames that may fail either.
+    bad_frames: float = 0.25
     # AdaBN is kept only if it does not lose more than this in agreement with the mirrored answer (see
     # `statistics_helped`).
     statistics_drop: float = 0.02
@@ -99,6 +106,27 @@ class Measures:
 def _entropy(share: np.ndarray) -> float:
     positive = share[share > 0]
     return float(-(positive * np.log(positive)).sum())
+
+
+def look(frames: Sequence[np.ndarray], limits: Limits) -> list[Check]:
+    """Are these frames of a road at all?  A covered lens and a stuck camera are declined before any work.
+
+    Args:
+        frames: uint8 [H,W,3] each, in order of time.
+    """
+    small = [f[::4, ::4].astype(np.float32).mean(-1) for f in frames]
+    flat = float(np.mean([x.std() < limits.contrast for x in small]))
+    still = float(np.mean([np.abs(a - b).mean() < limits.motion for a, b in pairwise(small)] or [0]))
+    return [
+        Check(
+            "frames-contrast", round(flat, 5), limits.bad_frames, flat <= limits.bad_frames,
+            f"{100 * flat:.0f}% of the frames show nothing (luma deviation under {limits.contrast:g})",
+        ),
+        Check(
+            "frames-motion", round(still, 5), limits.bad_frames, still <= limits.bad_frames,
+            f"{100 * still:.0f}% of the frames repeat the one before: is the camera stuck?",
+        ),
+    ]  # fmt: skip
 
 
 def measure(network: nn.Module, spec: PackSpec, frames: Sequence[Any], *, batch: int = 4) -> Measures:

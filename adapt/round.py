@@ -287,6 +287,9 @@ class _Round:
             path = self.out / "pack"
             kept = load_pack(path) if path.is_dir() else None
             return RoundResult(kept, bool(done["accepted"]), done)
+        looked = gate.look(self.frames, self.config.limits)
+        if not all(check.passed for check in looked):
+            return self._decline(looked)
         parent = self.pack.network()
         self.parent_state = {k: v.clone() for k, v in parent.state_dict().items()}
         self.parent_measures = self._timed("measure", lambda: self._measure(parent, "measure parent"))
@@ -474,7 +477,7 @@ class _Round:
     def _finish(self, network: nn.Module, candidate: gate.Measures, reference: gate.Measures) -> RoundResult:
         state = {k: v.detach().clone().contiguous() for k, v in network.state_dict().items()}
         moved = gate.distance(state, self.parent_state)
-        checks = gate.decide(
+        checks = gate.look(self.frames, self.config.limits) + gate.decide(
             candidate, reference, self.parent_measures, moved, self.spec, self.config.limits,
             source_share=self._source_share(),
         )  # fmt: skip
@@ -508,6 +511,20 @@ class _Round:
         self._save()
         (self.out / "checkpoint.pt").unlink(missing_ok=True)
         return RoundResult(made, accepted, report)
+
+    def _decline(self, checks: list[gate.Check]) -> RoundResult:
+        """The frames themselves are no good: nothing is learnt from them."""
+        report = {
+            "accepted": False, "parent": self.pack.sha256, "round": self.identity[:12],
+            "gate": gate.as_dict(checks),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"), "stages": {}, "seconds": {},
+            "frames": {"target": len(self.target), "target_holdout": len(self.holdout)},
+            "resumed": self.state["resumed"],
+        }  # fmt: skip
+        write_json(self.out / "report.json", report)
+        self.state["report"] = report
+        self._save()
+        return RoundResult(None, False, report)
 
     def _write(self, state: dict[str, torch.Tensor], report: dict[str, Any]) -> Pack:
         path = self.out / "pack"

@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     begin = p.add_mutually_exclusive_group(required=True)
     begin.add_argument("--network", metavar="NAME", help="architecture, trained from scratch")
     begin.add_argument(
-        "--init", metavar="PACK", help="start from this pack's network and weights; class rows are mapped"
+        "--init", metavar="PACK", help="start from this pack's weights; class rows are mapped"
     )
     p.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="an argument of the network"

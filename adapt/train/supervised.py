@@ -166,16 +166,25 @@ def transfer(state: Mapping[str, Tensor], network: nn.Module, table: np.ndarray,
 
 
 def score(
-    network: nn.Module, spec: PackSpec, dataset: Any, *, batch: int = 4, progress: Progress = silent
+    network: nn.Module,
+    spec: PackSpec,
+    dataset: Any,
+    *,
+    batch: int = 4,
+    progress: Progress = silent,
+    table: np.ndarray | None = None,
+    classes: int | None = None,
 ) -> tuple[Confusion, Calibration]:
     """Confusion and calibration over a labelled set, at the labels' own size (prediction resized nearest).
 
     Args:
         dataset: items (frame uint8 [h,w,3], label uint8 [h,w] or None); frames are resized to `spec.size`.
+        table: uint8 [256] that maps the network's classes to the truth's, or None where they are the same.
+        classes: number of the truth's classes (the network's).
     """
     from adapt.data.base import resize_frame, resize_label
 
-    confusion, calibration = Confusion(len(spec.classes)), Calibration()
+    confusion, calibration = Confusion(classes or len(spec.classes)), Calibration()
     network.eval()
     total = len(dataset)
     for start in range(0, total, batch):
@@ -186,6 +195,7 @@ def score(
             labels, confidence = predict.labels_and_confidence(network, spec, tensor)
             for (_, truth), ours, sure in zip(pairs, labels, confidence, strict=True):
                 ours, sure = resize_label(ours, truth.shape), resize_label(sure, truth.shape)
+                ours = ours if table is None else table[ours]
                 confusion.add(truth, ours)
                 calibration.add(truth, ours, sure)
         progress("score", min(start + batch, total), total)

@@ -1,0 +1,211 @@
+"""A round of adaptation: helps on another light, repeats itself, survives kill -9, refuses collapses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from adapt.data.base import read_label
+from adapt.round import RoundConfig, RoundError, adapt
+from adapt.train.supervised import score
+from networks.pack import load_pack
+from tests.adapt.conftest import toy_scene
+
+QUICK = RoundConfig(portions=(0.3, 0.5), steps=12, source=3, target=3, checkpoint_every=4, rate=1e-3)
+
+
+def dark_score(pack) -> float:
+    data = [toy_scene(900 + i, dark=True) for i in range(12)]
+    return score(pack.network(), pack.spec, data)[0].miou()
+
+
+@pytest.fixture(scope="module")
+def finished(toy_pack, dark_frames, tmp_path_factory):
+    out = tmp_path_factory.mktemp("round")
+    return out, adapt(toy_pack, dark_frames, config=QUICK, out=out)
+
+
+def test_a_round_gains_on_the_new_domain_and_keeps_the_old(finished, toy_pack):
+    _, result = finished
+    assert result.accepted, result.report["gate"]
+    assert dark_score(result.pack) > dark_score(toy_pack) + 0.15
+    measures = result.report
+    assert measures["candidate_measures"]["source"] > measures["parent_measures"]["source"] - 0.03
+
+
+def test_the_pack_names_its_parent_and_carries_what_decided(finished, toy_pack):
+    out, result = finished
+    spec = load_pack(out / "pack").spec
+    assert spec.parent == toy_pack.sha256
+    assert spec.version.startswith("1.0.0.r")
+    assert spec.adaptation["config"]["seed"] == 0
+    assert spec.adaptation["gate"]["passed"] is True
+    assert len(spec.adaptation["stages"]["label-1"]["lambda"]) == 4
+    assert len(result.pack.replay()) == len(toy_pack.replay())
+    report = json.loads((out / "report.json").read_text())
+    assert {c["name"] for c in report["gate"]["checks"]} >= {
+        "source-holdout",
+        "class-vanished",
+        "flip-consistency",
+    }
+
+
+def test_the_same_round_again_gives_the_same_weights(finished, toy_pack, dark_frames, tmp_path):
+    _, first = finished
+    again = adapt(toy_pack, dark_frames, config=QUICK, out=tmp_path)
+    for name, tensor in first.pack.state().items():
+        assert torch.equal(tensor, again.pack.state()[name]), name
+
+
+def test_a_finished_round_is_not_run_again(finished, toy_pack, dark_frames):
+    out, first = finished
+    told = []
+    again = adapt(toy_pack, dark_frames, config=QUICK, out=out, progress=lambda *a, **k: told.append(a[0]))
+    assert again.pack.sha256 == first.pack.sha256
+    assert not any(stage.startswith("train") for stage in told)
+
+
+def test_a_folder_of_another_round_is_refused(finished, toy_pack, dark_frames):
+    out, _ = finished
+    with pytest.raises(RoundError, match="holds another round"):
+        adapt(toy_pack, dark_frames[:-1], config=QUICK, out=out)
+
+
+CHILD = """
+import sys
+import numpy as np
+import torch
+torch.set_num_threads(1)
+from adapt.data.base import read_label
+from adapt.round import RoundConfig, adapt
+from networks.pack import load_pack
+frames = list(np.load(sys.argv[2]))
+config = RoundConfig(portions=(0.3, 0.5), steps=12, source=3, target=3, checkpoint_every=4, rate=1e-3)
+print("go", flush=True)
+adapt(load_pack(sys.argv[1]), frames, config=config, out=sys.argv[3],
+      progress=lambda stage, done, total, **k: print(stage, done, flush=True))
+print("finished", flush=True)
+"""
+
+
+def test_killed_anywhere_it_ends_with_the_same_weights(finished, toy_pack, dark_frames, tmp_path):
+    """kill -9 after a growing number of progress lines, until one run gets through."""
+    np.save(tmp_path / "frames.npy", np.stack(dark_frames))
+    arguments = [str(toy_pack.path), str(tmp_path / "frames.npy"), str(tmp_path / "round")]
+    kills = 0
+    for patience in (60, 75, 90, 10_000):
+        child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        lines = []
+        for line in child.stdout:
+            lines.append(line.strip())
+            if len(lines) >= patience:
+                os.kill(child.pid, signal.SIGKILL)
+                kills += 1
+                break
+        child.stdout.close()
+        child.wait()
+        if lines and lines[-1] == "finished":
+            break
+    assert kills >= 2
+    assert lines[-1] == "finished"
+    resumed = load_pack(tmp_path / "round" / "pack")
+    for name, tensor in finished[1].pack.state().items():
+        assert torch.equal(tensor, resumed.state()[name]), name
+    assert json.loads((tmp_path / "round" / "report.json").read_text())["resumed"] == kills
+
+
+def test_source_free_uses_no_replay(toy_pack_without_replay, toy_pack, dark_frames, tmp_path):
+    result = adapt(toy_pack_without_replay, dark_frames, config=QUICK, out=tmp_path / "a")
+    assert result.report["source_free"] is True
+    assert result.report["frames"]["replay"] == 0
+    assert "source-holdout" not in {c["name"] for c in result.report["gate"]["checks"]}
+    assert dark_score(result.pack) > dark_score(toy_pack_without_replay) + 0.1
+    told = adapt(
+        toy_pack, dark_frames, config=RoundConfig(**{**vars(QUICK), "source_free": True}), out=tmp_path / "b"
+    )
+    assert told.report["source_free"] is True
+    with pytest.raises(RoundError, match="no replay"):
+        adapt(toy_pack_without_replay, dark_frames, config=RoundConfig(source_free=False), out=tmp_path / "c")
+
+
+def test_a_training_that_collapses_is_refused(toy_pack, dark_frames, tmp_path):
+    """A learning rate that destroys the network: the gate must say so, and no pack is written."""
+    wild = RoundConfig(
+        **{**vars(QUICK), "rate": 3.0, "schedule": "constant", "portions": (0.3,), "steps": 15}
+    )
+    result = adapt(toy_pack, dark_frames, config=wild, out=tmp_path)
+    assert not result.accepted
+    assert result.pack is None
+    assert not (tmp_path / "pack").exists()
+    assert result.report["gate"]["failed"]
+
+
+@pytest.mark.parametrize(("fault", "check"), [("covered", "frames-contrast"), ("stuck", "frames-motion")])
+def test_a_covered_lens_and_a_stuck_camera_are_declined_before_any_work(toy_pack, tmp_path, fault, check):
+    still = toy_scene(0)[0]
+    frames = [
+        np.full((32, 64, 3), 3, np.uint8) + np.uint8(i % 2) if fault == "covered" else still for i in range(9)
+    ]
+    told = []
+    result = adapt(toy_pack, frames, config=QUICK, out=tmp_path, progress=lambda *a, **k: told.append(a[0]))
+    assert not result.accepted
+    assert result.pack is None
+    assert check in result.report["gate"]["failed"]
+    assert not any("train" in stage for stage in told if not stage.startswith("read"))
+
+
+def test_presets_of_labelling_and_training_run(toy_pack, dark_frames, tmp_path):
+    rich = RoundConfig(
+        portions=(0.4,), steps=6, source=2, target=2, policy="st", label_flip=True, label_scales=(0.75, 1.0),
+        mrkld=0.1, ema=0.9, rare=0.1, classmix=0.5, bn="split", brightness=1.5, colour=0.1, ignore_bottom=4,
+        ignore_border=1, crop=(32, 32), prior=True,
+    )  # fmt: skip
+    result = adapt(toy_pack, dark_frames, config=rich, out=tmp_path)
+    labels = result.report["stages"]["label-1"]
+    assert len(set(labels["lambda"])) == 1
+    assert 0.2 < labels["labelled"] < 0.6
+    y = read_label(tmp_path / "labels-1" / "00000.png")
+    assert (y[-4:] == 255).all()
+    assert (y[:, 0] == 255).all()
+
+
+def test_tags_keep_a_class_out_of_the_labels(toy_pack, dark_frames, tmp_path):
+    allowed = [{0, 1, 2}] * len(dark_frames)
+    result = adapt(
+        toy_pack,
+        dark_frames,
+        config=RoundConfig(portions=(0.5,), steps=2, adabn=False),
+        out=tmp_path,
+        allowed=allowed,
+    )
+    assert result.report["stages"]["label-1"]["share"][3] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"portions": (0.0,)}, "more than 0"),
+        ({"policy": "best"}, "cbst or st"),
+        ({"steps": (1, 2)}, "one for each"),
+        ({"target": 0}, "at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(arguments, message):
+    with pytest.raises(RoundError, match=message):
+        RoundConfig(**arguments)
+
+
+def test_too_few_frames_are_refused(toy_pack, dark_frames, tmp_path):
+    start = time.monotonic()
+    with pytest.raises(RoundError, match="at least 4"):
+        adapt(toy_pack, dark_frames[:3], out=tmp_path)
+    assert time.monotonic() - start < 5
