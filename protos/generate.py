@@ -30,7 +30,13 @@ def generate(out: Path) -> dict[str, str]:
     from grpc_tools import protoc
 
     include = HERE.parent
-    arguments = ["protoc", f"-I{include}", f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}"]
+    arguments = [
+        "protoc",
+        f"-I{include}",
+        f"--python_out={out}",
+        f"--pyi_out={out}",
+        f"--grpc_python_out={out}",
+    ]
     if protoc.main([*arguments, *(f"protos/{name}" for name in SOURCES)]) != 0:
         raise RuntimeError("protoc failed; its message is above; correct the .proto file and run again")
     texts: dict[str, str] = {}
@@ -39,7 +45,9 @@ def generate(out: Path) -> dict[str, str]:
         texts[f"{stem}_pb2.py"] = _adapt_messages((out / "protos" / f"{stem}_pb2.py").read_text())
         texts[f"{stem}_pb2.pyi"] = (out / "protos" / f"{stem}_pb2.pyi").read_text()
         if name in SERVICES:
-            texts[f"{stem}_pb2_grpc.py"] = _adapt_services((out / "protos" / f"{stem}_pb2_grpc.py").read_text())
+            texts[f"{stem}_pb2_grpc.py"] = _adapt_services(
+                (out / "protos" / f"{stem}_pb2_grpc.py").read_text()
+            )
     return texts
 
 
@@ -48,7 +56,8 @@ def _adapt_messages(text: str) -> str:
     text = re.sub(r"from google\.protobuf import runtime_version as _runtime_version\n", "", text)
     text = re.sub(r"_runtime_version\.ValidateProtobufRuntimeVersion\((?:.|\n)*?\)\n", "", text)
     text = text.replace(
-        "from google.protobuf import descriptor_pool as _descriptor_pool\n", "from protos._pool import POOL as _pool\n"
+        "from google.protobuf import descriptor_pool as _descriptor_pool\n",
+        "from protos._pool import POOL as _pool\n",
     )
     return text.replace("_descriptor_pool.Default()", "_pool")
 
@@ -64,16 +73,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m protos.generate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="exit codes: 0 written (or equal, with --check), 1 the stubs differ or the compiler failed, 2 usage",
+        epilog="exit codes: 0 written (or equal, with --check), 1 different, or the compiler failed, 2 usage",
     )
-    parser.add_argument("--check", action="store_true", help="compare only; exit 1 when the committed stubs differ")
+    parser.add_argument(
+        "--check", action="store_true", help="compare only; exit 1 when the committed stubs differ"
+    )
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         texts = generate(Path(scratch))
     different = [name for name, text in texts.items() if not _same(HERE / name, text)]
     if options.check:
         for name in different:
-            print(f"protos/{name} differs from what the compiler writes; run python -m protos.generate", file=sys.stderr)
+            print(
+                f"protos/{name} differs from what the compiler writes; run python -m protos.generate",
+                file=sys.stderr,
+            )
         return 1 if different else 0
     for name in different:
         (HERE / name).write_text(texts[name])

@@ -76,7 +76,9 @@ class StatisticsSnapshot:
     executions: int = 0
     last_inference_ms: int = 0
     stages: Durations = field(default_factory=Durations)
-    batches: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)  # size -> count, input, infer, output ns
+    batches: dict[int, tuple[int, int, int, int]] = field(
+        default_factory=dict
+    )  # size -> count, input, infer, output ns
 
 
 class Statistics:

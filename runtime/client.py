@@ -44,7 +44,9 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer.  labels, confidence: uint8 [H,W] for a frame [H,W,3], [N,H,W] for [N,H,W,3]; None when not asked for."""
+    """One answer.  labels, confidence: uint8 [H,W] for a frame [H,W,3], [N,H,W] for [N,H,W,3]; None when
+    not asked for.
+    """
 
     version: int
     labels: Array | None
@@ -55,7 +57,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Event:
-    """One transition of a version, see docs/architecture.md.  `state` is its name, `detail` what was measured."""
+    """One transition of a version, see docs/architecture.md.  `state` is its name, `detail` what was
+    measured.
+    """
 
     time: float
     model: str
@@ -68,8 +72,11 @@ class Event:
 
 @dataclass(frozen=True)
 class TappedFrame:
-    """A live frame uint8 [H,W,3] with its answer: labels uint8 [H,W]; confidence uint8 [H,W], None when its client did
-    not ask for it.  `dropped`: how many frames this subscriber has lost so far because it was slow."""
+    """A live frame uint8 [H,W,3] with its answer: labels uint8 [H,W]; confidence uint8 [H,W] or None.
+
+    confidence is None when the frame's client did not ask for it; `dropped` is how many frames this
+    subscriber has lost so far because it was slow.
+    """
 
     time: float
     source: str
@@ -105,7 +112,7 @@ class Client:
             self._channel = grpc.secure_channel(target, credentials, options)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._infer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        self._control = roadworthy_pb2_grpc.RoadworthyStub(self._channel)
+        self._control: Any = roadworthy_pb2_grpc.RoadworthyStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Client:
         return self
@@ -187,12 +194,16 @@ class Client:
     def status(self, model: str = "") -> dict[str, Any]:
         """{"server", "version", "uptime_seconds", "draining", "account", "models": {name: {…}}}."""
         with _translated():
-            return _status(self._control.Status(roadworthy_pb2.StatusRequest(model=model), metadata=self._metadata))
+            return _status(
+                self._control.Status(roadworthy_pb2.StatusRequest(model=model), metadata=self._metadata)
+            )
 
     def versions(self, model: str) -> list[dict[str, Any]]:
         """One dictionary a version: version, state, reason, created, pack, parent, round, manifest."""
         with _translated():
-            response = self._control.Versions(roadworthy_pb2.VersionsRequest(model=model), metadata=self._metadata)
+            response = self._control.Versions(
+                roadworthy_pb2.VersionsRequest(model=model), metadata=self._metadata
+            )
         names = ("version", "state", "reason", "created", "pack", "parent", "round")
         return [
             {**{name: getattr(v, name) for name in names}, "manifest": json.loads(v.manifest or "{}")}
@@ -202,7 +213,9 @@ class Client:
     def history(self, model: str) -> list[Event]:
         """Every transition of every version of the model, oldest first."""
         with _translated():
-            response = self._control.Versions(roadworthy_pb2.VersionsRequest(model=model), metadata=self._metadata)
+            response = self._control.Versions(
+                roadworthy_pb2.VersionsRequest(model=model), metadata=self._metadata
+            )
         return [_event(event) for event in response.history]
 
     def submit(self, model: str, version: int, *, timeout: float | None = None) -> Iterator[Event]:
@@ -221,7 +234,9 @@ class Client:
     def rollback(self, model: str) -> Event:
         """Back to the previous version.  Raises Rejected when there is none or the model is pinned."""
         with _translated():
-            return _event(self._control.Rollback(roadworthy_pb2.ModelRequest(model=model), metadata=self._metadata))
+            return _event(
+                self._control.Rollback(roadworthy_pb2.ModelRequest(model=model), metadata=self._metadata)
+            )
 
     def pin(self, model: str, version: int = 0) -> dict[str, Any]:
         with _translated():
@@ -230,7 +245,9 @@ class Client:
 
     def unpin(self, model: str) -> dict[str, Any]:
         with _translated():
-            return _status(self._control.Unpin(roadworthy_pb2.ModelRequest(model=model), metadata=self._metadata))
+            return _status(
+                self._control.Unpin(roadworthy_pb2.ModelRequest(model=model), metadata=self._metadata)
+            )
 
     def freeze(self, model: str = "", reason: str = "") -> dict[str, Any]:
         with _translated():
@@ -239,21 +256,29 @@ class Client:
 
     def unfreeze(self, model: str = "") -> dict[str, Any]:
         with _translated():
-            return _status(self._control.Unfreeze(roadworthy_pb2.ModelRequest(model=model), metadata=self._metadata))
+            return _status(
+                self._control.Unfreeze(roadworthy_pb2.ModelRequest(model=model), metadata=self._metadata)
+            )
 
     def watch(self, model: str = "") -> Stream[Event]:
-        """Every event from now on; the subscription stands when this returns.  Close it (or leave its `with`) to end it."""
+        """Every event from now on; the subscription stands when this returns.  Close it (or leave its
+        `with`) to end it.
+        """
         call = self._control.Watch(roadworthy_pb2.WatchRequest(model=model), metadata=self._metadata)
         return Stream(call, _event)
 
     def frames(self, model: str, *, max_fps: float = 0.0, source: str = "") -> Stream[TappedFrame]:
-        """The tap: live frames with their answers; the subscription stands when this returns.  Close it to end it."""
+        """The tap: live frames with their answers; the subscription stands when this returns.  Close it
+        to end it.
+        """
         request = roadworthy_pb2.FramesRequest(model=model, max_fps=max_fps, source=source)
         return Stream(self._control.SubscribeFrames(request, metadata=self._metadata), _tapped)
 
 
 class Stream(Generic[T]):
-    """An iterator over a server stream that can be closed from any thread; closing ends the iteration quietly."""
+    """An iterator over a server stream that can be closed from any thread; closing ends the iteration
+    quietly.
+    """
 
     def __init__(self, call: Any, convert: Callable[[Any], T]) -> None:
         self._call = call
@@ -325,8 +350,13 @@ def _answer(message: bytes) -> Answer:
             outputs[tensor.name] = decode_bytes(raw, shape)
         else:
             outputs[tensor.name] = np.frombuffer(raw, DTYPES[tensor.datatype]).reshape(shape)
-    parameters = {key: getattr(value, value.WhichOneof("parameter_choice") or "string_param") for key, value in response.parameters.items()}
-    return Answer(int(response.model_version), outputs.get("labels"), outputs.get("confidence"), outputs, parameters)
+    parameters = {
+        key: getattr(value, value.WhichOneof("parameter_choice") or "string_param")
+        for key, value in response.parameters.items()
+    }
+    return Answer(
+        int(response.model_version), outputs.get("labels"), outputs.get("confidence"), outputs, parameters
+    )
 
 
 def _set(parameter: inference_pb2.InferParameter, value: bool | int | float | str) -> None:
@@ -364,8 +394,8 @@ def _tapped(seen: roadworthy_pb2.TappedFrame) -> TappedFrame:
 
 
 def _status(response: roadworthy_pb2.StatusResponse) -> dict[str, Any]:
-    names = ("ready", "reason", "live", "previous", "pinned", "frozen", "frozen_reason", "candidate")
-    names += ("candidate_state", "watching", "memory_bytes")
+    names: tuple[str, ...] = ("ready", "reason", "live", "previous", "pinned", "frozen", "frozen_reason")
+    names += ("candidate", "candidate_state", "watching", "memory_bytes")
     return {
         "server": response.server,
         "version": response.version,

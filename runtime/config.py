@@ -107,7 +107,8 @@ class ShadowConfig:
     duty             share of the time that the shadow may compute, so that it leaves the cores to the answers
     min_agreement    share of pixels with the live version's label
     min_kappa        Cohen's kappa of the two (agreement beyond chance)
-    max_speckle      neighbouring pixels with different labels, as a multiple of the live version's, plus speckle_slack
+    max_speckle      neighbouring pixels with different labels, as a multiple of the live version's, plus
+    speckle_slack
     min_confidence   mean confidence as a fraction of the live version's
     max_vanished     fraction of the classes shown by the live version that may vanish
     max_latency_ratio CPU time of the candidate over the live engine's on the same frames
@@ -152,9 +153,10 @@ class WatchConfig:
 
 @dataclass(frozen=True)
 class SwapConfig:
-    """freeze_wait: seconds that a ready candidate waits for an unfreeze before it is refused; 0 = refused at once.
+    """The turn of a candidate.
 
-    max_pending: submissions of one model that may wait for their turn.
+    freeze_wait  seconds that a candidate waits for an unfreeze before it is refused; 0 = refused at once
+    max_pending  submissions of one model that may wait for their turn
     """
 
     freeze_wait: float = 0.0
@@ -175,8 +177,9 @@ class SecurityConfig:
 
     certificate, key   PEM files; both set = TLS
     client_ca          PEM file; set = clients must present a certificate signed by it (mTLS)
-    tokens             {token: [roles]}; empty = no tokens needed.  Sent as metadata "authorization: Bearer ..."
-                       roles: "infer", "observe" (status, watch, metadata), "tap" (live frames), "control" (the rest)
+    tokens             {token: [roles]}; empty = no tokens needed.  Sent as "authorization: Bearer ..."
+                       roles: "infer", "observe" (status, watch, metadata), "tap" (live frames), "control"
+                       (the rest)
     trusted_keys       Ed25519 public keys (PEM files); set = unsigned or wrongly signed versions are refused
     """
 

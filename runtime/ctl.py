@@ -23,7 +23,8 @@ examples:
   python -m runtime.ctl --server 127.0.0.1:8001 --json versions road
 
 states of a version:
-  SUBMITTED -> VERIFIED -> SHADOWING -> LIVE -> (RETIRED | ROLLED_BACK), or REJECTED with the check that refused it
+  SUBMITTED -> VERIFIED -> SHADOWING -> LIVE -> (RETIRED | ROLLED_BACK), or REJECTED with the check that
+  refused it
 
 exit codes:
   0 done (submit, promote: the version is live), 1 refused or no answer, 2 usage
@@ -43,7 +44,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--certificate", metavar="FILE", help="PEM certificate of this client (mTLS)")
     p.add_argument("--key", metavar="FILE", help="PEM key of that certificate")
     p.add_argument("--timeout", type=float, default=None, metavar="S", help="give up waiting after S seconds")
-    p.add_argument("--json", action="store_true", help="one JSON object (watch, submit, promote: one a line) on standard output")
+    p.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object (watch, submit, promote: one a line) on standard output",
+    )
     sub = p.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, text: str, model: str = "needed") -> argparse.ArgumentParser:
@@ -61,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
     verb("versions", "the versions of a model, their states and lineage")
     verb("history", "every transition of a model's versions")
     verb("submit", "offer a version to the guarded swap and follow it").add_argument("version", type=int)
-    verb("promote", "make a version live after its checks, without shadowing").add_argument("version", type=int)
+    verb("promote", "make a version live after its checks, without shadowing").add_argument(
+        "version", type=int
+    )
     verb("rollback", "go back to the previous version")
     verb("pin", "fix the live version").add_argument("version", type=int, nargs="?", default=0)
     verb("unpin", "release the live version")
@@ -80,7 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Rejected as refusal:
         print(f"runtime.ctl: {refusal}", file=sys.stderr)
     except grpc.RpcError as error:
-        print(f"runtime.ctl: {options.server}: {error.code().name}: {error.details()}; is the server running?", file=sys.stderr)
+        print(
+            f"runtime.ctl: {options.server}: {error.code().name}: {error.details()}; is the server running?",
+            file=sys.stderr,
+        )
     except OSError as error:
         print(f"runtime.ctl: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -148,7 +158,15 @@ def _versions(versions: list[dict[str, Any]], as_json: bool) -> int:
         return 0
     table = Table("version", "state", "created", "pack", "parent", "round", "reason")
     for v in versions:
-        table.add_row(str(v["version"]), v["state"], v["created"], v["pack"][:12], v["parent"][:12], v["round"], v["reason"])
+        table.add_row(
+            str(v["version"]),
+            v["state"],
+            v["created"],
+            v["pack"][:12],
+            v["parent"][:12],
+            v["round"],
+            v["reason"],
+        )
     Console().print(table)
     return 0
 
@@ -157,9 +175,13 @@ def _status(status: dict[str, Any], as_json: bool) -> int:
     if as_json:
         print(json.dumps(status, ensure_ascii=False))
         return 0
-    table = Table("model", "live", "previous", "candidate", "flags", "accepted", "answered", "rejected", "in flight")
+    table = Table(
+        "model", "live", "previous", "candidate", "flags", "accepted", "answered", "rejected", "in flight"
+    )
     for name, m in status["models"].items():
-        flags = [flag for flag in ("pinned", "frozen", "watching") if m[flag]] + ([] if m["ready"] else [f"not ready: {m['reason']}"])
+        flags = [flag for flag in ("pinned", "frozen", "watching") if m[flag]] + (
+            [] if m["ready"] else [f"not ready: {m['reason']}"]
+        )
         account = m["account"]
         rejected = ", ".join(f"{k} {n}" for k, n in sorted(account["rejected"].items())) or "0"
         candidate = f"{m['candidate']} {m['candidate_state']}" if m["candidate"] else "-"

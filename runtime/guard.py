@@ -78,7 +78,8 @@ def not_finite(seen: Look, probabilities: Array | None) -> str | None:
         return f"{share:.1%} of the probabilities are NaN or infinite"
     if seen.impossible > 0.001 * seen.pixels:
         return (
-            f"{seen.impossible / seen.pixels:.1%} of the pixels have a confidence that no finite logits give; "
+            f"{seen.impossible / seen.pixels:.1%} of the pixels have a confidence that no "
+            f"finite logits give; "
             "the engine computes NaN"
         )
     return None
@@ -90,7 +91,9 @@ def collapsed(
     """One class everywhere, or classes that the reference shows and the candidate does not."""
     shares = seen.shares
     top = int(np.argmax(shares))
-    if shares[top] > guard.max_dominance and (reference is None or reference.shares[top] <= guard.max_dominance):
+    if shares[top] > guard.max_dominance and (
+        reference is None or reference.shares[top] <= guard.max_dominance
+    ):
         beside = "" if reference is None else f"; the live version gives it {reference.shares[top]:.1%}"
         return f"class '{_name(names, top)}' takes {shares[top]:.1%} of the pixels{beside}"
     if reference is None:
@@ -99,7 +102,10 @@ def collapsed(
     gone = shown & (shares < guard.vanished_share * reference.shares)
     if gone.sum() > max_vanished * shown.sum():
         lost = ", ".join(f"'{_name(names, int(k))}'" for k in np.flatnonzero(gone))
-        return f"{int(gone.sum())} of {int(shown.sum())} classes that the live version shows have vanished: {lost}"
+        return (
+            f"{int(gone.sum())} of {int(shown.sum())} classes that the live version shows "
+            f"have vanished: {lost}"
+        )
     return None
 
 
@@ -137,15 +143,24 @@ def disagrees(
 ) -> str | None:
     """Whether the candidate has nothing to do with what the live version sees."""
     if comparison.agreement < shadow.min_agreement:
-        return f"agrees with the live version on {comparison.agreement:.1%} of the pixels (limit {shadow.min_agreement:.0%})"
+        return (
+            f"agrees with the live version on {comparison.agreement:.1%} of the pixels "
+            f"(limit {shadow.min_agreement:.0%})"
+        )
     if comparison.kappa < shadow.min_kappa:
-        return f"agreement with the live version is that of chance: kappa {comparison.kappa:.3f} (limit {shadow.min_kappa})"
+        return (
+            f"agreement with the live version is that of chance: kappa "
+            f"{comparison.kappa:.3f} (limit {shadow.min_kappa})"
+        )
     limit = shadow.max_speckle * reference.speckle + shadow.speckle_slack
     if seen.speckle > limit:
         return f"labels are speckled: {seen.speckle:.1%} of neighbours differ (limit {limit:.1%})"
     least = shadow.min_confidence * reference.mean_confidence
     if confidence and seen.mean_confidence < least:
-        return f"mean confidence {seen.mean_confidence:.0f} of 255, the live version has {reference.mean_confidence:.0f}"
+        return (
+            f"mean confidence {seen.mean_confidence:.0f} of 255, the live version has "
+            f"{reference.mean_confidence:.0f}"
+        )
     return None
 
 

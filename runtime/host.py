@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,9 @@ Parameter = bool | int | float | str
 
 @dataclass(slots=True)
 class InputTensor:
-    """`data`: raw little-endian bytes, or an array already (typed contents); None = the request brought none."""
+    """`data`: raw little-endian bytes, or an array already (typed contents); None = the request brought
+    none.
+    """
 
     name: str
     datatype: str
@@ -115,7 +116,9 @@ class ModelHost:
             return [slot for slot in (self._live, self._previous) if slot is not None]
 
     def flip(self, slot: Slot) -> Slot | None:
-        """Makes `slot` live and keeps the old live slot warm.  The slot displaced from warmth is retired and returned."""
+        """Makes `slot` live and keeps the old live slot warm.  The slot displaced from warmth is retired
+        and returned.
+        """
         with self._lock:
             displaced, self._previous, self._live = self._previous, self._live, slot
             self._statistics.setdefault(slot.version, Statistics())
@@ -131,7 +134,9 @@ class ModelHost:
         with self._lock:
             if self._previous is None or self._live is None:
                 raise ServiceError(
-                    Code.FAILED_PRECONDITION, f"'{self.name}' has no previous version to go back to; promote one", "state"
+                    Code.FAILED_PRECONDITION,
+                    f"'{self.name}' has no previous version to go back to; promote one",
+                    "state",
                 )
             bad, self._live, self._previous = self._live, self._previous, None
         bad.retire()
@@ -162,17 +167,23 @@ class ModelHost:
             slot.retire()
 
     def slot(self, version: str) -> Slot:
-        """The slot that would answer a request for `version` ("" = the live one), with Triton's words when none would."""
+        """The slot that would answer a request for `version` ("" = the live one), with Triton's words
+        when none would.
+        """
         number = parse_version(version)
         for slot in self.loaded():
             if number is None or slot.version == number:
                 return slot
         if number is None:
             raise ServiceError(
-                Code.NOT_FOUND, f"Request for unknown model: '{self.name}' has no available versions", "not-loaded"
+                Code.NOT_FOUND,
+                f"Request for unknown model: '{self.name}' has no available versions",
+                "not-loaded",
             )
         raise ServiceError(
-            Code.NOT_FOUND, f"Request for unknown model: '{self.name}' version {number} is not found", "unknown-version"
+            Code.NOT_FOUND,
+            f"Request for unknown model: '{self.name}' version {number} is not found",
+            "unknown-version",
         )
 
     def statistics(self) -> dict[int, Statistics]:
@@ -241,7 +252,9 @@ class ModelHost:
 
     def _job(self, request: InferRequest, work: _Work, slot: Slot, deadline: float | None) -> Job:
         timeout = request.parameters.get("timeout", 0)
-        seconds = timeout / 1e6 if isinstance(timeout, int | float) and timeout > 0 else self._config.queue.timeout
+        seconds = (
+            timeout / 1e6 if isinstance(timeout, int | float) and timeout > 0 else self._config.queue.timeout
+        )
         key = None
         size = 1
         if slot.engine.spec.batched and self._config.queue.max_batch > 1:
@@ -254,7 +267,9 @@ class ModelHost:
             until = time.monotonic() + seconds
             if deadline is None or until < deadline:
                 job.deadline = until
-                job.rejection = ServiceError(Code.UNAVAILABLE, f"{request.label}Request timeout expired", "timeout")
+                job.rejection = ServiceError(
+                    Code.UNAVAILABLE, f"{request.label}Request timeout expired", "timeout"
+                )
         return job
 
     def _inputs(self, request: InferRequest, slot: Slot) -> dict[str, Array]:
@@ -268,7 +283,8 @@ class ModelHost:
         missing = [name for name in expected if name not in given]
         if missing or len(given) != len(request.inputs):
             raise _invalid(
-                f"{prefix}expected {len(expected)} inputs but got {len(request.inputs)} inputs for model '{model}'. "
+                f"{prefix}expected {len(expected)} inputs but got {len(request.inputs)} "
+                f"inputs for model '{model}'. "
                 f"Got input(s) {_names(list(given))}, but missing required input(s) {_names(missing)}. "
                 "Please provide all required input(s)."
             )
@@ -288,7 +304,9 @@ class ModelHost:
             )
         data = given.data
         if data is None:
-            raise _invalid(f"{prefix}unable to find data for input tensor '{spec.name}' for model '{model}' in request")
+            raise _invalid(
+                f"{prefix}unable to find data for input tensor '{spec.name}' for model '{model}' in request"
+            )
         if isinstance(data, np.ndarray):
             if data.size != _count(given.shape):
                 raise _invalid(
@@ -315,7 +333,9 @@ class ModelHost:
         spec = slot.engine.spec
         for output in request.outputs:
             if spec.output(output.name) is None:
-                raise _invalid(f"{request.label}unexpected inference output '{output.name}' for model '{self.name}'")
+                raise _invalid(
+                    f"{request.label}unexpected inference output '{output.name}' for model '{self.name}'"
+                )
         if request.outputs:
             return tuple(dict.fromkeys(output.name for output in request.outputs))
         if spec.segmentation:  # probabilities are large, and sent only where the request names them
@@ -335,7 +355,8 @@ class ModelHost:
                 outputs = slot.engine.run(inputs, work.names)
             except Exception as error:
                 slot.failures += len(jobs)
-                message = f"engine of '{self.name}' version {slot.version} failed: {' '.join(str(error).split())[:300]}"
+                why = " ".join(str(error).split())[:300]
+                message = f"engine of '{self.name}' version {slot.version} failed: {why}"
                 raise ServiceError(Code.INTERNAL, message, "engine") from error
             finally:
                 for job in jobs:
@@ -345,7 +366,11 @@ class ModelHost:
             slot.cpu_ms.append((time.thread_time_ns() - cpu) / 1e6)
             offset = 0
             for job in jobs:
-                job.result = outputs if len(jobs) == 1 else {n: a[offset : offset + job.size] for n, a in outputs.items()}
+                job.result = (
+                    outputs
+                    if len(jobs) == 1
+                    else {n: a[offset : offset + job.size] for n, a in outputs.items()}
+                )
                 offset += job.size
             split = time.monotonic_ns()
             run = Durations(0, gathered - begun + work.stages.compute_input, done - gathered, split - done)
@@ -370,7 +395,13 @@ class ModelHost:
         if not observers or "labels" not in outputs or not slot.engine.spec.segmentation:
             return
         observation = Observation(
-            self.name, slot.version, work.source, work.inputs["frame"], outputs["labels"], outputs.get("confidence"), time.time()
+            self.name,
+            slot.version,
+            work.source,
+            work.inputs["frame"],
+            outputs["labels"],
+            outputs.get("confidence"),
+            time.time(),
         )
         for observer in observers:
             try:
@@ -380,11 +411,15 @@ class ModelHost:
 
 
 def parse_version(version: str) -> int | None:
-    """A request's version string; None for "" (and "-1", as Triton).  Raises ServiceError(INVALID_ARGUMENT)."""
+    """A request's version string; None for "" (and "-1", as Triton).  Raises
+    ServiceError(INVALID_ARGUMENT).
+    """
     if version in ("", "-1"):
         return None
     if not version.isascii() or not version.isdigit() or len(version) > 18:
-        raise _invalid(f"failed to get model version from specified version string '{version[:80]}' (details: stol)")
+        raise _invalid(
+            f"failed to get model version from specified version string '{version[:80]}' (details: stol)"
+        )
     return int(version)
 
 
@@ -407,5 +442,12 @@ def _names(names: list[str]) -> str:
     return "[" + ",".join(f"'{name}'" for name in names) + "]"
 
 
-__all__ = ["Answer", "InferRequest", "InputTensor", "ModelHost", "OutputRequest", "Parameter", "parse_version"]
-
+__all__ = [
+    "Answer",
+    "InferRequest",
+    "InputTensor",
+    "ModelHost",
+    "OutputRequest",
+    "Parameter",
+    "parse_version",
+]

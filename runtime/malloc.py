@@ -17,5 +17,10 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    settings = ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_TOP_PAD, 16 << 20), (_M_ARENA_MAX, 1))
-    return all([mallopt(key, value) == 1 for key, value in settings])
+    settings = (
+        (_M_MMAP_THRESHOLD, 1 << 30),
+        (_M_TRIM_THRESHOLD, (1 << 31) - 1),
+        (_M_TOP_PAD, 16 << 20),
+        (_M_ARENA_MAX, 1),
+    )
+    return min(mallopt(key, value) for key, value in settings) == 1

@@ -59,7 +59,10 @@ class Ledger:
             budget = self._config.memory_budget_bytes
             taken = self._declared()
             if budget > 0 and taken + need > budget:
-                return f"needs {_mib(need)}, {_mib(taken)} of the budget of {_mib(budget)} are taken (guard.memory_budget_bytes)"
+                return (
+                    f"needs {_mib(need)}, {_mib(taken)} of the budget of {_mib(budget)} "
+                    f"are taken (guard.memory_budget_bytes)"
+                )
             left = available()
             if budget <= 0 and left is not None and need + self._config.memory_reserve_bytes > left:
                 return f"needs {_mib(need)} and the machine has {_mib(left)} left"

@@ -46,12 +46,20 @@ class Metrics:
 
     def _accounts(self) -> Iterator[Metric]:
         names = ("model",)
-        accepted = CounterMetricFamily("roadworthy_requests_accepted", "Requests that reached the service", labels=names)
-        answered = CounterMetricFamily("roadworthy_requests_answered", "Requests that were answered", labels=names)
-        rejected = CounterMetricFamily(
-            "roadworthy_requests_rejected", "Requests that were refused, by reason", labels=("model", "reason")
+        accepted = CounterMetricFamily(
+            "roadworthy_requests_accepted", "Requests that reached the service", labels=names
         )
-        in_flight = GaugeMetricFamily("roadworthy_requests_in_flight", "accepted - answered - rejected", labels=names)
+        answered = CounterMetricFamily(
+            "roadworthy_requests_answered", "Requests that were answered", labels=names
+        )
+        rejected = CounterMetricFamily(
+            "roadworthy_requests_rejected",
+            "Requests that were refused, by reason",
+            labels=("model", "reason"),
+        )
+        in_flight = GaugeMetricFamily(
+            "roadworthy_requests_in_flight", "accepted - answered - rejected", labels=names
+        )
         failure = Metric("nv_inference_request_failure", "Number of failed inference requests", "unknown")
         accounts: list[tuple[str, Account]] = [("", self._service.account)]  # "" = the whole server
         accounts += [(name, host.account) for name, host in self._service.hosts().items()]

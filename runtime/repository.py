@@ -43,7 +43,9 @@ _REQUIRED: dict[str, type] = {
 
 def canonical(value: Any) -> bytes:
     """The one JSON spelling that hashes and signatures are made over."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def digest(manifest: dict[str, Any]) -> str:
@@ -54,7 +56,9 @@ def digest(manifest: dict[str, Any]) -> str:
 def check_name(model: str) -> str:
     """Returns `model` if it is a plain name that cannot leave the repository; ValueError otherwise."""
     if not _NAME.fullmatch(model) or ".." in model:
-        raise ValueError(f"model name {model[:80]!r}: use letters, digits, '.', '_', '-' (at most 128, no '..')")
+        raise ValueError(
+            f"model name {model[:80]!r}: use letters, digits, '.', '_', '-' (at most 128, no '..')"
+        )
     return model
 
 
@@ -70,16 +74,22 @@ class Repository:
 
     def models(self) -> list[str]:
         """Names of the models that have at least one version directory."""
-        names = [entry.name for entry in self.path.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name)]
+        names = [
+            entry.name for entry in self.path.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name)
+        ]
         return sorted(name for name in names if self.versions(name))
 
     def versions(self, model: str) -> list[int]:
-        """Version numbers, ascending.  Zero-prefixed and non-integral directories are ignored, as Triton does."""
+        """Version numbers, ascending.  Zero-prefixed and non-integral directories are ignored, as Triton
+        does.
+        """
         try:
             entries = list((self.path / check_name(model)).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir())
+        return sorted(
+            int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir()
+        )
 
     def directory(self, model: str, version: int) -> Path:
         return self.path / check_name(model) / str(int(version))
@@ -91,9 +101,13 @@ class Repository:
             manifest = json.loads(path.read_bytes())
         except FileNotFoundError:
             what = "has no manifest.json" if path.parent.is_dir() else "does not exist"
-            raise Refused("manifest", f"version {version} of '{model}' {what}; publish it with export.build") from None
+            raise Refused(
+                "manifest", f"version {version} of '{model}' {what}; publish it with export.build"
+            ) from None
         except (OSError, ValueError) as error:
-            raise Refused("manifest", f"manifest.json of '{model}' version {version} cannot be read: {error}") from error
+            raise Refused(
+                "manifest", f"manifest.json of '{model}' version {version} cannot be read: {error}"
+            ) from error
         return _checked_manifest(manifest, model, version)
 
     def verify(self, model: str, version: int) -> dict[str, Any]:
@@ -116,20 +130,28 @@ class Repository:
         present = {entry.name for entry in directory.iterdir()} - {MANIFEST, SIGNATURE}
         listed: dict[str, Any] = manifest["files"]
         for name in sorted(present - set(listed)):
-            raise Refused("hash", f"file '{name}' is not in the manifest; the version was altered after publishing")
+            raise Refused(
+                "hash", f"file '{name}' is not in the manifest; the version was altered after publishing"
+            )
         kept: dict[str, bytes] = {}
         for name, entry in sorted(listed.items()):
             content = _read_plain(directory / name, name)
             if len(content) != entry.get("bytes"):
-                raise Refused("hash", f"file '{name}' has {len(content)} bytes, the manifest says {entry.get('bytes')}")
+                raise Refused(
+                    "hash", f"file '{name}' has {len(content)} bytes, the manifest says {entry.get('bytes')}"
+                )
             if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
-                raise Refused("hash", f"file '{name}' does not have the SHA-256 of the manifest; it was altered")
+                raise Refused(
+                    "hash", f"file '{name}' does not have the SHA-256 of the manifest; it was altered"
+                )
             if keep is None or name in keep:
                 kept[name] = content
         return manifest, kept
 
     def live(self, model: str) -> dict[str, Any] | None:
-        """The content of live.json; None when there is none (or it is not JSON, which an atomic replace prevents)."""
+        """The content of live.json; None when there is none (or it is not JSON, which an atomic replace
+        prevents).
+        """
         try:
             value = json.loads((self.path / check_name(model) / "live.json").read_bytes())
         except (FileNotFoundError, ValueError):
@@ -139,7 +161,9 @@ class Repository:
     def history(self, model: str) -> list[dict[str, Any]]:
         """One dictionary per transition, oldest first.  A line torn by a kill is skipped."""
         try:
-            text = (self.path / check_name(model) / "history.jsonl").read_text(encoding="utf-8", errors="replace")
+            text = (self.path / check_name(model) / "history.jsonl").read_text(
+                encoding="utf-8", errors="replace"
+            )
         except FileNotFoundError:
             return []
         entries = []
@@ -169,7 +193,12 @@ class Repository:
         return staged
 
     def publish(
-        self, model: str, staged: Path, manifest: dict[str, Any], config_pbtxt: str = "", labels: list[str] | None = None
+        self,
+        model: str,
+        staged: Path,
+        manifest: dict[str, Any],
+        config_pbtxt: str = "",
+        labels: list[str] | None = None,
     ) -> int:
         """Makes the staged directory the next version of `model`, durably, by one rename; returns its number.
 
@@ -201,10 +230,14 @@ class Repository:
         while True:
             whole["version"] = number
             whole["digest"] = digest(whole)
-            _write(staged / MANIFEST, (json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+            _write(
+                staged / MANIFEST,
+                (json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+            )
             _fsync(staged)
             try:
-                # rename(2) refuses a directory that is not empty, so the loser of a race tries the next number
+                # rename(2) refuses a directory that is not empty, so the loser of a race tries the next
+                # number
                 os.rename(staged, home / str(number))
                 break
             except OSError:
@@ -280,7 +313,11 @@ class Repository:
     def _last_number(self, model: str) -> int:
         numbers = [0, *self.versions(model)]
         live = self.live(model) or {}
-        entries = [live.get("live"), live.get("previous"), *(entry.get("version") for entry in self.history(model))]
+        entries = [
+            live.get("live"),
+            live.get("previous"),
+            *(entry.get("version") for entry in self.history(model)),
+        ]
         return max(numbers + [number for number in entries if isinstance(number, int)])
 
     def _unlock(self, staged: Path) -> None:
@@ -295,11 +332,18 @@ def _checked_manifest(manifest: Any, model: str, version: int) -> dict[str, Any]
         raise Refused("manifest", f"{where} is not an object")
     for key, kind in _REQUIRED.items():
         if not isinstance(manifest.get(key), kind):
-            raise Refused("manifest", f"{where} has no '{key}' of type {kind.__name__}; it is foreign to Roadworthy")
+            raise Refused(
+                "manifest", f"{where} has no '{key}' of type {kind.__name__}; it is foreign to Roadworthy"
+            )
     if manifest["schema"] != SCHEMA:
-        raise Refused("manifest", f"{where} has schema {manifest['schema']}, this server reads {SCHEMA}; rebuild it")
+        raise Refused(
+            "manifest", f"{where} has schema {manifest['schema']}, this server reads {SCHEMA}; rebuild it"
+        )
     if manifest["model"] != model or manifest["version"] != version:
-        raise Refused("manifest", f"{where} is that of '{manifest['model']}' version {manifest['version']}; it was copied")
+        raise Refused(
+            "manifest",
+            f"{where} is that of '{manifest['model']}' version {manifest['version']}; it was copied",
+        )
     try:
         right = manifest["digest"] == digest(manifest)
     except ValueError:  # NaN or Infinity

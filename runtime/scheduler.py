@@ -40,7 +40,13 @@ class Job:
     )
 
     def __init__(
-        self, payload: Any, *, source: str = "", deadline: float | None = None, batch_key: Any = None, size: int = 1
+        self,
+        payload: Any,
+        *,
+        source: str = "",
+        deadline: float | None = None,
+        batch_key: Any = None,
+        size: int = 1,
     ) -> None:
         self.payload = payload
         self.source = source
@@ -94,7 +100,9 @@ class Scheduler:
             job.cancelled = True
             if job.state == _QUEUED:
                 self._queue.remove(job)
-                self._finish(job, ServiceError(Code.CANCELLED, "the client cancelled the request", "cancelled"))
+                self._finish(
+                    job, ServiceError(Code.CANCELLED, "the client cancelled the request", "cancelled")
+                )
 
     def _admit(self, job: Job) -> None:
         if job.cancelled:
@@ -107,11 +115,16 @@ class Scheduler:
             for waiting in self._queue:
                 if waiting.source == job.source:
                     self._queue.remove(waiting)
-                    message = f"a newer frame of source '{job.source}' has arrived; a late frame is worse than none"
+                    message = (
+                        f"a newer frame of source '{job.source}' has arrived; a late frame is worse than none"
+                    )
                     self._finish(waiting, ServiceError(Code.UNAVAILABLE, message, "stale"))
                     break
         if len(self._queue) >= self._config.limit:
-            message = f"Exceeds maximum queue size: {self._config.limit} requests are waiting; send fewer or raise queue.limit"
+            message = (
+                f"Exceeds maximum queue size: {self._config.limit} requests are "
+                f"waiting; send fewer or raise queue.limit"
+            )
             raise ServiceError(Code.RESOURCE_EXHAUSTED, message, "queue-full")
         job.wake = threading.Event()
         job.state = _QUEUED

@@ -21,7 +21,8 @@ examples:
   python -m runtime.serve --repository engines --port 0 --metrics-port 0 --config server.toml
 
 signals:
-  TERM, INT   drain: health says NOT_SERVING, new requests are refused with UNAVAILABLE, what is in flight finishes
+  TERM, INT   drain: health says NOT_SERVING, new requests are refused with UNAVAILABLE, what is in flight
+  finishes
 
 configuration:
   one TOML table per section ([engine], [queue], [guard], [shadow], [watch], [swap], [tap], [security]);
@@ -40,19 +41,30 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--repository", metavar="DIR", help="engine repository (docs/architecture.md has its layout)")
+    p.add_argument(
+        "--repository", metavar="DIR", help="engine repository (docs/architecture.md has its layout)"
+    )
     p.add_argument("--host", help="address to listen on, or unix:PATH (default 127.0.0.1)")
     p.add_argument("--port", type=int, help="gRPC port; 0 = any free one (default 8001)")
-    p.add_argument("--metrics-port", type=int, help="Prometheus port; 0 = any free one, -1 = none (default 8002)")
+    p.add_argument(
+        "--metrics-port", type=int, help="Prometheus port; 0 = any free one, -1 = none (default 8002)"
+    )
     p.add_argument("--config", metavar="FILE.toml", help="settings")
-    p.add_argument("--log", default="info", choices=("debug", "info", "warning", "error"), help="log level (default info)")
+    p.add_argument(
+        "--log",
+        default="info",
+        choices=("debug", "info", "warning", "error"),
+        help="log level (default info)",
+    )
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser()
     options = p.parse_args(argv)
-    logging.basicConfig(stream=sys.stderr, level=options.log.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=options.log.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
     overrides = {key: getattr(options, key) for key in ("repository", "host", "port", "metrics_port")}
     try:
         if options.config:
@@ -71,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, OSError) as error:
         print(f"runtime.serve: {error}", file=sys.stderr)
         return 1
-    metrics = "none" if config.metrics_port < 0 else f"{server.target.rsplit(':', 1)[0]}:{server.metrics_port}"
+    metrics = (
+        "none" if config.metrics_port < 0 else f"{server.target.rsplit(':', 1)[0]}:{server.metrics_port}"
+    )
     print(f"ready grpc={server.target} metrics={metrics}", file=sys.stderr, flush=True)
     for status in server.service.status():
         what = f"version {status.live} is live" if status.ready else f"NOT READY: {status.reason}"

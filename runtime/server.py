@@ -1,4 +1,6 @@
-"""The server as an object: a service, its gRPC edge, health and metrics, started and drained in the right order."""
+"""The server as an object: a service, its gRPC edge, health and metrics, started and drained in the right
+order.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,7 @@ class Server:
         threads = min(512, threads + config.streams + 16)
         self._grpc = grpc.server(
             futures.ThreadPoolExecutor(threads, "grpc"),
-            maximum_concurrent_rpcs=threads,  # beyond it gRPC itself answers RESOURCE_EXHAUSTED: nothing grows
+            maximum_concurrent_rpcs=threads,  # beyond it gRPC itself answers RESOURCE_EXHAUSTED
             options=(
                 ("grpc.max_receive_message_length", config.max_message),
                 ("grpc.max_send_message_length", -1),
@@ -71,7 +73,10 @@ class Server:
             ),
         )
         self._grpc.add_generic_rpc_handlers(
-            (InferenceEdge(self.service).handler(), ControlEdge(self.service, Streams(config.streams)).handler())
+            (
+                InferenceEdge(self.service).handler(),
+                ControlEdge(self.service, Streams(config.streams)).handler(),
+            )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         self._listen()
@@ -79,10 +84,14 @@ class Server:
         if config.metrics_port >= 0:
             try:
                 host = "127.0.0.1" if config.host.startswith("unix:") else config.host
-                self.metrics_port, self._metrics_server = metrics_module.serve(metrics, host, config.metrics_port)
+                self.metrics_port, self._metrics_server = metrics_module.serve(
+                    metrics, host, config.metrics_port
+                )
             except OSError as error:
                 self._grpc.stop(None)
-                raise ConfigError(f"metrics port {config.metrics_port} cannot be had: {error.strerror}; choose another") from error
+                raise ConfigError(
+                    f"metrics port {config.metrics_port} cannot be had: {error.strerror}; choose another"
+                ) from error
         threading.Thread(target=self._keep_health, name="health-keeper", daemon=True).start()
         return self
 
@@ -92,7 +101,9 @@ class Server:
         try:
             self.port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
-            raise ConfigError(f"cannot listen on {address}; is another server there? choose another port") from error
+            raise ConfigError(
+                f"cannot listen on {address}; is another server there? choose another port"
+            ) from error
 
     def _keep_health(self) -> None:
         """Health follows readiness, which changes only with events."""
@@ -102,7 +113,9 @@ class Server:
             events.get(timeout=1.0)
 
     def _set_health(self, serving: bool) -> None:
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        status = (
+            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
         for name in ("", INFERENCE, CONTROL):
             self._health.set(name, status)
 

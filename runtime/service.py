@@ -122,7 +122,11 @@ class Service:
         except ValueError as error:
             raise ServiceError(Code.INVALID_ARGUMENT, str(error), "invalid") from error
         if not known or (self.config.models and model not in self.config.models):
-            raise ServiceError(Code.NOT_FOUND, f"'{model}' is not in the repository; publish a version first", "unknown-model")
+            raise ServiceError(
+                Code.NOT_FOUND,
+                f"'{model}' is not in the repository; publish a version first",
+                "unknown-model",
+            )
         return self._open(model)
 
     def _open(self, model: str) -> SwapController:
@@ -132,7 +136,9 @@ class Service:
                 host.observe(self.tap)
                 self._hosts[model] = host
                 self.ledger.add(host)
-                self._controllers[model] = SwapController(host, self.repository, self.config, self.bus, self.ledger)
+                self._controllers[model] = SwapController(
+                    host, self.repository, self.config, self.bus, self.ledger
+                )
             return self._controllers[model]
 
     # -- requests --------------------------------------------------------------------
@@ -145,7 +151,9 @@ class Service:
         on_job: Callable[[Callable[[], None]], None] | None = None,
     ) -> Answer:
         """One request, accounted for whatever happens.  Raises ServiceError."""
-        return self.accounted(request.model, lambda: self.host(request.model).infer(request, deadline=deadline, on_job=on_job))
+        return self.accounted(
+            request.model, lambda: self.host(request.model).infer(request, deadline=deadline, on_job=on_job)
+        )
 
     def accounted(self, model: str, answer: Callable[[], Answer]) -> Answer:
         """Runs `answer` inside the accounts of the server and, where it is known, of the model."""
@@ -156,7 +164,9 @@ class Service:
         reason = "internal"
         try:
             if self.draining:
-                raise ServiceError(Code.UNAVAILABLE, "the server is shutting down; send to another", "draining")
+                raise ServiceError(
+                    Code.UNAVAILABLE, "the server is shutting down; send to another", "draining"
+                )
             result = answer()
         except ServiceError as error:
             reason = error.reason
@@ -209,7 +219,11 @@ class Service:
             "precision": slot.provenance.precision,
             "digest": manifest.get("digest", ""),
         }
-        return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items() if v != ""}
+        return {
+            k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
+            for k, v in values.items()
+            if v != ""
+        }
 
     # -- control ---------------------------------------------------------------------
 
@@ -244,7 +258,9 @@ class Service:
         return [self.controller(model)] if model else list(self.controllers().values())
 
     def versions(self, model: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """([what is known of each version], history).  A version that cannot be read is listed with the reason."""
+        """([what is known of each version], history).  A version that cannot be read is listed with the
+        reason.
+        """
         self.controller(model)
         history = self.repository.history(model)
         last = {e.get("version"): e for e in history if e.get("state") != "NOTE"}

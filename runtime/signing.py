@@ -20,7 +20,9 @@ def sign(directory: Path, manifest: dict[str, Any], private_key: Path) -> None:
 
     key = load_pem_private_key(private_key.read_bytes(), password=None)
     if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"{private_key}: not an Ed25519 private key; make one with 'openssl genpkey -algorithm ed25519'")
+        raise ConfigError(
+            f"{private_key}: not an Ed25519 private key; make one with 'openssl genpkey -algorithm ed25519'"
+        )
     (directory / SIGNATURE).write_bytes(key.sign(str(manifest["digest"]).encode()))
 
 
@@ -33,7 +35,9 @@ def check_signature(directory: Path, manifest: dict[str, Any], trusted_keys: lis
     try:
         signature = (directory / SIGNATURE).read_bytes()
     except OSError:
-        raise Refused("signature", "the version is not signed and this server trusts only signed ones") from None
+        raise Refused(
+            "signature", "the version is not signed and this server trusts only signed ones"
+        ) from None
     for path in trusted_keys:
         try:
             public_key(path).verify(signature, str(manifest["digest"]).encode())

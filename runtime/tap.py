@@ -54,7 +54,9 @@ class TapSubscription:
             if now < self._due:
                 return
             # next slot on the grid, so that a rate of 5 of 7 frames per second is not made 3.5
-            self._due = max(self._due + self._interval, now - self._interval) if self._due else now + self._interval
+            self._due = (
+                max(self._due + self._interval, now - self._interval) if self._due else now + self._interval
+            )
             if len(self._queue) >= self._limit:
                 self._queue.popleft()
                 self.dropped += 1
@@ -91,12 +93,16 @@ class Tap:
     def subscribe(self, model: str, *, source: str = "", max_fps: float = 0.0) -> TapSubscription:
         """Raises ServiceError(RESOURCE_EXHAUSTED) beyond the configured number of subscribers."""
         if max_fps < 0 or max_fps != max_fps:
-            raise ServiceError(Code.INVALID_ARGUMENT, f"max_fps = {max_fps}: must be 0 (every frame) or above")
+            raise ServiceError(
+                Code.INVALID_ARGUMENT, f"max_fps = {max_fps}: must be 0 (every frame) or above"
+            )
         with self._lock:
             if self._closed:
                 raise ServiceError(Code.UNAVAILABLE, "the server is shutting down", "draining")
             if len(self._subscriptions) >= self._config.subscribers:
-                message = f"{len(self._subscriptions)} subscribers already; close one or raise tap.subscribers"
+                message = (
+                    f"{len(self._subscriptions)} subscribers already; close one or raise tap.subscribers"
+                )
                 raise ServiceError(Code.RESOURCE_EXHAUSTED, message, "subscribers")
             subscription = TapSubscription(model, source, max_fps, self._config.queue)
             self._subscriptions += (subscription,)
@@ -117,3 +123,23 @@ class Tap:
             subscriptions, self._subscriptions = self._subscriptions, ()
         for subscription in subscriptions:
             subscription.close()
+
+
+class Sampler:
+    """Takes what it has room for and never waits: the shadow's view of the live frames."""
+
+    def __init__(self, limit: int) -> None:
+        self._queue: deque[Observation] = deque()
+        self._limit = limit
+        self._changed = threading.Condition()
+
+    def __call__(self, observation: Observation) -> None:
+        if len(self._queue) < self._limit:
+            with self._changed:
+                self._queue.append(observation)
+                self._changed.notify()
+
+    def get(self, timeout: float) -> Observation | None:
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._queue), timeout)
+            return self._queue.popleft() if self._queue else None

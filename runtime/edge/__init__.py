@@ -1,1 +1,3 @@
-"""The gRPC edge: the only part of the runtime that knows protobuf and gRPC.  It converts and does nothing else."""
+"""The gRPC edge: the only part of the runtime that knows protobuf and gRPC.  It converts and does nothing
+else.
+"""

@@ -39,7 +39,9 @@ class Streams:
     def stream(self, function: Callable[[Any, Any], Iterator[Any]]) -> Callable[[Any, Any], Iterator[Any]]:
         def call(request: Any, context: Any) -> Iterator[Any]:
             if not self._free.acquire(blocking=False):
-                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._limit} streams are open (streams); close one")
+                context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._limit} streams are open (streams); close one"
+                )
             try:
                 yield from function(request, context)
             except ServiceError as error:
@@ -57,5 +59,7 @@ def handler(name: str, methods: dict[str, Any]) -> Any:
 def typed(function: Callable[[Any, Any], Any], request: Any, response: Any) -> Any:
     """A unary method on message classes."""
     return grpc.unary_unary_rpc_method_handler(
-        unary(function), request_deserializer=request.FromString, response_serializer=response.SerializeToString
+        unary(function),
+        request_deserializer=request.FromString,
+        response_serializer=response.SerializeToString,
     )

@@ -114,7 +114,9 @@ class ControlEdge:
 
     def frames(self, request: pb.FramesRequest, context: Any) -> Iterator[pb.TappedFrame]:
         self._service.host(request.model)
-        subscription = self._service.tap.subscribe(request.model, source=request.source, max_fps=request.max_fps)
+        subscription = self._service.tap.subscribe(
+            request.model, source=request.source, max_fps=request.max_fps
+        )
         try:
             if context.add_callback(subscription.close):
                 context.send_initial_metadata(())
@@ -157,7 +159,9 @@ class ControlEdge:
 
 def _account(account: Account) -> pb.Account:
     now = account.snapshot()
-    return pb.Account(accepted=now.accepted, answered=now.answered, rejected=now.rejected, in_flight=now.in_flight)
+    return pb.Account(
+        accepted=now.accepted, answered=now.answered, rejected=now.rejected, in_flight=now.in_flight
+    )
 
 
 def _event(event: Event) -> pb.Event:

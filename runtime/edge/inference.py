@@ -114,7 +114,9 @@ def decode(message: bytes) -> InferRequest:
         head, raw = wire.split(message, wire.REQUEST_CONTENTS)
         request = pb.ModelInferRequest.FromString(head)
     except (wire.Malformed, DecodeError) as error:
-        raise ServiceError(Code.INVALID_ARGUMENT, f"malformed ModelInferRequest: {error}", "malformed") from error
+        raise ServiceError(
+            Code.INVALID_ARGUMENT, f"malformed ModelInferRequest: {error}", "malformed"
+        ) from error
     label = f"[request id: {request.id or '<id_unknown>'}] "
     inputs: list[InputTensor] = []
     used = 0
@@ -132,7 +134,9 @@ def decode(message: bytes) -> InferRequest:
             data = _contents(tensor, label) if tensor.HasField("contents") else None
         inputs.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
     if raw and used < len(raw):
-        raise _invalid(f"{label}expected {used} raw input contents, got {len(raw)}, for model '{request.model_name}'")
+        raise _invalid(
+            f"{label}expected {used} raw input contents, got {len(raw)}, for model '{request.model_name}'"
+        )
     outputs = [_output(tensor, label) for tensor in request.outputs]
     return InferRequest(
         model=request.model_name,
@@ -164,14 +168,19 @@ def _raw(datatype: str, array: Array) -> bytes | memoryview:
 def _contents(tensor: Any, label: str) -> Array | None:
     field = _CONTENTS.get(tensor.datatype)
     if field is None:
-        raise _invalid(f"{label}datatype '{tensor.datatype[:80]}' of input '{tensor.name}' has no typed contents; send it raw")
+        raise _invalid(
+            f"{label}datatype '{tensor.datatype[:80]}' of input '{tensor.name}' has no typed "
+            f"contents; send it raw"
+        )
     values = getattr(tensor.contents, field)
     if len(values) == 0:
         return None if any(size != 0 for size in tensor.shape) else np.empty(0, DTYPES[tensor.datatype])
     try:
         return np.array(values, dtype=DTYPES[tensor.datatype])
     except (OverflowError, ValueError) as error:
-        raise _invalid(f"{label}contents of input '{tensor.name}' do not fit {tensor.datatype}: {error}") from error
+        raise _invalid(
+            f"{label}contents of input '{tensor.name}' do not fit {tensor.datatype}: {error}"
+        ) from error
 
 
 def _output(tensor: Any, label: str) -> OutputRequest:

@@ -64,7 +64,9 @@ class OnnxRuntimeEngine:
         )
 
     @classmethod
-    def load(cls, model: bytes, precision: str, config: EngineConfig, *, candidate: bool) -> OnnxRuntimeEngine:
+    def load(
+        cls, model: bytes, precision: str, config: EngineConfig, *, candidate: bool
+    ) -> OnnxRuntimeEngine:
         count = threads(config)
         # Graphs optimised for a GPU provider cannot be saved and reloaded in general.
         save = candidate and count > 1 and config.device == "cpu"
@@ -124,7 +126,9 @@ def _session(
     providers = ["CPUExecutionProvider"]
     if config.device == "cuda":
         if "CUDAExecutionProvider" not in ort.get_available_providers():
-            raise Refused("load", "engine.device is 'cuda' but this onnxruntime has no CUDA; install onnxruntime-gpu")
+            raise Refused(
+                "load", "engine.device is 'cuda' but this onnxruntime has no CUDA; install onnxruntime-gpu"
+            )
         providers.insert(0, "CUDAExecutionProvider")
     return ort.InferenceSession(model, options, providers=providers)
 
@@ -132,7 +136,9 @@ def _session(
 def _spec(value: Any) -> TensorSpec:
     kind = _TYPES.get(value.type)
     if kind is None:
-        raise Refused("contract", f"tensor '{value.name}' has the type {value.type}, which KServe v2 cannot carry")
+        raise Refused(
+            "contract", f"tensor '{value.name}' has the type {value.type}, which KServe v2 cannot carry"
+        )
     shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in value.shape)
     return TensorSpec(value.name, kind, shape)
 

@@ -56,7 +56,9 @@ def segmentation(
         h.make_node("Cast", ["frame"], ["f0"], to=T.FLOAT),
         h.make_node("Div", ["f0", "scale"], ["f1"]),
         h.make_node("Transpose", ["f1"], ["x"], perm=[0, 3, 1, 2]),
-        h.make_node("AveragePool", ["x"], ["pooled"], kernel_shape=[stride, stride], strides=[stride, stride]),
+        h.make_node(
+            "AveragePool", ["x"], ["pooled"], kernel_shape=[stride, stride], strides=[stride, stride]
+        ),
         h.make_node("Conv", ["pooled", "head.weight", "head.bias"], ["logits" if not depth else "clean"]),
     ]
     if depth:
@@ -71,11 +73,18 @@ def segmentation(
             ]
             last, channels = f"r{i}", width
         inits.append(nh.from_array(np.full((classes, width, 1, 1), 1e-6, np.float32), "deep.out"))
-        nodes += [h.make_node("Conv", [last, "deep.out"], ["deep"]), h.make_node("Add", ["clean", "deep"], ["logits"])]
+        nodes += [
+            h.make_node("Conv", [last, "deep.out"], ["deep"]),
+            h.make_node("Add", ["clean", "deep"], ["logits"]),
+        ]
     nodes += [
         h.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         h.make_node(
-            "Resize", ["logits", "", "up"], ["full"], mode="linear", coordinate_transformation_mode="half_pixel"
+            "Resize",
+            ["logits", "", "up"],
+            ["full"],
+            mode="linear",
+            coordinate_transformation_mode="half_pixel",
         ),
         h.make_node("ArgMax", ["full"], ["best"], axis=1, keepdims=0),
         h.make_node("Cast", ["best"], ["labels"], to=T.UINT8),
@@ -107,7 +116,10 @@ def simple() -> onnx.ModelProto:
     """Triton's "simple": OUTPUT0 = INPUT0 + INPUT1, OUTPUT1 = INPUT0 - INPUT1, int32 [-1,16]."""
     value = h.make_tensor_value_info
     graph = h.make_graph(
-        [h.make_node("Add", ["INPUT0", "INPUT1"], ["OUTPUT0"]), h.make_node("Sub", ["INPUT0", "INPUT1"], ["OUTPUT1"])],
+        [
+            h.make_node("Add", ["INPUT0", "INPUT1"], ["OUTPUT0"]),
+            h.make_node("Sub", ["INPUT0", "INPUT1"], ["OUTPUT1"]),
+        ],
         "simple",
         [value(n, T.INT32, ["N", 16]) for n in ("INPUT0", "INPUT1")],
         [value(n, T.INT32, ["N", 16]) for n in ("OUTPUT0", "OUTPUT1")],
@@ -115,7 +127,9 @@ def simple() -> onnx.ModelProto:
     return h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=9)
 
 
-def blocks(rng: np.random.Generator, size: tuple[int, int] = SIZE, block: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def blocks(
+    rng: np.random.Generator, size: tuple[int, int] = SIZE, block: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
     """(frame uint8 [H,W,3], labels uint8 [H,W]): blocks of the classes' colours with a little noise."""
     height, width = size
     coarse = rng.integers(0, len(COLOURS), (height // block, width // block))
@@ -125,7 +139,9 @@ def blocks(rng: np.random.Generator, size: tuple[int, int] = SIZE, block: int = 
     return frame.clip(0, 255).astype(np.uint8), labels
 
 
-def golden(model: onnx.ModelProto, n: int = 2, seed: int = 7, size: tuple[int, int] = SIZE) -> dict[str, np.ndarray]:
+def golden(
+    model: onnx.ModelProto, n: int = 2, seed: int = 7, size: tuple[int, int] = SIZE
+) -> dict[str, np.ndarray]:
     """Frames with the answers of onnx's reference evaluator, which is not the engine under test."""
     rng = np.random.default_rng(seed)
     frames = np.stack([blocks(rng, size)[0] for _ in range(n)])
@@ -138,7 +154,9 @@ def golden(model: onnx.ModelProto, n: int = 2, seed: int = 7, size: tuple[int, i
     }
 
 
-def manifest(*, size: tuple[int, int] = SIZE, batch: int | str = 1, classes: tuple[str, ...] = CLASSES, **more: Any) -> dict:
+def manifest(
+    *, size: tuple[int, int] = SIZE, batch: int | str = 1, classes: tuple[str, ...] = CLASSES, **more: Any
+) -> dict:
     return {
         "task": "segmentation",
         "engine": {"kind": "onnxruntime", "precision": "fp32", "file": "model.onnx", "opset": 18},
@@ -166,19 +184,25 @@ def publish(
     foreign: bool = False,
     **more: Any,
 ) -> int:
-    """Publishes a version; the default is the good network.  `answers`: the golden set (default: the model's own)."""
+    """Publishes a version; the default is the good network.  `answers`: the golden set (default: the
+    model's own).
+    """
     if model is None:
         model = segmentation(*nearest_weights(), size, batch=batch)
     staged = repository.stage(name)
     content = model if isinstance(model, bytes) else model.SerializeToString()
     (staged / "model.onnx").write_bytes(content)
     if foreign:
-        return repository.publish(name, staged, {"engine": {"kind": "onnxruntime", "file": "model.onnx"}, **more})
+        return repository.publish(
+            name, staged, {"engine": {"kind": "onnxruntime", "file": "model.onnx"}, **more}
+        )
     if answers is None:
         assert not isinstance(model, bytes)
         answers = golden(model, size=size)
     np.savez(staged / "golden.npz", **answers)
-    return repository.publish(name, staged, manifest(size=size, batch=batch, **more), "name: 'x'\n", list(CLASSES))
+    return repository.publish(
+        name, staged, manifest(size=size, batch=batch, **more), "name: 'x'\n", list(CLASSES)
+    )
 
 
 def tree(path: Path) -> dict[str, bytes]:

@@ -8,9 +8,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from runtime.config import EngineConfig, ServerConfig, ShadowConfig, WatchConfig  # noqa: E402
-from runtime.repository import Repository  # noqa: E402
-from runtime.server import Server  # noqa: E402
+from runtime.config import EngineConfig, ServerConfig, ShadowConfig, WatchConfig
+from runtime.repository import Repository
+from runtime.server import Server
 
 
 @pytest.fixture

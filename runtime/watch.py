@@ -1,0 +1,141 @@
+"""The watch window: a few answers a second after a flip, and the judgement that rolls back.
+
+Knows the host and the guard; what to do about a judgement is the caller's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runtime import guard
+from runtime.config import ServerConfig
+from runtime.host import ModelHost
+from runtime.priority import lower
+from runtime.slot import Slot
+from runtime.tap import Observation, Sampler
+from runtime.verify import class_count, held
+
+log = logging.getLogger("roadworthy.watch")
+RollBack = Callable[[Slot, str, str, dict[str, Any]], None]  # slot, check, reason, detail
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """How the version before the flip behaved."""
+
+    run_ms: float
+    confidence: float  # 0 = not known
+
+    @classmethod
+    def of(cls, slot: Slot | None, watch: Watch | None) -> Baseline:
+        runs = list(slot.run_ms) if slot is not None else []
+        confidence = watch.confidence if watch is not None and watch.slot is slot else 0.0
+        return cls(float(np.median(runs)) if len(runs) >= 5 else 0.0, confidence)
+
+
+class Watch(threading.Thread):
+    """The watch window: looks at a few answers a second and rolls back on what it sees."""
+
+    def __init__(
+        self, host: ModelHost, slot: Slot, before: Baseline, config: ServerConfig, roll_back: RollBack
+    ) -> None:
+        super().__init__(name=f"watch-{host.name}", daemon=True)
+        self.slot = slot
+        self.confidence = 0.0
+        self._host = host
+        self._config = config
+        self._roll_back = roll_back
+        self._before = before
+        self._sampler = Sampler(limit=1)
+        self._ended = threading.Event()
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    def run(self) -> None:
+        lower(self._config.engine.nice)
+        self._host.observe(self._sampler)
+        try:
+            self._watch()
+        except Exception:
+            log.exception("watch window of %s version %s", self._host.name, self.slot.version)
+        finally:
+            self._host.unobserve(self._sampler)
+
+    def _watch(self) -> None:
+        limits, classes = self._config.watch, class_count(self.slot.manifest)
+        statistics = self._host.statistics_of(self.slot.version)
+        start = statistics.snapshot()
+        until = time.monotonic() + limits.seconds
+        looked = bad = 0
+        worst = ""
+        sums: list[float] = []
+        while not self._ended.is_set() and time.monotonic() < until:
+            observation = self._sampler.get(0.25)
+            if observation is not None and observation.version == self.slot.version:
+                seen = guard.look(observation.labels, observation.confidence, classes)
+                looked += 1
+                reason = guard.not_finite(seen, None) or guard.collapsed(
+                    seen, None, self._config.guard, self.slot.classes, 0.0
+                )
+                if reason is not None and not self._previous_no_better(observation, classes):
+                    bad += 1
+                    worst = reason
+                if observation.confidence is not None:
+                    sums.append(seen.mean_confidence)
+                    self.confidence = float(np.mean(sums[-50:]))
+            verdict = self._verdict(start, statistics.snapshot(), looked, bad, worst, len(sums))
+            if verdict is not None:
+                detail = {"looked_at": looked, "bad": bad}
+                self._roll_back(self.slot, *verdict, detail)
+                return
+            self._ended.wait(1.0 / limits.max_fps)
+
+    def _previous_no_better(self, observation: Observation, classes: int) -> bool:
+        """A covered camera gives one class with any version; rolling back would not help."""
+        previous = self._host.previous
+        if previous is None:
+            return False
+        try:
+            answer = held(previous, {"frame": observation.frame}, ["labels", "confidence"])
+        except Exception:
+            return False
+        seen = guard.look(answer["labels"], answer["confidence"], classes)
+        limits = self._config.guard
+        return bool(
+            guard.not_finite(seen, None) or guard.collapsed(seen, None, limits, self.slot.classes, 0.0)
+        )
+
+    def _verdict(
+        self, start: Any, now: Any, looked: int, bad: int, worst: str, with_confidence: int
+    ) -> tuple[str, str] | None:
+        limits, before = self._config.watch, self._before
+        failed = self.slot.failures
+        total = failed + now.success - start.success
+        if failed >= limits.min_frames and failed > limits.max_error_share * total:
+            return "watch-errors", f"the engine failed {failed} of {total} requests"
+        if looked >= limits.min_frames and bad > limits.max_bad_share * looked:
+            return "watch-collapse", f"{bad} of {looked} answers: {worst}"
+        runs = list(self.slot.run_ms)
+        if before.run_ms > 0 and len(runs) >= max(20, limits.min_frames):
+            limit = limits.max_latency_ratio * before.run_ms + self._config.guard.latency_slack_ms
+            if (median := float(np.median(runs))) > limit:
+                return (
+                    "watch-latency",
+                    f"{median:.1f} ms a run, {before.run_ms:.1f} before the flip (limit {limit:.1f})",
+                )
+        if before.confidence > 0 and with_confidence >= limits.min_frames:
+            least = limits.min_confidence * before.confidence
+            if self.confidence < least:
+                return (
+                    "watch-confidence",
+                    f"mean confidence {self.confidence:.0f} of 255, {before.confidence:.0f} before the flip",
+                )
+        return None

@@ -1,0 +1,209 @@
+"""Versions appear whole or not at all, and what was altered is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import Refused
+from runtime.repository import Repository, digest
+from tests.runtime import builders
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def put(repository, content=b"engine", name="road", **manifest):
+    staged = repository.stage(name)
+    (staged / "model.onnx").write_bytes(content)
+    return repository.publish(name, staged, {"task": "segmentation", **manifest}, "name: 'road'\n", ["a", "b"])
+
+
+def test_a_published_version_is_whole(repository):
+    assert put(repository, pack={"sha256": "1"}) == 1
+    assert put(repository) == 2
+    assert repository.models() == ["road"]
+    assert repository.versions("road") == [1, 2]
+    manifest, files = repository.read("road", 1)
+    assert files == {"model.onnx": b"engine"}
+    assert manifest["version"] == 1
+    assert manifest["model"] == "road"
+    assert manifest["digest"] == digest(manifest)
+    assert manifest["pack"] == {"sha256": "1"}
+    assert (repository.path / "road" / "config.pbtxt").read_text() == "name: 'road'\n"
+    assert (repository.path / "road" / "labels.txt").read_text() == "a\nb\n"
+
+
+def test_numbers_are_never_used_twice(repository):
+    put(repository)
+    put(repository)
+    import shutil
+
+    repository.append_history("road", {"version": 2, "state": "REJECTED"})
+    shutil.rmtree(repository.directory("road", 2))
+    assert put(repository) == 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "check"),
+    [
+        (lambda d: (d / "model.onnx").write_bytes(b"enginE"), "hash"),
+        (lambda d: (d / "model.onnx").write_bytes(b"eng"), "hash"),
+        (lambda d: (d / "model.onnx").unlink(), "hash"),
+        (lambda d: (d / "extra.bin").write_bytes(b"x"), "hash"),
+        (lambda d: (d / "manifest.json").unlink(), "manifest"),
+        (lambda d: (d / "manifest.json").write_text("{"), "manifest"),
+        (lambda d: (d / "manifest.json").write_text("[]"), "manifest"),
+        (lambda d: edit(d, lambda m: m.update(task="edges")), "manifest"),
+        (lambda d: edit(d, lambda m: m["files"]["model.onnx"].update(bytes=3)), "manifest"),
+        (lambda d: edit(d, lambda m: m.update(version=9), resign=True), "manifest"),
+        (lambda d: edit(d, lambda m: m.update(schema=2), resign=True), "manifest"),
+        (lambda d: edit(d, lambda m: m["files"].update({"../x": {}}), resign=True), "manifest"),
+        (lambda d: edit(d, lambda m: m.update(engine={"file": "other"}), resign=True), "manifest"),
+        (lambda d: link(d / "model.onnx"), "hash"),
+    ],
+)
+def test_damage_is_refused_by_the_name_of_the_check(repository, damage, check):
+    put(repository)
+    damage(repository.directory("road", 1))
+    with pytest.raises(Refused) as refused:
+        repository.verify("road", 1)
+    assert refused.value.check == check
+    assert "\n" not in str(refused.value)
+
+
+def edit(directory, change, resign=False):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    change(manifest)
+    if resign:
+        manifest["digest"] = digest(manifest)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def link(path):
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+def test_a_missing_version_is_refused(repository):
+    with pytest.raises(Refused, match="does not exist"):
+        repository.verify("road", 7)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "a..b", "-x", ".hidden", "a\0b", "x" * 129, "café"])
+def test_model_names_cannot_leave_the_repository(repository, name):
+    with pytest.raises(ValueError, match="model name"):
+        repository.versions(name)
+
+
+def test_foreign_directories_are_not_versions(repository):
+    put(repository)
+    for name in ("01", "v2", "0", "-1", "2.5"):
+        (repository.path / "road" / name).mkdir()
+    (repository.path / "road" / "3").write_text("a file")
+    assert repository.versions("road") == [1]
+
+
+def test_live_is_replaced_whole(repository):
+    assert repository.live("road") is None
+    put(repository)
+    repository.set_live("road", {"live": 1})
+    assert repository.live("road") == {"live": 1}
+
+
+def test_a_torn_line_of_history_is_skipped_and_closed(repository):
+    put(repository)
+    repository.append_history("road", {"version": 1, "state": "LIVE"})
+    with open(repository.path / "road" / "history.jsonl", "ab") as file:
+        file.write(b'{"version": 2, "sta')
+    repository.append_history("road", {"version": 3, "state": "REJECTED"})
+    assert [entry["version"] for entry in repository.history("road")] == [1, 3]
+
+
+def test_publish_refuses_what_is_not_plain(repository):
+    staged = repository.stage("road")
+    with pytest.raises(ValueError, match="empty"):
+        repository.publish("road", staged, {})
+    (staged / "sub").mkdir()
+    with pytest.raises(ValueError, match="plain files"):
+        repository.publish("road", staged, {})
+    with pytest.raises(ValueError, match="not made by stage"):
+        repository.publish("other", staged, {})
+    repository.abandon(staged)
+    assert list((repository.path / "road").iterdir()) == []
+
+
+def test_sweep_leaves_a_living_writer_alone(repository):
+    staged = repository.stage("road")
+    other = Repository(repository.path)
+    assert other.sweep() == []
+    assert repository.sweep() == []
+    assert staged.exists()
+    repository.abandon(staged)
+
+
+WRITER = """
+import sys
+from runtime.repository import Repository
+r = Repository(sys.argv[1])
+print("up", flush=True)
+while True:
+    staged = r.stage("road")
+    (staged / "model.onnx").write_bytes(bytes(200_000))
+    r.set_live("road", {"live": r.publish("road", staged, {"note": "x"})})
+"""
+
+
+def test_kill_while_versions_are_written_leaves_whole_versions_only(repository):
+    """SIGKILL at many moments; afterwards every version verifies and the sweep leaves nothing behind."""
+    for attempt in range(12):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(repository.path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.003 * attempt)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    reader = Repository(repository.path)
+    reader.sweep()
+    names = {p.name for p in (reader.path / "road").iterdir() if not p.name.startswith((".new-", ".tmp-"))}
+    versions = reader.versions("road")
+    assert versions == list(range(1, len(versions) + 1))
+    assert names <= {str(v) for v in versions} | {"live.json"}
+    for version in versions:
+        reader.verify("road", version)
+    live = reader.live("road")
+    assert live is None or live["live"] in versions
+
+
+def test_parallel_publishers_get_different_numbers(repository):
+    script = WRITER.replace("while True:", "for _ in range(8):")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(repository.path)], cwd=ROOT, stdout=subprocess.DEVNULL)
+        for _ in range(4)
+    ]
+    assert [process.wait() for process in processes] == [0] * 4
+    assert repository.versions("road") == list(range(1, 33))
+    for version in repository.versions("road"):
+        repository.verify("road", version)
+
+
+def test_the_bytes_that_were_hashed_are_the_bytes_that_are_used(repository):
+    """An alteration after reading cannot slip in: `read` hands out what it hashed."""
+    put(repository, b"good")
+    _, files = repository.read("road", 1)
+    (repository.directory("road", 1) / "model.onnx").write_bytes(b"evil")
+    assert files["model.onnx"] == b"good"
+
+
+def test_builders_make_versions_that_verify(repository):
+    builders.publish(repository)
+    assert set(repository.verify("road", 1)["files"]) == {"model.onnx", "golden.npz"}
