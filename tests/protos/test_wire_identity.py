@@ -32,7 +32,10 @@ def fields(message):
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(inference_pb2, "tritonclient.grpc.service_pb2"), (model_config_pb2, "tritonclient.grpc.model_config_pb2")],
+    [
+        (inference_pb2, "tritonclient.grpc.service_pb2"),
+        (model_config_pb2, "tritonclient.grpc.model_config_pb2"),
+    ],
 )
 def test_every_message_has_tritons_names_and_numbers(ours, theirs):
     theirs = pytest.importorskip(theirs)
@@ -90,7 +93,12 @@ def test_nothing_of_ours_enters_the_default_pool():
 def test_lives_beside_other_owners_of_the_package_in_one_process(first):
     """tritonclient, and kserve and mlserver where they are installed, in either order."""
     pytest.importorskip("tritonclient.grpc")
-    others = ["protos.inference_pb2", "tritonclient.grpc", "kserve.protos.grpc_predict_v2_pb2", "mlserver.grpc.dataplane_pb2"]
+    others = [
+        "protos.inference_pb2",
+        "tritonclient.grpc",
+        "kserve.protos.grpc_predict_v2_pb2",
+        "mlserver.grpc.dataplane_pb2",
+    ]
     others.sort(key=lambda name: name != first)
     script = (
         f"import importlib\nfor name in {others!r}:\n"

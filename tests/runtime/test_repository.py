@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def put(repository, content=b"engine", name="road", **manifest):
     staged = repository.stage(name)
     (staged / "model.onnx").write_bytes(content)
-    return repository.publish(name, staged, {"task": "segmentation", **manifest}, "name: 'road'\n", ["a", "b"])
+    return repository.publish(
+        name, staged, {"task": "segmentation", **manifest}, "name: 'road'\n", ["a", "b"]
+    )
 
 
 def test_a_published_version_is_whole(repository):
@@ -96,7 +98,9 @@ def test_a_missing_version_is_refused(repository):
         repository.verify("road", 7)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc", "a..b", "-x", ".hidden", "a\0b", "x" * 129, "café"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "/etc", "a..b", "-x", ".hidden", "a\0b", "x" * 129, "café"]
+)
 def test_model_names_cannot_leave_the_repository(repository, name):
     with pytest.raises(ValueError, match="model name"):
         repository.versions(name)
@@ -187,7 +191,9 @@ def test_kill_while_versions_are_written_leaves_whole_versions_only(repository):
 def test_parallel_publishers_get_different_numbers(repository):
     script = WRITER.replace("while True:", "for _ in range(8):")
     processes = [
-        subprocess.Popen([sys.executable, "-c", script, str(repository.path)], cwd=ROOT, stdout=subprocess.DEVNULL)
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(repository.path)], cwd=ROOT, stdout=subprocess.DEVNULL
+        )
         for _ in range(4)
     ]
     assert [process.wait() for process in processes] == [0] * 4

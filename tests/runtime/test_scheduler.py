@@ -1,0 +1,224 @@
+"""The queue: bounded, in order, deadline-aware, and nothing is lost in it."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from runtime.config import QueueConfig
+from runtime.errors import Code, ServiceError
+from runtime.scheduler import Job, Scheduler
+
+
+class Engine:
+    """Runs wait for `gate`; keeps what ran together."""
+
+    def __init__(self):
+        self.gate = threading.Event()
+        self.batches = []
+        self.together = 0
+        self.most = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, jobs):
+        with self.lock:
+            self.together += 1
+            self.most = max(self.most, self.together)
+            self.batches.append([job.payload for job in jobs])
+        assert self.gate.wait(10)
+        for job in jobs:
+            job.result = job.payload
+        with self.lock:
+            self.together -= 1
+
+
+class Caller(threading.Thread):
+    def __init__(self, scheduler, job):
+        super().__init__(daemon=True)
+        self.scheduler, self.job = scheduler, job
+        self.result = self.error = None
+        self.start()
+
+    def run(self):
+        try:
+            self.result = self.scheduler.submit(self.job)
+        except ServiceError as error:
+            self.error = error
+
+
+def until(condition):
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end, "never happened"
+        time.sleep(0.001)
+
+
+def start(config, jobs, concurrency=1):
+    """The first job runs (and blocks); the rest wait in order."""
+    engine = Engine()
+    scheduler = Scheduler(engine, config, concurrency)
+    callers = []
+    for index, job in enumerate(jobs):
+        callers.append(Caller(scheduler, job))
+        if index < concurrency:
+            until(lambda n=index: len(engine.batches) == n + 1)
+        else:
+            until(lambda j=job, c=callers[-1]: j.wake is not None or c.error)
+    return engine, scheduler, callers
+
+
+def finish(engine, callers):
+    engine.gate.set()
+    for caller in callers:
+        caller.join(5)
+        assert not caller.is_alive()
+
+
+def test_first_come_first_served_one_at_a_time():
+    jobs = [Job(n) for n in range(6)]
+    engine, scheduler, callers = start(QueueConfig(), jobs)
+    assert scheduler.pending == 5
+    finish(engine, callers)
+    assert engine.batches == [[n] for n in range(6)]
+    assert [c.result for c in callers] == list(range(6))
+    assert engine.most == 1
+    assert scheduler.pending == 0
+
+
+def test_no_more_runs_at_the_same_time_than_permitted():
+    engine, _, callers = start(QueueConfig(), [Job(n) for n in range(8)], concurrency=3)
+    finish(engine, callers)
+    assert engine.most == 3
+    assert sorted(c.result for c in callers) == list(range(8))
+
+
+def test_a_full_queue_refuses():
+    engine, _, callers = start(QueueConfig(limit=2), [Job(n) for n in range(4)])
+    assert callers[3].error.code is Code.RESOURCE_EXHAUSTED
+    assert callers[3].error.reason == "queue-full"
+    finish(engine, callers)
+    assert [c.result for c in callers[:3]] == [0, 1, 2]
+
+
+def test_latest_frame_wins_per_source():
+    config = QueueConfig(policy="latest")
+    jobs = [
+        Job("busy"),
+        Job("a1", source="a"),
+        Job("b1", source="b"),
+        Job("a2", source="a"),
+        Job("x1"),
+        Job("x2"),
+    ]
+    engine, _, callers = start(config, jobs)
+    callers[1].join(5)
+    assert callers[1].error.reason == "stale"
+    assert "newer frame of source 'a'" in callers[1].error.message
+    finish(engine, callers)
+    assert engine.batches == [["busy"], ["b1"], ["a2"], ["x1"], ["x2"]]
+
+
+def test_a_deadline_that_passes_in_the_queue():
+    jobs = [Job(0), Job(1, deadline=time.monotonic() + 0.15), Job(2)]
+    engine, scheduler, callers = start(QueueConfig(), jobs)
+    callers[1].join(5)
+    assert callers[1].error.code is Code.DEADLINE_EXCEEDED
+    assert scheduler.pending == 1
+    finish(engine, callers)
+    assert engine.batches == [[0], [2]]
+
+
+def test_a_cancelled_request_is_not_run():
+    jobs = [Job(0), Job(1), Job(2)]
+    engine, scheduler, callers = start(QueueConfig(), jobs)
+    scheduler.cancel(jobs[1])
+    callers[1].join(5)
+    assert callers[1].error.reason == "cancelled"
+    scheduler.cancel(jobs[0])  # runs already: finishes
+    finish(engine, callers)
+    assert engine.batches == [[0], [2]]
+    assert callers[0].result == 0
+    scheduler.cancel(jobs[0])  # over already: nothing
+
+
+def test_compatible_requests_share_a_run():
+    config = QueueConfig(max_batch=3)
+    jobs = [
+        Job(0, batch_key="k"),
+        *(Job(n, batch_key="k") for n in (1, 2, 3)),
+        Job("other"),
+        Job(4, batch_key="k"),
+    ]
+    engine, _, callers = start(config, jobs)
+    finish(engine, callers)
+    assert engine.batches == [[0], [1, 2, 3], ["other"], [4]]
+    assert [c.result for c in callers] == [0, 1, 2, 3, "other", 4]
+
+
+def test_a_run_takes_no_more_than_max_batch_items():
+    config = QueueConfig(max_batch=4)
+    jobs = [Job(0, batch_key="k", size=1), Job("3", batch_key="k", size=3), Job("2", batch_key="k", size=2)]
+    engine, _, callers = start(config, jobs)
+    finish(engine, callers)
+    assert engine.batches == [[0], ["3"], ["2"]]
+
+
+def test_a_run_waits_for_company_no_longer_than_the_delay():
+    engine = Engine()
+    engine.gate.set()
+    scheduler = Scheduler(engine, QueueConfig(max_batch=2, batch_delay=0.2), 1)
+    begun = time.monotonic()
+    first = Caller(scheduler, Job(1, batch_key="k"))
+    time.sleep(0.05)
+    second = Caller(scheduler, Job(2, batch_key="k"))
+    first.join(5)
+    second.join(5)
+    assert engine.batches == [[1, 2]]
+    assert time.monotonic() - begun < 0.19
+
+
+def test_an_engine_that_throws_fails_its_requests_and_no_others():
+    def execute(jobs):
+        for job in jobs:
+            if job.payload == "bad":
+                raise ServiceError(Code.INTERNAL, "broken", "engine")
+            job.result = job.payload
+
+    scheduler = Scheduler(execute, QueueConfig(), 1)
+    with pytest.raises(ServiceError, match="broken"):
+        scheduler.submit(Job("bad"))
+    assert scheduler.submit(Job("good")) == "good"
+
+
+def test_nothing_is_lost_under_a_storm():
+    """Every request ends once: with its own answer or with a reason."""
+
+    def execute(jobs):
+        time.sleep(0.0005)
+        for job in jobs:
+            job.result = job.payload
+
+    scheduler = Scheduler(execute, QueueConfig(limit=6, max_batch=3), 2)
+    ends = []
+
+    def client(number):
+        for n in range(60):
+            payload = (number, n)
+            deadline = time.monotonic() + 0.002 if n % 7 == 0 else None
+            try:
+                assert scheduler.submit(Job(payload, deadline=deadline, batch_key=number % 2)) == payload
+                ends.append("answered")
+            except ServiceError as error:
+                ends.append(error.reason)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(ends) == 12 * 60
+    assert set(ends) <= {"answered", "queue-full", "deadline"}
+    assert scheduler.pending == 0
+    assert scheduler.submit(Job("after")) == "after"

@@ -1,0 +1,546 @@
+"""The guarded swap through the service: what is refused, by which check, and that the live version goes
+on answering.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from runtime.client import Client, Rejected
+from runtime.config import GuardConfig, ShadowConfig, SwapConfig, WatchConfig
+from runtime.repository import Repository
+from tests.runtime import builders as b
+
+W, B = b.nearest_weights()
+
+
+class Stream(threading.Thread):
+    """A camera: sends frames until it is stopped, and counts what comes back."""
+
+    def __init__(self, target, model="road", fps=60.0):
+        super().__init__(daemon=True)
+        self.target, self.model, self.pause = target, model, 1.0 / fps
+        self.sent = 0
+        self.versions, self.failed, self.rejected, self.wrong = [], [], [], 0
+        self.stopping = threading.Event()
+
+    def __enter__(self):
+        self.start()
+        while not self.versions and not self.failed:
+            time.sleep(0.005)
+        return self
+
+    def __exit__(self, *_):
+        self.stopping.set()
+        self.join(20)
+        assert self.sent == len(self.versions) + len(self.failed) + len(self.rejected)
+
+    def run(self):
+        rng = np.random.default_rng(5)
+        frames = [b.blocks(rng) for _ in range(8)]
+        with Client(self.target) as client:
+            while not self.stopping.is_set():
+                frame, labels = frames[self.sent % 8]
+                self.sent += 1
+                try:
+                    answer = client.infer(self.model, frame, source="front", timeout=10)
+                    self.versions.append(answer.version)
+                    self.wrong += int((answer.labels != labels).mean() > 0.2)
+                except Rejected as error:
+                    self.rejected.append(error)
+                except Exception as error:
+                    self.failed.append(error)
+                time.sleep(self.pause)
+
+
+def bias(**raised):
+    """The good network with some classes pushed."""
+    out = B.copy()
+    for name, value in raised.items():
+        out[b.CLASSES.index(name)] += value
+    return b.segmentation(W, out)
+
+
+def bad_versions():
+    good = b.segmentation(W, B)
+    nan = W.copy()
+    nan[1, 0] = np.nan
+    inf = B.copy()
+    inf[2] = np.inf
+    permuted = b.segmentation(W[[1, 2, 3, 0]], B[[1, 2, 3, 0]])
+    five = b.segmentation(np.vstack([W, W[:1]]), np.append(B, -1e3))
+    answers = b.golden(good)
+    return {
+        "nan weights": ("finite", {"model": b.segmentation(nan, B), "answers": answers}),
+        "infinite bias": ("finite", {"model": b.segmentation(W, inf), "answers": answers}),
+        "one class, honestly exported": ("collapse", {"model": bias(sky=1e3)}),
+        "a class has vanished": ("collapse", {"model": bias(car=-1e3)}),
+        "answers are not the exporter's": ("golden", {"model": bias(car=-1e3), "answers": answers}),
+        "truncated before publishing": (
+            "load",
+            {"model": good.SerializeToString()[:-200], "answers": answers},
+        ),
+        "not a model": ("load", {"model": b"\x00\x01garbage", "answers": answers}),
+        "other size": ("contract", {"model": b.segmentation(W, B, (32, 32)), "size": (32, 32)}),
+        "other classes": ("contract", {"model": good, "classes": ("a", "b", "c", "d")}),
+        "more classes than named": ("contract", {"model": five, "answers": answers}),
+        "size of the manifest is not the engine's": (
+            "contract",
+            {"model": good, "input": {"height": 8, "width": 8}},
+        ),
+        "permuted classes": ("shadow-agreement", {"model": permuted}),
+        "no golden frames": ("golden", {"answers": {"x": np.zeros(1)}}),
+        "golden frames of another size": (
+            "golden",
+            {"answers": b.golden(b.segmentation(W, B, (32, 32)), size=(32, 32)), "model": good},
+        ),
+        "twenty times as slow": (
+            "latency",
+            {"model": b.segmentation(W, B, depth=16, width=256), "answers": answers},
+        ),
+    }
+
+
+@pytest.mark.parametrize("traffic", [True, False], ids=["live traffic", "no traffic"])
+@pytest.mark.parametrize("case", list(bad_versions()))
+def test_a_bad_version_is_refused_by_the_name_of_the_check(repository, quick, serve, case, traffic):
+    check, how = bad_versions()[case]
+    b.publish(repository)
+    server = serve(quick)
+    bad = b.publish(repository, **how)
+    with Client(server.target) as client:
+        if traffic:
+            with Stream(server.target) as camera:
+                events = list(client.submit("road", bad))
+            assert not camera.failed
+            assert set(camera.versions) == {1}
+            assert not camera.wrong
+        else:
+            events = list(client.submit("road", bad))
+        assert (events[0].state, events[-1].state) == ("SUBMITTED", "REJECTED")
+        assert events[-1].check == check, events[-1]
+        assert events[-1].reason
+        assert "\n" not in events[-1].reason
+        assert client.status()["models"]["road"]["live"] == 1
+    assert repository.live("road")["live"] == 1
+    assert [e["state"] for e in repository.history("road") if e["version"] == bad][-1] == "REJECTED"
+
+
+@pytest.mark.parametrize(
+    ("damage", "check"),
+    [
+        (lambda d: (d / "model.onnx").write_bytes((d / "model.onnx").read_bytes()[:-100]), "hash"),
+        (lambda d: (d / "golden.npz").write_bytes((d / "golden.npz").read_bytes()[:-1] + b"\x01"), "hash"),
+        (lambda d: (d / "manifest.json").unlink(), "manifest"),
+        (lambda d: (d / "note.txt").write_text("hello"), "hash"),
+    ],
+    ids=["truncated", "altered", "foreign", "added file"],
+)
+def test_what_was_altered_after_publishing_is_refused(repository, quick, serve, damage, check):
+    b.publish(repository)
+    server = serve(quick)
+    bad = b.publish(repository)
+    damage(repository.directory("road", bad))
+    with Client(server.target) as client, Stream(server.target) as camera:
+        assert [(e.state, e.check) for e in client.submit("road", bad)][-1] == ("REJECTED", check)
+    assert not camera.failed
+    assert set(camera.versions) == {1}
+
+
+def test_a_good_version_goes_live_and_is_shadowed_on_live_frames(repository, quick, serve):
+    b.publish(repository)
+    server = serve(quick)
+    good = b.publish(repository, model=bias(car=0.3), adaptation={"round": 7}, pack={"sha256": "cd" * 32})
+    with Client(server.target) as client, Stream(server.target) as camera:
+        events = list(client.submit("road", good))
+        assert [e.state for e in events] == ["SUBMITTED", "VERIFIED", "SHADOWING", "LIVE"]
+        assert events[-1].detail["shadow"]["frames"] == 6
+        assert events[-1].detail["shadow"]["agreement"] > 0.95
+        frame, labels = b.blocks(np.random.default_rng(0))
+        answer = client.infer("road", frame)
+        assert (answer.version, answer.parameters["round"], answer.parameters["pack"]) == (
+            good,
+            "7",
+            "cd" * 32,
+        )
+        assert (answer.labels == labels).all()
+        old = client.infer("road", frame, version=1)  # kept warm, and still to be had by number
+        assert old.version == 1
+        with pytest.raises(Rejected, match="version 9 is not found"):
+            client.infer("road", frame, version=9)
+        status = client.status()["models"]["road"]
+        assert (status["live"], status["previous"]) == (good, 1)
+        assert status["watching"]
+    assert not camera.failed
+    assert camera.versions == sorted(camera.versions)  # never back and forth
+    live = repository.live("road")
+    assert (live["live"], live["previous"]) == (good, 1)
+
+
+def test_without_traffic_the_golden_frames_decide_and_the_event_says_so(repository, quick, serve):
+    b.publish(repository)
+    server = serve(quick)
+    good = b.publish(repository, model=bias(car=0.3))
+    with Client(server.target) as client:
+        *_, last = client.submit("road", good)
+    assert last.state == "LIVE"
+    assert "no live traffic: decided by the golden frames alone" in last.reason
+
+
+def test_the_swap_goes_on_when_the_client_vanishes(repository, quick, serve):
+    b.publish(repository)
+    server = serve(quick)
+    good = b.publish(repository)
+    client = Client(server.target)
+    next(client.submit("road", good))
+    client.close()
+    wait(lambda: server.service.host("road").live.version == good)
+
+
+def test_rollback_and_what_it_cannot_do(repository, quick, serve):
+    b.publish(repository)
+    server = serve(quick)
+    good = b.publish(repository)
+    with Client(server.target) as client:
+        with pytest.raises(Rejected, match="no previous version"):
+            client.rollback("road")
+        *_, last = client.submit("road", good)
+        assert last.state == "LIVE"
+        event = client.rollback("road")
+        assert (event.state, event.version, event.detail["live"]) == ("ROLLED_BACK", good, 1)
+        frame, _ = b.blocks(np.random.default_rng(0))
+        assert client.infer("road", frame).version == 1
+        assert repository.live("road")["live"] == 1
+        with pytest.raises(Rejected, match="version 2 is not found"):
+            client.infer("road", frame, version=good)
+        states = {v["version"]: v["state"] for v in client.versions("road")}
+        assert states == {1: "LIVE", good: "ROLLED_BACK"}
+
+
+def test_freeze_and_pin(repository, quick, serve):
+    b.publish(repository)
+    server = serve(quick)
+    second = b.publish(repository)
+    with Client(server.target) as client:
+        status = client.freeze("road", "driving")["models"]["road"]
+        assert (status["frozen"], status["frozen_reason"]) == (True, "driving")
+        *_, last = client.submit("road", second)
+        assert (last.state, last.check) == ("REJECTED", "frozen")
+        assert "driving" in last.reason
+        *_, last = client.promote("road", second)
+        assert (last.state, last.check) == ("REJECTED", "frozen")
+        client.unfreeze("road")
+        client.pin("road")
+        *_, last = client.submit("road", second)
+        assert (last.state, last.check) == ("REJECTED", "pinned")
+        with pytest.raises(Rejected, match="is not live"):
+            client.pin("road", second)
+        client.unpin("road")
+        *_, last = client.submit("road", second)
+        assert last.state == "LIVE"
+        client.pin("road", second)
+        with pytest.raises(Rejected, match="pinned"):
+            client.rollback("road")
+        client.freeze()  # all
+    server.stop()
+    again = serve(quick)  # both outlive the server
+    with Client(again.target) as client:
+        status = client.status()["models"]["road"]
+        assert (status["live"], status["pinned"], status["frozen"]) == (second, True, True)
+
+
+def test_a_candidate_can_wait_for_the_thaw(repository, quick, serve):
+    b.publish(repository)
+    server = serve(dataclasses.replace(quick, swap=SwapConfig(freeze_wait=20.0)))
+    second = b.publish(repository)
+    with Client(server.target) as client:
+        client.freeze("road", "driving")
+        events = client.submit("road", second)
+        assert next(events).state == "SUBMITTED"
+        time.sleep(0.2)
+        client.unfreeze("road")
+        assert [e.state for e in events][-1] == "LIVE"
+
+
+def test_a_live_version_that_goes_bad_is_rolled_back_by_itself(repository, quick, serve):
+    """It passes every check on the golden frames and, without traffic, no live frame is seen: the watch
+    window sees them.
+    """
+    b.publish(repository)
+    server = serve(quick)
+    # right on the colours, wrong as soon as there is fog: a bright frame is all "sky"
+    weights, shifted = W.copy(), B.copy()
+    weights[3] += 10
+    shifted[3] -= 13
+    second = b.publish(repository, model=b.segmentation(weights, shifted))
+    with Client(server.target) as client:
+        *_, last = client.submit("road", second)
+        assert last.state == "LIVE", last
+        with client.watch("road") as events:
+            frame, _ = b.blocks(np.random.default_rng(1))
+            fog = (0.6 * 255 + 0.2 * frame).astype(np.uint8)
+            for _ in range(200):
+                answer = client.infer("road", fog)
+                if answer.version == 1:
+                    break
+                time.sleep(0.02)
+            event = next(events)
+        assert (event.state, event.version, event.check) == ("ROLLED_BACK", second, "watch-collapse")
+        assert client.infer("road", fog).version == 1
+    assert repository.live("road")["live"] == 1
+
+
+def test_an_all_black_camera_rolls_nothing_back(repository, quick, serve):
+    """One class everywhere is right for a covered camera: the previous version says the same."""
+    b.publish(repository)
+    server = serve(dataclasses.replace(quick, watch=WatchConfig(seconds=1.0, max_fps=100.0)))
+    second = b.publish(repository)
+    with Client(server.target) as client:
+        assert [e.state for e in client.submit("road", second)][-1] == "LIVE"
+        for _ in range(100):
+            assert client.infer("road", np.zeros((*b.SIZE, 3), np.uint8)).version == second
+            time.sleep(0.01)
+        wait(lambda: not client.status()["models"]["road"]["watching"])
+        assert client.status()["models"]["road"]["live"] == second
+
+
+def test_an_engine_that_throws_when_live_is_rolled_back(repository, quick, serve, monkeypatch):
+    b.publish(repository)
+    server = serve(quick)
+    second = b.publish(repository)
+    with Client(server.target) as client:
+        assert [e.state for e in client.submit("road", second)][-1] == "LIVE"
+        monkeypatch.setattr(server.service.host("road").live.engine, "run", broken)
+        frame, _ = b.blocks(np.random.default_rng(1))
+        failures = 0
+        for _ in range(200):
+            try:
+                if client.infer("road", frame).version == 1:
+                    break
+            except Exception as error:
+                assert "out of order" in str(error)
+                failures += 1
+            time.sleep(0.01)
+        assert failures >= 5
+        assert client.status()["models"]["road"]["live"] == 1
+        assert client.history("road")[-2].check == "watch-errors"
+        account = client.status()["account"]
+        assert account["rejected"] == {"engine": failures}
+
+
+def broken(*_):
+    raise RuntimeError("out of order")
+
+
+def test_a_candidate_that_hangs_is_given_up(repository, quick, serve, monkeypatch):
+    from runtime import engines
+
+    b.publish(repository)
+    server = serve(dataclasses.replace(quick, engine=dataclasses.replace(quick.engine, load_timeout=0.3)))
+    second = b.publish(repository)
+    release = threading.Event()
+    monkeypatch.setattr(engines, "load", lambda *a, **k: release.wait(10) or broken())
+    with Client(server.target) as client, Stream(server.target) as camera:
+        *_, last = client.submit("road", second)
+    release.set()
+    assert (last.state, last.check) == ("REJECTED", "load")
+    assert "0 s" in last.reason
+    assert set(camera.versions) == {1}
+    assert not camera.failed
+
+
+def test_a_disk_that_is_full_refuses_the_flip(repository, quick, serve, monkeypatch):
+    b.publish(repository)
+    server = serve(quick)
+    second = b.publish(repository)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Repository, "set_live", full)
+    monkeypatch.setattr(Repository, "append_history", full)
+    with Client(server.target) as client, Stream(server.target) as camera:
+        *_, last = client.submit("road", second)
+        assert (last.state, last.check) == ("REJECTED", "record")
+        assert "No space left" in last.reason
+    assert set(camera.versions) == {1}
+    assert not camera.failed
+
+
+def test_a_candidate_beyond_the_memory_budget_is_refused_before_it_is_loaded(repository, quick, serve):
+    b.publish(repository)
+    config = dataclasses.replace(quick, guard=GuardConfig(memory_budget_bytes=40 << 20))
+    server = serve(config)
+    with Client(server.target) as client:
+        second = b.publish(repository)
+        assert [e.state for e in client.submit("road", second)][-1] == "LIVE"
+        third = b.publish(repository)
+        *_, last = client.submit("road", third)
+        assert (last.state, last.check) == ("REJECTED", "memory")
+        assert "guard.memory_budget_bytes" in last.reason
+
+
+def test_the_resource_preserving_policy_gives_up_the_warm_version_instead(repository, quick, serve):
+    b.publish(repository)
+    config = dataclasses.replace(
+        quick, guard=GuardConfig(memory_budget_bytes=40 << 20, memory_policy="resource")
+    )
+    server = serve(config)
+    with Client(server.target) as client:
+        for _ in range(3):
+            version = b.publish(repository)
+            assert [e.state for e in client.submit("road", version)][-1] == "LIVE"
+
+
+def test_a_foreign_network_is_swapped_with_the_checks_that_need_labels_skipped(repository, quick, serve):
+    model = b.simple()
+    b.publish(repository, "simple", model, foreign=True)
+    server = serve(quick)
+    second = b.publish(repository, "simple", model, foreign=True)
+    with Client(server.target) as client:
+        events = list(client.submit("simple", second))
+        assert events[-1].state == "LIVE"
+        assert "were not checked" in events[1].reason
+        assert "not shadowed" in events[-1].reason
+        x = np.arange(16, dtype=np.int32)[None]
+        answer = client.infer_tensors("simple", {"INPUT0": x, "INPUT1": x})
+        assert answer.version == second
+        assert (answer.outputs["OUTPUT0"] == 2 * x).all()
+
+
+def test_a_model_that_appears_after_the_start(repository, quick, serve):
+    b.publish(repository)
+    server = serve(quick)
+    b.publish(repository, "other")
+    with Client(server.target) as client:
+        with pytest.raises(Rejected, match="unknown model"):
+            client.infer("other", np.zeros((*b.SIZE, 3), np.uint8))
+        assert [e.state for e in client.submit("other", 1)][-1] == "LIVE"
+        assert client.infer("other", np.zeros((*b.SIZE, 3), np.uint8)).version == 1
+        with pytest.raises(Rejected, match="not in the repository"):
+            client.submit("nope", 1).__next__()
+        with pytest.raises(Rejected, match="letters, digits"):
+            client.submit("../road", 1).__next__()
+
+
+def test_a_damaged_live_version_gives_way_to_the_previous_one_at_the_start(repository, quick, serve):
+    b.publish(repository)
+    server = serve(quick)
+    second = b.publish(repository)
+    with Client(server.target) as client:
+        assert [e.state for e in client.submit("road", second)][-1] == "LIVE"
+    server.stop()
+    (repository.directory("road", second) / "model.onnx").write_bytes(b"rust")
+    server = serve(quick)
+    with Client(server.target) as client:
+        assert client.status()["models"]["road"]["live"] == 1
+        rejected = [e for e in client.history("road") if e.state == "REJECTED"]
+        assert (rejected[-1].version, rejected[-1].check) == (second, "hash")
+
+
+def test_the_rollback_target_is_warm_again_after_a_restart(repository, quick, serve):
+    b.publish(repository)
+    server = serve(quick)
+    second = b.publish(repository)
+    with Client(server.target) as client:
+        assert [e.state for e in client.submit("road", second)][-1] == "LIVE"
+    server.stop()
+    server = serve(quick)
+    with Client(server.target) as client:
+        wait(lambda: client.status()["models"]["road"]["previous"] == 1)
+        assert client.rollback("road").detail["live"] == 1
+
+
+def test_a_server_with_nothing_but_bad_versions_starts_and_says_why(repository, quick, serve):
+    b.publish(repository, model=b"garbage", answers=b.golden(b.segmentation(W, B)))
+    server = serve(quick)
+    with Client(server.target) as client:
+        status = client.status()["models"]["road"]
+        assert not status["ready"]
+        assert "load" in status["reason"]
+        with pytest.raises(Rejected, match="no available versions"):
+            client.infer("road", np.zeros((*b.SIZE, 3), np.uint8))
+        good = b.publish(repository)
+        assert [e.state for e in client.submit("road", good)][-1] == "LIVE"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_twenty_swaps_under_load_lose_nothing(repository, quick, serve, threads):
+    """sent = answered + rejected(reason), nothing failed, and the versions are seen in order."""
+    engine = dataclasses.replace(quick.engine, threads=threads)
+    config = dataclasses.replace(
+        quick, engine=engine, shadow=ShadowConfig(frames=2, min_frames=1, idle_timeout=0.5)
+    )
+    b.publish(repository)
+    server = serve(config)
+    cameras = [Stream(server.target, fps=200.0) for _ in range(3)]
+    with Client(server.target) as client:
+        for camera in cameras:
+            camera.__enter__()
+        for n in range(20):
+            version = b.publish(repository, model=bias(car=0.02 * n))
+            *_, last = client.submit("road", version)
+            assert last.state == "LIVE", last
+        for camera in cameras:
+            camera.__exit__()
+        account = client.status()["account"]
+    sent = sum(camera.sent for camera in cameras)
+    answered = sum(len(camera.versions) for camera in cameras)
+    rejected = sum(len(camera.rejected) for camera in cameras)
+    assert [camera.failed for camera in cameras] == [[], [], []]
+    assert sent == answered + rejected
+    assert rejected == 0
+    assert account == {"accepted": sent, "answered": answered, "rejected": {}, "in_flight": 0}
+    assert all(camera.versions == sorted(camera.versions) for camera in cameras)
+    assert len({v for camera in cameras for v in camera.versions}) >= 15
+    assert not any(camera.wrong for camera in cameras)
+    assert server.service.host("road").live.version == 21
+
+
+def test_retired_engines_are_closed(repository, quick, serve):
+    b.publish(repository)
+    server = serve(quick)
+    host = server.service.host("road")
+    slots = [host.live]
+    with Client(server.target) as client:
+        for _ in range(3):
+            version = b.publish(repository)
+            assert [e.state for e in client.submit("road", version)][-1] == "LIVE"
+            slots.append(host.live)
+    assert slots[0].wait_closed(5)
+    assert slots[1].wait_closed(5)
+    assert not slots[2].wait_closed(0)
+    retired = [e["version"] for e in repository.history("road") if e["state"] == "RETIRED"]
+    assert retired == [1, 2]
+
+
+def test_history_tells_the_whole_story(repository, quick, serve):
+    b.publish(repository)
+    server = serve(quick)
+    second = b.publish(repository)
+    with Client(server.target) as client:
+        list(client.submit("road", second))
+        lines = [
+            json.loads(line) for line in (repository.path / "road" / "history.jsonl").read_text().splitlines()
+        ]
+        assert [(e["version"], e["state"]) for e in lines] == [
+            (1, "LIVE"),
+            (2, "SUBMITTED"),
+            (2, "VERIFIED"),
+            (2, "SHADOWING"),
+            (2, "LIVE"),
+        ]
+        assert [e.state for e in client.history("road")] == [e["state"] for e in lines]
+
+
+def wait(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "never happened"
+        time.sleep(0.01)
