@@ -42,14 +42,16 @@ def test_arrows_point_one_way(folder: str) -> None:
     allowed = MAY_IMPORT[folder] | {folder}
     for path in sorted((ROOT / folder).rglob("*.py")):
         wrong = (imports(path) & set(HOUSE)) - allowed
-        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}; {folder}/ may import {sorted(allowed)}"
+        where = path.relative_to(ROOT)
+        assert not wrong, f"{where} imports {sorted(wrong)}; {folder}/ may import {sorted(allowed)}"
 
 
 @pytest.mark.parametrize("folder", ["runtime", "protos"])
 def test_serving_needs_no_training_library(folder: str) -> None:
     for path in sorted((ROOT / folder).rglob("*.py")):
         wrong = imports(path) & NOT_IN_RUNTIME
-        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}, which a serving vehicle does not install"
+        where = path.relative_to(ROOT)
+        assert not wrong, f"{where} imports {sorted(wrong)}, which a serving vehicle does not install"
 
 
 def test_importing_the_server_loads_no_training_library() -> None:
@@ -57,5 +59,6 @@ def test_importing_the_server_loads_no_training_library() -> None:
         "import sys, runtime.serve, runtime.ctl, runtime.client; "
         f"print(sorted(m for m in {sorted(NOT_IN_RUNTIME)} if m in sys.modules))"
     )
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "[]"
