@@ -229,7 +229,10 @@ def _batch_norm(e: _Emitter, node: fx.Node, _: Tensor) -> str:
 
 
 def _prelu(e: _Emitter, node: fx.Node, _: Tensor) -> str:
-    return e.out.node("PRelu", [e.name(node.args[0]), e.parameter(f"{node.target}.weight", (-1, 1, 1))])
+    # Not PRelu: ONNX Runtime's is scalar code, a quarter of ESPNetv2's time (docs/export.md).
+    x, slope = e.name(node.args[0]), e.parameter(f"{node.target}.weight", (-1, 1, 1))
+    below = e.out.node("Mul", [e.out.node("Min", [x, e.out.constant(0.0)]), slope])
+    return e.out.node("Add", [e.out.node("Relu", [x]), below])
 
 
 def _same(e: _Emitter, node: fx.Node, _: Tensor) -> str:
@@ -367,6 +370,18 @@ def _interpolate(e: _Emitter, node: fx.Node, result: Tensor) -> str:
     return e.out.resize(e.name(node.args[0]), before, after, bool(a.get("align_corners")))  # type: ignore[arg-type]
 
 
+def _pad(e: _Emitter, node: fx.Node, _: Tensor) -> str:
+    a = e.arguments(node, "input", "pad", "mode", "value", mode="constant", value=None)
+    if a["mode"] != "constant" or a["value"]:
+        raise ExportError(f"{node.name}: only padding with zeros has an ONNX form here, not {a['mode']!r}")
+    rank = len(e.shape(node.args[0]))
+    before, after = [0] * rank, [0] * rank
+    for i, (low, high) in enumerate(zip(a["pad"][::2], a["pad"][1::2], strict=True)):
+        before[rank - 1 - i], after[rank - 1 - i] = int(low), int(high)
+    pads = e.out.constant(before + after, np.int64)
+    return e.out.node("Pad", [e.name(node.args[0]), pads], mode="constant")
+
+
 def _avg_pool(e: _Emitter, node: fx.Node, _: Tensor) -> str:
     a = e.arguments(
         node, "input", "kernel", "stride", "padding", "ceil", "count_include_pad", "divisor", stride=None
@@ -475,6 +490,7 @@ _CALLS: dict[Any, Handler] = {
     F.avg_pool2d: _avg_pool,
     F.adaptive_avg_pool2d: _adaptive_module,
     F.pixel_shuffle: _pixel_shuffle,
+    F.pad: _pad,
     torch.cat: _cat,
     torch.concat: _cat,
     torch.softmax: _softmax,
@@ -559,7 +575,7 @@ def _preprocess(graph: Graph, spec: PackSpec) -> str:
 
 
 def _postprocess(graph: Graph, logits: str, before: tuple[int, int], after: tuple[int, int]) -> None:
-    graph.node("Softmax", [logits], axis=1, output="probabilities")
+    _softmax_by_hand(graph, logits)
     full = graph.resize(logits, before, after, aligned=False)
     # ArgMax answers int64 and uint8 may only be cast from float: the documented way to a uint8 output.
     index = graph.node("ArgMax", [full], axis=1, keepdims=0)
@@ -570,6 +586,13 @@ def _postprocess(graph: Graph, logits: str, before: tuple[int, int], after: tupl
     total = graph.reduce("ReduceSum", graph.node("Exp", [graph.node("Sub", [full, largest])]), [1], False)
     share = graph.node("Div", [graph.constant(255.0), total])
     graph.node("Cast", [share], to=TensorProto.UINT8, output="confidence")
+
+
+def _softmax_by_hand(graph: Graph, logits: str) -> None:
+    # Not Softmax: over channels ONNX Runtime transposes for it, twice the time of these five.
+    shifted = graph.node("Sub", [logits, graph.reduce("ReduceMax", logits, [1], True)])
+    powers = graph.node("Exp", [shifted])
+    graph.node("Div", [powers, graph.reduce("ReduceSum", powers, [1], True)], output="probabilities")
 
 
 def _model(

@@ -29,6 +29,9 @@ _NETWORKS = {
     "pidnet": ("networks.pidnet", "PIDNet"),
     "resnet38": ("networks.resnet38", "ResNet38"),
     "roadnet": ("networks.roadnet", "RoadNet"),
+    "casenet": ("networks.casenet", "CASENet"),
+    "casenet_light": ("networks.casenet_light", "CASENetLight"),
+    "espnetv2_edges": ("networks.espnetv2_edges", "ESPNetv2Edges"),
 }
 
 
