@@ -7,13 +7,13 @@ hurt, so whoever calls it compares before and after (``adapt.gate``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["freeze", "has_statistics", "layers", "reestimate", "statistics"]
+__all__ = ["freeze", "has_statistics", "layers", "load", "mix", "reestimate", "statistics"]
 
 
 def layers(network: nn.Module) -> Iterator[_BatchNorm]:
@@ -34,6 +34,19 @@ def statistics(network: nn.Module) -> dict[str, Tensor]:
         name: tensor.detach().clone()
         for name, tensor in network.state_dict().items()
         if name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    }
+
+
+def load(network: nn.Module, statistics: Mapping[str, Tensor]) -> None:
+    """Put back what `statistics` gave."""
+    network.load_state_dict({**network.state_dict(), **statistics})
+
+
+def mix(target: Mapping[str, Tensor], present: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
+    """(1−keep)·target + keep·present, name by name; counters are the target's."""
+    return {
+        name: torch.lerp(tensor, present[name], keep) if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in target.items()
     }
 
 

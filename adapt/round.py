@@ -3,7 +3,8 @@
     batch statistics of the target (AdaBN)
     for p in portions:   label the frames (λ_c at portion p)  →  train from the parent, replay in every batch
                          →  batch statistics again
-    gate  →  pack (parent = the released pack, every number that decided something inside)
+        →  gate: a stage that fails it ends the round, and the last stage that passed is the candidate
+    pack (parent = the released pack, every number that decided something inside)
 
 Always from the parent's weights.  The state lives in `out/`: a round that was killed continues there from
 its last checkpoint and ends with the same weights (same machine, same number of threads).  This module
@@ -59,7 +60,8 @@ class RoundConfig:
         policy: "cbst" (λ_c a class) or "st" (one λ).
         label_flip, label_scales: MST for the labelling.
         prior: use the pack's spatial prior (CBST-SP) where it has one.
-        adabn: re-estimate batch statistics; adabn_batch frames at a time; adabn_keep of the old ones stays.
+        adabn: re-estimate batch statistics, adabn_batch frames at a time; adabn_keep: the shares of the
+            present statistics that are tried, beside keeping them all.
         from_parent: every training starts from the parent's weights (False: from the last stage's).
         holdout: share of the target frames kept aside for the gate (at least 2).
         source_free: True ignores a replay set; False demands one; None takes what there is.
@@ -67,7 +69,7 @@ class RoundConfig:
         ignore_bottom, ignore_border: rows at the bottom (own bonnet) and pixels at every edge without labels.
         checkpoint_every: steps between checkpoints.
         threads: torch threads, 0 = as they are.
-        force: write the pack even if the gate refuses it (never in a vehicle; for measuring the gate).
+        force: go through all stages and write the last one whatever the gate says (for measuring the gate).
     """
 
     portions: tuple[float, ...] = (0.2, 0.35, 0.5)
@@ -94,7 +96,7 @@ class RoundConfig:
     prior: bool = False
     adabn: bool = True
     adabn_batch: int = 6
-    adabn_keep: float = 0.0
+    adabn_keep: tuple[float, ...] = (0.0, 0.5)
     from_parent: bool = True
     holdout: float = 0.15
     source_free: bool | None = None
@@ -165,8 +167,8 @@ def adapt(
         name: version of the new pack; by default the parent's with ".r" and a hash of the inputs.
 
     Returns:
-        RoundResult; `accepted` False with the reasons in report["gate"] where the candidate is no better than
-        the gate's limits allow.
+        RoundResult; report["chosen"] is the stage that became the pack ("statistics", "train-1", …); `accepted`
+        is False where not even the batch statistics could be improved, report["gate"] says why.
 
     Raises:
         RoundError: too few frames, no replay where it is demanded, or `out` holds another round.
@@ -175,6 +177,21 @@ def adapt(
     if config.threads:
         torch.set_num_threads(config.threads)
     return _Round(pack, frames, config, Path(out), progress, allowed, name).run()
+
+
+@dataclass
+class _Stage:
+    """A candidate: weights, what was measured of it and what the gate says."""
+
+    name: str
+    state: dict[str, torch.Tensor]
+    measures: gate.Measures
+    checks: list[gate.Check]
+    moved: float
+
+    @property
+    def failed(self) -> list[str]:
+        return [check.name for check in self.checks if not check.passed]
 
 
 class _Round:
@@ -294,11 +311,43 @@ class _Round:
         self.parent_state = {k: v.clone() for k, v in parent.state_dict().items()}
         self.parent_measures = self._timed("measure", lambda: self._measure(parent, "measure parent"))
         network, reference = self._statistics(parent)
-        candidate = reference
+        chosen = self._statistics_stage(network, reference)
         for stage, portion in enumerate(self.config.portions):
             labels = self._label(network, stage, portion)
-            network, candidate = self._train(network, labels, stage, portion)
-        return self._finish(network, candidate, reference)
+            try:
+                network, measures = self._train(network, labels, stage, portion)
+            except FloatingPointError as error:
+                self.state["stages"][f"train-{stage + 1}"] = {"portion": portion, "failed": [str(error)]}
+                break
+            found = self._judged(f"train-{stage + 1}", network, measures, reference)
+            self.state["stages"][found.name]["failed"] = found.failed
+            if found.failed and not self.config.force:
+                break  # the stopping rule: what fails the gate labels nothing and is not built upon
+            chosen = found
+        return self._finish(chosen, reference)
+
+    def _judged(
+        self, name: str, network: nn.Module, measures: gate.Measures, reference: gate.Measures
+    ) -> _Stage:
+        state = {k: v.detach().clone().contiguous() for k, v in network.state_dict().items()}
+        moved = gate.distance(state, self.parent_state)
+        checks = gate.look(self.frames, self.config.limits) + gate.decide(
+            measures, reference, self.parent_measures, moved, self.spec, self.config.limits,
+            source_share=self._source_share(),
+        )  # fmt: skip
+        return _Stage(name, state, measures, checks, moved)
+
+    def _statistics_stage(self, network: nn.Module, reference: gate.Measures) -> _Stage:
+        """Batch statistics alone, the first candidate: no weight has moved, `gate.better` has decided."""
+        found = self._judged("statistics", network, reference, reference)
+        kept = float(self.state["stages"]["adabn"]["kept"])
+        words = (
+            "new batch statistics agree better with the mirrored answer"
+            if kept < 1
+            else "nothing has changed"
+        )
+        found.checks.append(gate.Check("changed", 1.0 - kept, 0.0, kept < 1.0, words))
+        return found
 
     def _measure(self, network: nn.Module, stage: str) -> gate.Measures:
         """Hold-outs only; the source's is scored as served and with the source's own statistics."""
@@ -327,31 +376,52 @@ class _Round:
             if stage:
                 self.progress(stage, min(start + len(chunk), total), total)
 
-    def _reestimate(self, network: nn.Module, stage: str) -> None:
-        """Target statistics.  The order is mixed first, so that a batch is a sample and not one street."""
+    def _choose_statistics(
+        self, network: nn.Module, stage: str, before: gate.Measures | None = None
+    ) -> float:
+        """Target statistics, mixed with the present ones in each share of `adabn_keep`, or the present ones.
+
+        The choice is the one whose answers agree best with those on the mirrored frame.  Returns the share
+        of the present statistics in it (1 = nothing changed).
+        """
+        # Mixed order, so that a batch is a sample and not one street.
         order = np.random.default_rng([self.config.seed, 31]).permutation(len(self.target))
-        mixed = [self.target[i] for i in order]
-        batchnorm.reestimate(network, self._normalised(mixed, stage), keep=self.config.adabn_keep)
+        present = batchnorm.statistics(network)
+        batchnorm.reestimate(network, self._normalised([self.target[i] for i in order], stage))
+        target = batchnorm.statistics(network)
+        best = before or self._look(network, present)
+        chosen, kept = present, 1.0
+        for keep in self.config.adabn_keep:
+            mixed = batchnorm.mix(target, present, keep)
+            found = self._look(network, mixed)
+            if gate.better(found, best, self.config.limits):
+                best, chosen, kept = found, mixed, keep
+        batchnorm.load(network, chosen)
+        return kept
+
+    def _look(self, network: nn.Module, statistics: dict[str, torch.Tensor]) -> gate.Measures:
+        batchnorm.load(network, statistics)
+        return gate.measure(network, self.spec, self.holdout, batch=self.config.infer_batch)
 
     def _statistics(self, network: nn.Module) -> tuple[nn.Module, gate.Measures]:
-        """AdaBN before anything else; taken back where it contradicts itself more than before."""
-        self.use_statistics = False
-        if not self.config.adabn or not batchnorm.has_statistics(network):
-            self.state["stages"]["adabn"] = {"used": False, "reason": "switched off or no batch statistics"}
+        """Batch statistics of the target before anything else, where they do not make things worse."""
+        self.use_statistics = self.config.adabn and batchnorm.has_statistics(network)
+        if not self.use_statistics:
+            self.state["stages"]["adabn"] = {"kept": 1.0, "reason": "switched off or no batch statistics"}
             self._save()
             return network, self.parent_measures
-        self._timed("adabn", lambda: self._reestimate(network, "batch statistics"))
-        after = self._timed("measure", lambda: self._measure(network, "measure statistics"))
-        check = gate.statistics_helped(self.parent_measures, after, self.config.limits)
-        self.use_statistics = check.passed
+        before = self.parent_measures
+        kept = self._timed("adabn", lambda: self._choose_statistics(network, "batch statistics", before))
+        after = before
+        if kept < 1.0:
+            after = self._timed("measure", lambda: self._measure(network, "measure statistics"))
         self.state["stages"]["adabn"] = {
-            "used": check.passed, "reason": check.reason, "before": self.parent_measures.numbers(),
-            "after": after.numbers(),
-        }  # fmt: skip
+            "kept": kept,
+            "reason": f"agreement with the mirrored answer {before.flip:.3f} -> {after.flip:.3f}, "
+            f"classes in use {before.variety:.1f} -> {after.variety:.1f}",
+            "measures": after.numbers(),
+        }
         self._save()
-        if not check.passed:
-            network.load_state_dict(self.parent_state)
-            return network, self.parent_measures
         return network, after
 
     def _prior(self) -> np.ndarray | None:
@@ -430,6 +500,7 @@ class _Round:
                 network.load_state_dict(self.parent_state)
                 if config.bn == "frozen" and self.use_statistics:
                     network.load_state_dict({**network.state_dict(), **statistics})
+            statistics_kept = 1.0
             size = config.crop or self.spec.size
             light = Augmentation(
                 size, config.scale, config.flip, brightness=config.brightness, colour=config.colour
@@ -448,7 +519,8 @@ class _Round:
             )  # fmt: skip
             self._timed("train", lambda: trainer.run(self.progress, f"train p={portion:g}"))
             if self.use_statistics and config.bn != "frozen":
-                self._timed("adabn", lambda: self._reestimate(network, f"batch statistics p={portion:g}"))
+                name = f"batch statistics p={portion:g}"
+                statistics_kept = self._timed("adabn", lambda: self._choose_statistics(network, name))
             atomic_save(weights, network.state_dict())
             loss = trainer.history
         else:
@@ -457,7 +529,7 @@ class _Round:
         if kept is None:
             tenth = max(1, len(loss) // 10)
             self.state["stages"][key] = {
-                "portion": portion, "steps": config.steps_of(stage),
+                "portion": portion, "steps": config.steps_of(stage), "statistics_kept": statistics_kept,
                 "loss_first": round(float(np.mean(loss[:tenth])), 4) if loss else 0.0,
                 "loss_last": round(float(np.mean(loss[-tenth:])), 4) if loss else 0.0,
                 "measures": measures.numbers(),
@@ -474,20 +546,15 @@ class _Round:
         counts = sum(np.bincount(y.reshape(-1), minlength=256)[: len(self.spec.classes)] for y in labels)
         return np.asarray(counts / max(int(np.sum(counts)), 1))
 
-    def _finish(self, network: nn.Module, candidate: gate.Measures, reference: gate.Measures) -> RoundResult:
-        state = {k: v.detach().clone().contiguous() for k, v in network.state_dict().items()}
-        moved = gate.distance(state, self.parent_state)
-        checks = gate.look(self.frames, self.config.limits) + gate.decide(
-            candidate, reference, self.parent_measures, moved, self.spec, self.config.limits,
-            source_share=self._source_share(),
-        )  # fmt: skip
-        verdict = gate.as_dict(checks)
-        accepted = bool(verdict["passed"])
+    def _finish(self, chosen: _Stage, reference: gate.Measures) -> RoundResult:
+        verdict = gate.as_dict(chosen.checks)
+        accepted = not chosen.failed
         report = {
             "accepted": accepted,
             "parent": self.pack.sha256,
             "round": self.identity[:12],
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "chosen": chosen.name,
             "source_free": self.source_free,
             "frames": {"target": len(self.target), "target_holdout": len(self.holdout),
                        "replay": len(self.replay), "source_holdout": len(self.source_holdout)},
@@ -495,8 +562,8 @@ class _Round:
             "stages": self.state["stages"],
             "parent_measures": self.parent_measures.numbers(),
             "reference_measures": reference.numbers(),
-            "candidate_measures": candidate.numbers(),
-            "distance": round(moved, 5),
+            "candidate_measures": chosen.measures.numbers(),
+            "distance": round(chosen.moved, 5),
             "gate": verdict,
             "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
             "resumed": self.state["resumed"],
@@ -504,7 +571,7 @@ class _Round:
         }  # fmt: skip
         made = None
         if accepted or self.config.force:
-            made = self._write(state, report)
+            made = self._write(chosen.state, report)
             report["pack"] = made.sha256
         write_json(self.out / "report.json", report)
         self.state["report"] = report
@@ -550,7 +617,18 @@ class _Round:
 
 def _for_manifest(report: dict[str, Any]) -> dict[str, Any]:
     """What goes into the pack and from there into the engine's manifest: decisions, no times."""
-    keys = ("round", "source_free", "frames", "config", "stages", "distance", "gate", "torch", "threads")
+    keys = (
+        "round",
+        "chosen",
+        "source_free",
+        "frames",
+        "config",
+        "stages",
+        "distance",
+        "gate",
+        "torch",
+        "threads",
+    )
     kept: dict[str, Any] = {k: report[k] for k in keys}
     kept["measures"] = {k: report[f"{k}_measures"] for k in ("parent", "reference", "candidate")}
     return kept

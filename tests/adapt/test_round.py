@@ -138,15 +138,21 @@ def test_source_free_uses_no_replay(toy_pack_without_replay, toy_pack, dark_fram
 
 
 def test_a_training_that_collapses_is_refused(toy_pack, dark_frames, tmp_path):
-    """A learning rate that destroys the network: the gate must say so, and no pack is written."""
-    wild = RoundConfig(
-        **{**vars(QUICK), "rate": 3.0, "schedule": "constant", "portions": (0.3,), "steps": 15}
-    )
-    result = adapt(toy_pack, dark_frames, config=wild, out=tmp_path)
-    assert not result.accepted
-    assert result.pack is None
-    assert not (tmp_path / "pack").exists()
-    assert result.report["gate"]["failed"]
+    """A learning rate that destroys the network: the gate must say so, and its weights go nowhere."""
+    wild = {**vars(QUICK), "rate": 3.0, "schedule": "constant", "portions": (0.3, 0.5), "steps": 15}
+    result = adapt(toy_pack, dark_frames, config=RoundConfig(**wild), out=tmp_path / "a")
+    assert result.report["chosen"] == "statistics"
+    assert result.report["stages"]["train-1"]["failed"]
+    assert "label-2" not in result.report["stages"]
+    parent = toy_pack.state()
+    for name, tensor in result.pack.state().items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert torch.equal(tensor, parent[name]), name
+    bare = adapt(toy_pack, dark_frames, config=RoundConfig(**{**wild, "adabn": False}), out=tmp_path / "b")
+    assert not bare.accepted
+    assert bare.pack is None
+    assert not (tmp_path / "b" / "pack").exists()
+    assert "changed" in bare.report["gate"]["failed"]
 
 
 @pytest.mark.parametrize(("fault", "check"), [("covered", "frames-contrast"), ("stuck", "frames-motion")])
