@@ -1,4 +1,6 @@
-"""The report's figures: SVG text and PNG data URIs from numbers and arrays.  Knows nothing of how they were won."""
+"""The report's figures: SVG text and PNG data URIs from numbers and arrays.  Knows nothing of how they were
+won.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,14 @@ from PIL import Image
 BEFORE, AFTER, UPPER, BAD = "#c2571a", "#0f766e", "#64748b", "#b91c1c"
 INK, SOFT, RULE = "#1e293b", "#64748b", "#e2e8f0"
 STATES = {
-    "SUBMITTED": "#475569", "VERIFIED": "#7c3aed", "SHADOWING": "#2563eb", "LIVE": AFTER,
-    "REJECTED": BAD, "ROLLED_BACK": BAD, "RETIRED": "#94a3b8",
-}  # fmt: skip
+    "SUBMITTED": "#475569",
+    "VERIFIED": "#7c3aed",
+    "SHADOWING": "#2563eb",
+    "LIVE": AFTER,
+    "REJECTED": BAD,
+    "ROLLED_BACK": BAD,
+    "RETIRED": "#94a3b8",
+}
 
 
 def png(image: np.ndarray, palette: np.ndarray | None = None) -> str:
@@ -35,17 +42,38 @@ def changed(frame: np.ndarray, truth: np.ndarray, before: np.ndarray, after: np.
     grey = 0.45 * frame.mean(-1, keepdims=True) + 130
     out = np.repeat(grey, 3, -1)
     was, now = before == truth, after == truth
-    for mask, colour in ((~was & ~now, (232, 205, 160)), (~was & now, (22, 163, 74)), (was & ~now, (220, 38, 38))):
+    for mask, colour in (
+        (~was & ~now, (232, 205, 160)),
+        (~was & now, (22, 163, 74)),
+        (was & ~now, (220, 38, 38)),
+    ):
         out[mask] = 0.25 * out[mask] + 0.75 * np.array(colour)
-    return np.clip(out, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(out, 0, 255), np.uint8)
 
 
-def _text(x: float, y: float, words: str, *, size: float = 12, fill: str = INK, anchor: str = "start", more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{fill}" text-anchor="{anchor}" {more}>{escape(words)}</text>'
+def _text(
+    x: float,
+    y: float,
+    words: str,
+    *,
+    size: float = 12,
+    fill: str = INK,
+    anchor: str = "start",
+    more: str = "",
+) -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{fill}" text-anchor="{anchor}"'
+    return f"<text {place} {more}>{escape(words)}</text>"
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, stroke: str = RULE, width: float = 1, more: str = "") -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{stroke}" stroke-width="{width}" {more}/>'
+def _line(
+    x1: float, y1: float, x2: float, y2: float, stroke: str = RULE, width: float = 1, more: str = ""
+) -> str:
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line {ends} stroke="{stroke}" stroke-width="{width}" {more}/>'
+
+
+def _dot(x: float, y: float, radius: float, fill: str, opacity: float = 1.0) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{fill}" fill-opacity="{opacity}"/>'
 
 
 def _svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
@@ -61,9 +89,15 @@ def _hex(colour: Sequence[int]) -> str:
 
 
 def per_class(
-    names: Sequence[str], colours: Sequence[Sequence[int]], before: Sequence[float], after: Sequence[float], upper: Sequence[float]
+    names: Sequence[str],
+    colours: Sequence[Sequence[int]],
+    before: Sequence[float],
+    after: Sequence[float],
+    upper: Sequence[float],
 ) -> str:
-    """Dumbbells: IoU of each class before and after, the labelled upper bound as a tick.  NaN leaves a mark out."""
+    """Dumbbells: IoU of each class before and after, the labelled upper bound as a tick.  NaN leaves a mark
+    out.
+    """
     left, right, row, top = 120.0, 640.0, 30.0, 26.0
     height = top + row * len(names) + 30
     parts = []
@@ -79,7 +113,8 @@ def per_class(
     for i, name in enumerate(names):
         y = top + row * i + row / 2
         b, a, u = before[i], after[i], upper[i]
-        parts.append(f'<rect x="0" y="{y - 7:.1f}" width="14" height="14" rx="3" fill="{_hex(colours[i])}" stroke="#cbd5e1"/>')
+        look = f'rx="3" fill="{_hex(colours[i])}" stroke="#cbd5e1"'
+        parts.append(f'<rect x="0" y="{y - 7:.1f}" width="14" height="14" {look}/>')
         parts.append(_text(22, y + 4.5, name, size=13))
         if not math.isnan(u):
             parts.append(_line(at(u), y - 9, at(u), y + 9, UPPER, 2.5))
@@ -92,7 +127,16 @@ def per_class(
         parts.append(_text(690, y + 4.5, f"{100 * b:.1f}", anchor="end"))
         parts.append(_text(745, y + 4.5, f"{100 * a:.1f}", anchor="end"))
         gain = 100 * (a - b)
-        parts.append(_text(800, y + 4.5, f"{gain:+.1f}", anchor="end", fill=AFTER if gain >= 0 else BAD, more='font-weight="600"'))
+        parts.append(
+            _text(
+                800,
+                y + 4.5,
+                f"{gain:+.1f}",
+                anchor="end",
+                fill=AFTER if gain >= 0 else BAD,
+                more='font-weight="600"',
+            )
+        )
     return _svg(870, height, parts, "IoU of each class before and after adaptation")
 
 
@@ -104,7 +148,7 @@ def _log_scale(values: Sequence[float], top: float, bottom: float) -> tuple[Any,
     def at(v: float) -> float:
         return bottom - (bottom - top) * math.log(max(v, low) / low) / span
 
-    ticks = [v for d in range(0, 5) for v in (10.0**d, 2 * 10.0**d, 5 * 10.0**d) if low <= v <= high]
+    ticks = [v for d in range(5) for v in (10.0**d, 2 * 10.0**d, 5 * 10.0**d) if low <= v <= high]
     return at, ticks
 
 
@@ -154,7 +198,9 @@ def timeline(
         x = x_at(r["t"])
         if r["outcome"] == "answered":
             colour = BEFORE if r["version"] == first else AFTER
-            parts.append(f'<circle cx="{x:.1f}" cy="{y_at(r["ms"]):.1f}" r="1.9" fill="{colour}" fill-opacity="0.75"/>')
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y_at(r["ms"]):.1f}" r="1.9" fill="{colour}" fill-opacity="0.75"/>'
+            )
         else:
             parts.append(_text(x, top + 14, "✕", size=13, fill=BAD, anchor="middle"))
     taken = [-1e9, -1e9, -1e9]
@@ -169,7 +215,17 @@ def timeline(
         y = 12 + 16 * lane
         parts.append(_line(x, y + 3, x, bottom, colour, 1.4))
         anchor = "start" if x + width < right + 30 else "end"
-        parts.append(_text(x + (3 if anchor == "start" else -3), y, words, size=11, fill=colour, anchor=anchor, more='font-weight="600"'))
+        parts.append(
+            _text(
+                x + (3 if anchor == "start" else -3),
+                y,
+                words,
+                size=11,
+                fill=colour,
+                anchor=anchor,
+                more='font-weight="600"',
+            )
+        )
     parts.append(_line(left, bottom, right, bottom, "#94a3b8"))
     return _svg(1080, height, parts, "Latency of every request over time, by version")
 
@@ -188,18 +244,21 @@ def _axes(left: float, right: float, top: float, bottom: float, x_words: str, y_
 
 
 def reliability(curves: dict[str, Sequence[dict[str, float]]]) -> str:
-    """Accuracy against confidence; the diagonal is perfect calibration.  The dot's area is the share of pixels."""
+    """Accuracy against confidence; the diagonal is perfect calibration.  The dot's area is the share of
+    pixels.
+    """
     left, right, top, bottom = 46.0, 500.0, 30.0, 300.0
     parts = _axes(left, right, top, bottom, "confidence as served, %", "pixels that are right, %")
     parts.append(_line(left, bottom, right, top, "#94a3b8", 1.2, 'stroke-dasharray="5 4"'))
     for (_, curve), colour in zip(curves.items(), (BEFORE, AFTER), strict=False):
         points = [
-            (left + (right - left) * p["confidence"], bottom - (bottom - top) * p["accuracy"], p["share"]) for p in curve
+            (left + (right - left) * p["confidence"], bottom - (bottom - top) * p["accuracy"], p["share"])
+            for p in curve
         ]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
         for x, y, share in points:
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{2 + 9 * math.sqrt(share):.1f}" fill="{colour}" fill-opacity="0.55"/>')
+            parts.append(_dot(x, y, 2 + 9 * math.sqrt(share), colour, 0.55))
     return _svg(520, 345, parts, "Reliability: accuracy against confidence")
 
 
@@ -215,22 +274,33 @@ def confidence_over_time(requests: Sequence[dict[str, Any]], live: float | None)
     parts = []
 
     def y_at(v: float) -> float:
-        return bottom - (bottom - top) * (v - low) / max(high - low, 1e-6)
+        return float(bottom - (bottom - top) * (v - low) / max(high - low, 1e-6))
 
     for k in range(5):
         v = low + (high - low) * k / 4
         parts.append(_line(left, y_at(v), right, y_at(v)))
         parts.append(_text(left - 7, y_at(v) + 4, f"{100 * v:.0f}", size=11, fill=SOFT, anchor="end"))
-        parts.append(_text(left + (right - left) * k / 4, bottom + 16, f"{end * k / 4:.0f}", size=11, fill=SOFT, anchor="middle"))
+        parts.append(
+            _text(
+                left + (right - left) * k / 4,
+                bottom + 16,
+                f"{end * k / 4:.0f}",
+                size=11,
+                fill=SOFT,
+                anchor="middle",
+            )
+        )
     parts.append(_text(left, top - 9, "mean confidence of an answer, %", fill=SOFT))
     parts.append(_text((left + right) / 2, bottom + 34, "seconds", fill=SOFT, anchor="middle"))
     first = min(r["version"] for r in rows)
     for r in rows:
         colour = BEFORE if r["version"] == first else AFTER
         x = left + (right - left) * r["t"] / end
-        parts.append(f'<circle cx="{x:.1f}" cy="{y_at(r["confidence"]):.1f}" r="1.6" fill="{colour}" fill-opacity="0.55"/>')
+        parts.append(_dot(x, y_at(r["confidence"]), 1.6, colour, 0.55))
     if live is not None:
         x = left + (right - left) * live / end
         parts.append(_line(x, top, x, bottom, AFTER, 1.4))
-        parts.append(_text(x - 5, top + 12, "LIVE", size=11, fill=AFTER, anchor="end", more='font-weight="600"'))
+        parts.append(
+            _text(x - 5, top + 12, "LIVE", size=11, fill=AFTER, anchor="end", more='font-weight="600"')
+        )
     return _svg(520, 345, parts, "Mean confidence of answers over time")

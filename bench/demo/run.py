@@ -1,9 +1,8 @@
 """One seed of the demo: build, serve, drive, adapt, swap, and only then score.
 
-Four processes, as on a vehicle: the server (``runtime.serve``), the vehicle (``bench.demo.vehicle``), the adapter
-(``adapt.run``, at low priority), and this one, which starts and watches them.  The vehicle and the adapter get
-frames and nothing else.
-"""
+Four processes, as on a vehicle: the server (``runtime.serve``), the vehicle (``bench.demo.vehicle``), the
+adapter (``adapt.run``, which lowers its own priority), and this one, which starts and watches them.  The
+vehicle and the adapter get frames and nothing else."""
 
 from __future__ import annotations
 
@@ -20,16 +19,18 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from bench.demo import streets
 
 MODEL = "street"
+ADAPTER = "adapt.run"
 ROOT = Path(__file__).resolve().parents[2]
 PACK = ROOT / "packs" / "street-day"
 Progress = Callable[..., None]
+STATES = ("SUBMITTED", "VERIFIED", "SHADOWING", "LIVE", "REJECTED", "RETIRED", "ROLLED_BACK")
 
 _STAGE = re.compile(r"^(?P<stage>[^:]{1,60}): (?P<done>\d+)/(?P<total>\d+)")
 
@@ -46,32 +47,38 @@ class Settings:
     rate: float = 10.0  # frames a second from the vehicle
     before: float = 6.0  # seconds of driving before the adapter starts
     after: float = 10.0  # seconds of driving after the swap
-    frames: int = 120  # frames the adapter collects
+    frames: int = 96  # frames the adapter collects
+    sample: float = 5.0  # frames a second it takes from the tap
     portions: str = "0.3,0.5"
+    steps: int = 120  # of training for each portion
+    batch: str = "4+4"  # replayed and collected frames in a batch
+    recipe: tuple[str, ...] = ("scale=[0.9,1.5]", "bn=split")  # further settings of the round
     heldout: int = 80  # frames of the final scoring
-    threads: int = 2  # torch threads of adapter and upper bound
+    threads: int = 1  # torch threads of adapter and upper bound; the other core is the server's
     drives: int = streets.DRIVES
     along: int = streets.FRAMES
-    options: tuple[str, ...] = ()  # further options of adapt.run
     patience: float = 400.0  # seconds the adapter may take
 
 
 @contextmanager
-def process(name: str, command: list[str], folder: Path, *, low: bool = False, wait: float = 20.0) -> Iterator[subprocess.Popen[str]]:
+def process(
+    name: str, command: list[str], folder: Path, *, wait: float = 20.0
+) -> Iterator[subprocess.Popen[str]]:
     """A child with its output in folder/name.{out,err}; at the end TERM, then, if it must be, KILL."""
     with (folder / f"{name}.out").open("w") as out, (folder / f"{name}.err").open("w") as err:
         child = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=ROOT, stdout=out, stderr=err, text=True, stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"}, preexec_fn=_lower if low else None,
-        )  # fmt: skip
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            stdout=out,
+            stderr=err,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
         try:
             yield child
         finally:
             stop(child, wait)
-
-
-def _lower() -> None:
-    os.nice(10)
 
 
 def stop(child: subprocess.Popen[str], wait: float = 20.0) -> int:
@@ -147,19 +154,25 @@ class Events(threading.Thread):
         self.client.close()
 
 
-def pause(seconds: float, progress: Progress, stage: str, *children: tuple[str, subprocess.Popen[str]]) -> None:
+def pause(
+    seconds: float, progress: Progress, stage: str, *children: tuple[str, subprocess.Popen[str]]
+) -> None:
     """Let the vehicle drive for a while; a child that ends meanwhile is an error."""
     begin = time.monotonic()
     while (passed := time.monotonic() - begin) < seconds:
         progress(stage, int(10 * passed), int(10 * seconds))
         for name, child in children:
             if child.poll() is not None:
-                raise DemoError(f"the {name} ended with status {child.returncode} while it should have been running")
+                raise DemoError(
+                    f"the {name} ended with status {child.returncode} while it should have been running"
+                )
         time.sleep(0.1)
     progress(stage, int(10 * seconds), int(10 * seconds))
 
 
-def run_seed(seed: int, out: Path, settings: Settings, progress: Progress, pack_path: Path = PACK) -> dict[str, Any]:
+def run_seed(
+    seed: int, out: Path, settings: Settings, progress: Progress, pack_path: Path = PACK
+) -> dict[str, Any]:
     """Everything for one seed; returns the run's record (docs/demo.md) with its pictures under "pictures".
 
     Raises DemoError; children are ended whatever happens.
@@ -183,9 +196,12 @@ def run_seed(seed: int, out: Path, settings: Settings, progress: Progress, pack_
 
     with timed("render"):
         frames = streets.stream(
-            seed, settings.domain, drives=settings.drives, frames=settings.along,
+            seed,
+            settings.domain,
+            drives=settings.drives,
+            frames=settings.along,
             tick=lambda done, of: progress("render the road", done, of),
-        )  # fmt: skip
+        )
         np.save(folder / "road.npy", frames)
     with timed("build"):
         pack = load_pack(pack_path)
@@ -195,14 +211,35 @@ def run_seed(seed: int, out: Path, settings: Settings, progress: Progress, pack_
 
     with ExitStack() as stack:
         (folder / "server.toml").write_text("[engine]\nthreads = 1\n")
-        serve = ["runtime.serve", "--repository", str(folder / "engines"), "--port", "0", "--metrics-port", "0"]
-        server = stack.enter_context(process("server", [*serve, "--config", str(folder / "server.toml")], folder))
+        serve = [
+            "runtime.serve",
+            "--repository",
+            str(folder / "engines"),
+            "--port",
+            "0",
+            "--metrics-port",
+            "0",
+        ]
+        server = stack.enter_context(
+            process("server", [*serve, "--config", str(folder / "server.toml")], folder)
+        )
         address = wait_ready(server, folder / "server.err")
         events = Events(address)
         stack.callback(events.close)
         events.start()
-        drive = ["bench.demo.vehicle", "--server", address, "--model", MODEL, "--frames", str(folder / "road.npy"),
-                 "--rate", str(settings.rate), "--log", str(folder / "vehicle.jsonl")]  # fmt: skip
+        drive = [
+            "bench.demo.vehicle",
+            "--server",
+            address,
+            "--model",
+            MODEL,
+            "--frames",
+            str(folder / "road.npy"),
+            "--rate",
+            str(settings.rate),
+            "--log",
+            str(folder / "vehicle.jsonl"),
+        ]
         vehicle = stack.enter_context(process("vehicle", drive, folder))
         driving = ("vehicle", vehicle), ("server", server)
         pause(settings.before, progress, "drive on the released version", *driving)
@@ -212,7 +249,9 @@ def run_seed(seed: int, out: Path, settings: Settings, progress: Progress, pack_
         adapter_ended = time.time()
         pause(settings.after, progress, "drive on after the swap", *driving)
         if stop(vehicle) != 0:
-            raise DemoError(f"the vehicle failed: {last_line(folder / 'vehicle.err')} (see {folder / 'vehicle.err'})")
+            raise DemoError(
+                f"the vehicle failed: {last_line(folder / 'vehicle.err')} (see {folder / 'vehicle.err'})"
+            )
         account = json.loads((folder / "vehicle.out").read_text())
         requests = [json.loads(line) for line in (folder / "vehicle.jsonl").read_text().splitlines()]
         # From here on labels may be known: whatever could learn from them has ended.
@@ -228,7 +267,13 @@ def run_seed(seed: int, out: Path, settings: Settings, progress: Progress, pack_
             raise DemoError(f"the server did not stop cleanly: {last_line(folder / 'server.err')}")
     with timed("upper bound"):
         kept = collected_frames(folder / "adapter")
-        bound = exam.upper_bound(pack, kept, round_config(result["report"]), settings.threads)
+        bound = exam.upper_bound(
+            pack,
+            kept,
+            round_config(result["adaptation"]),
+            settings.threads,
+            (settings.drives, settings.along),
+        )
         upper = exam.in_torch(bound, pack.spec)
     record = timings(requests, events.seen, adapter_began, adapter_ended)
     swapped = live != first.version
@@ -252,7 +297,7 @@ def run_seed(seed: int, out: Path, settings: Settings, progress: Progress, pack_
         "events": record["events"],
         "phases": record["phases"],
         "requests": record["requests"],
-        "round": result["report"],
+        "round": result["adaptation"],
         "pictures": exam.pictures(before, after),
     }
 
@@ -261,11 +306,24 @@ def adapt_once(
     folder: Path, address: str, pack: Path, settings: Settings, seed: int, progress: Progress, driving: Any
 ) -> dict[str, Any]:
     """Run the adapter as its own low-priority process; what it printed as JSON, with the round's report."""
-    command = ["adapt.run", "--server", address, "--model", MODEL, "--pack", str(pack),
-               "--repository", str(folder / "engines"), "--workdir", str(folder / "adapter"),
-               "--frames", str(settings.frames), "--portions", settings.portions, "--seed", str(seed),
-               "--once", "--json", *settings.options]  # fmt: skip
-    with process("adapter", command, folder, low=True) as child:
+    told = {
+        "server": address,
+        "model": MODEL,
+        "pack": pack,
+        "repository": folder / "engines",
+        "workdir": folder / "adapter",
+        "frames": settings.frames,
+        "max-fps": settings.sample,
+        "portions": settings.portions,
+        "steps": settings.steps,
+        "batch": settings.batch,
+        "threads": settings.threads,
+        "seed": seed,
+        "wait": 30,
+    }
+    options = [text for key, value in told.items() for text in (f"--{key}", str(value))]
+    command = [ADAPTER, *options, "--once", "--json", *(f"--set={item}" for item in settings.recipe)]
+    with process("adapter", command, folder) as child:
         follower = Follower(folder / "adapter.err", progress, "adapter: ")
         follower.start()
         end = time.monotonic() + settings.patience
@@ -274,16 +332,19 @@ def adapt_once(
                 if other.poll() is not None:
                     raise DemoError(f"the {name} ended with status {other.returncode} during adaptation")
             if time.monotonic() > end:
-                raise DemoError(f"the adapter took more than {settings.patience:.0f} s: see {folder / 'adapter.err'}")
+                where = folder / "adapter.err"
+                raise DemoError(f"the adapter took more than {settings.patience:.0f} s: see {where}")
             time.sleep(0.1)
         follower.done.set()
-        if child.returncode != 0:
-            reason = last_line(folder / "adapter.err")
-            raise DemoError(f"the adapter ended with status {child.returncode}: {reason} (see {folder / 'adapter.err'})")
-    reports = sorted((folder / "adapter").rglob("report.json"))
-    if not reports:
-        raise DemoError(f"the adapter left no report.json under {folder / 'adapter'}")
-    return {"report": json.loads(reports[-1].read_text())}
+    try:
+        # A round that was refused ends with status 1 and a report all the same.
+        report: dict[str, Any] = json.loads((folder / "adapter.out").read_text())
+    except ValueError:
+        where = folder / "adapter.err"
+        raise DemoError(
+            f"the adapter ended with status {child.returncode}: {last_line(where)} (see {where})"
+        ) from None
+    return report
 
 
 def round_config(report: dict[str, Any]) -> Any:
@@ -292,7 +353,9 @@ def round_config(report: dict[str, Any]) -> Any:
 
     from adapt.round import RoundConfig
 
-    told = {k: tuple(v) if isinstance(v, list) else v for k, v in report["config"].items() if k != "limits"}
+    told: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in report["config"].items() if k != "limits"
+    }
     known = {f.name for f in fields(RoundConfig)}
     return RoundConfig(**{k: v for k, v in told.items() if k in known})
 
@@ -305,18 +368,22 @@ def quantile(values: list[float], q: float) -> float | None:
 def timings(
     requests: list[dict[str, Any]], events: list[dict[str, Any]], adapter_began: float, adapter_ended: float
 ) -> dict[str, Any]:
-    """Latencies by phase, the swap's times, and requests and events on one clock (seconds from the first frame).
+    """Latencies by phase, the swap's times, and requests and events on one clock (seconds from the first
+    frame).
 
-    Phases: "before" (no adapter), "adapting" (collecting and training), "during" (from SUBMITTED until one second
-    after LIVE), "after".
-    """
+    Phases: "before" (no adapter), "adapting" (collecting and training), "during" (from SUBMITTED until one
+    second after LIVE), "after"."""
     requests = sorted(requests, key=lambda r: r["due"])
     zero = requests[0]["due"]
-    swap = [e for e in events if e["state"] in ("SUBMITTED", "VERIFIED", "SHADOWING", "LIVE", "REJECTED", "RETIRED", "ROLLED_BACK")]  # fmt: skip
+    swap = [e for e in events if e["state"] in STATES]
     submitted = next((e["time"] for e in swap if e["state"] == "SUBMITTED"), None)
     version = next((e["version"] for e in swap if e["state"] == "SUBMITTED"), None)
     live = next((e["time"] for e in swap if e["state"] == "LIVE" and e["version"] == version), None)
-    done = live if live is not None else next((e["time"] for e in swap if e["state"] == "REJECTED"), adapter_ended)
+    done = (
+        live
+        if live is not None
+        else next((e["time"] for e in swap if e["state"] == "REJECTED"), adapter_ended)
+    )
     start = submitted if submitted is not None else adapter_ended
     edges = {
         "before": (zero, adapter_began),
@@ -329,9 +396,10 @@ def timings(
         "versions_seen": sorted({r["version"] for r in requests if r["outcome"] == "answered"}),
     }
     for name, (a, b) in edges.items():
-        # A request belongs to every phase it was alive in: one that was due before the swap and waited through
-        # it is the swap's as well.
-        took = [r["ms"] for r in requests if r["outcome"] == "answered" and r["done"] >= a and r["due"] < b]
+        # A request belongs to every phase it was alive in: one that was due before the swap and waited for
+        # its end is the swap's as well.
+        alive = [r for r in requests if r["done"] >= a and r["due"] < b]
+        took = [r["ms"] for r in alive if r["outcome"] == "answered"]
         numbers[f"p50_ms_{name}"], numbers[f"p99_ms_{name}"] = quantile(took, 0.5), quantile(took, 0.99)
         numbers[f"max_ms_{name}"] = quantile(took, 1.0)
         numbers[f"requests_{name}"] = len(took)
@@ -339,15 +407,24 @@ def timings(
     return {
         "numbers": numbers,
         "events": [
-            {"t": round(e["time"] - zero, 3), **{k: e[k] for k in ("state", "version", "check", "reason", "detail")}}
+            {
+                "t": round(e["time"] - zero, 3),
+                **{k: e[k] for k in ("state", "version", "check", "reason", "detail")},
+            }
             for e in swap
         ],
-        "phases": {name: [round(max(a, zero) - zero, 3), round(min(b, end) - zero, 3)] for name, (a, b) in edges.items()},
+        "phases": {
+            name: [round(max(a, zero) - zero, 3), round(min(b, end) - zero, 3)]
+            for name, (a, b) in edges.items()
+        },
         "requests": [
             {
-                "t": round(r["due"] - zero, 3), "ms": r["ms"], "version": r.get("version", 0), "outcome": r["outcome"],
+                "t": round(r["due"] - zero, 3),
+                "ms": r["ms"],
+                "version": r.get("version", 0),
+                "outcome": r["outcome"],
                 "confidence": r.get("confidence"),
             }
             for r in requests
         ],
-    }  # fmt: skip
+    }

@@ -18,6 +18,13 @@ from adapt.evaluate.segmentation import Calibration, Confusion
 from bench.demo import streets
 
 Progress = Callable[..., None]
+RANKS = (
+    (0.0, "largest gain"),
+    (0.25, "upper quarter"),
+    (0.5, "median"),
+    (0.75, "lower quarter"),
+    (1.0, "smallest gain"),
+)
 
 
 @dataclass
@@ -67,13 +74,16 @@ class Exam:
             self.progress(stage, i + 1, len(frames))
         return Sheet(confusion, calibration, np.stack(labels), sorted(versions))
 
-    def upper_bound(self, pack: Any, collected: Sequence[np.ndarray], config: Any, threads: int) -> Any:
+    def upper_bound(
+        self, pack: Any, collected: Sequence[np.ndarray], config: Any, threads: int, road: tuple[int, int]
+    ) -> Any:
         """The state_dict that the same recipe reaches with true labels of the frames the adapter had.
 
         Args:
             pack: the released parent.
             collected: the frames uint8 [H,W,3] that the adapter kept; each must be one of the stream's.
             config: the `RoundConfig` of the round.
+            road: streets driven and frames down each, as `streets.stream` had them.
         """
         import torch
 
@@ -85,18 +95,22 @@ class Exam:
         from networks.pack import normalise
 
         torch.set_num_threads(threads)
-        stream, truth = streets.stream(self.seed, self.domain), streets.truth(self.seed, self.domain)
+        drives, frames = road
+        stream = streets.stream(self.seed, self.domain, drives=drives, frames=frames)
+        truth = streets.truth(self.seed, self.domain, drives=drives, frames=frames)
         place = {digest(frame): i for i, frame in enumerate(stream)}
         pairs = [(frame, truth[place[digest(frame)]]) for frame in collected]
         replay = [(read_frame(x), read_label(y)) for x, y in pack.replay("train")]
         size = tuple(config.crop) if config.crop else pack.spec.size
-        light = Augmentation(size, tuple(config.scale), config.flip, brightness=config.brightness, colour=config.colour)
+        light = Augmentation(
+            size, tuple(config.scale), config.flip, brightness=config.brightness, colour=config.colour
+        )
         mixture = Mixture(config.source, config.target, light, rare=config.rare, classmix=config.classmix)
         last = len(config.portions) - 1
         network = pack.network()
         draw = sampler(replay, pairs, mixture, self.classes, config.seed, last)
         trainer = Trainer(network, pack.spec, config.optimisation(last), draw, seed=config.seed * 101 + last)
-        trainer.run(lambda _, done, of, **numbers: self.progress("labelled upper bound", done, of, **numbers))
+        trainer.run(self.progress, "labelled upper bound")
         order = np.random.default_rng([config.seed, 31]).permutation(len(pairs))
         size_ = config.adabn_batch
         batches = [order[i : i + size_] for i in range(0, len(order) - 1, size_)]
@@ -113,7 +127,9 @@ class Exam:
         confusion, calibration, labels = Confusion(self.classes), Calibration(), []
         for start in range(0, len(self.frames), 8):
             stop = min(start + 8, len(self.frames))
-            ours, sure = predict.labels_and_confidence(network, spec, predict.as_tensor(self.frames[start:stop]))
+            ours, sure = predict.labels_and_confidence(
+                network, spec, predict.as_tensor(self.frames[start:stop])
+            )
             confusion.add(self.labels[start:stop], ours)
             calibration.add(self.labels[start:stop], ours, sure)
             labels.append(ours)
@@ -127,14 +143,19 @@ class Exam:
             gain.append(float((after.labels[i] == truth).mean() - (before.labels[i] == truth).mean()))
         ranked = np.argsort(gain)[::-1]
         chosen = []
-        for share, words in ((0.0, "largest gain"), (0.25, "upper quarter"), (0.5, "median"), (0.75, "lower quarter"), (1.0, "smallest gain")):  # fmt: skip
+        for share, words in RANKS:
             i = int(ranked[round(share * (len(ranked) - 1))])
             chosen.append(
                 {
-                    "words": words, "index": i, "gain": gain[i], "frame": self.frames[i], "truth": self.labels[i],
-                    "before": before.labels[i], "after": after.labels[i],
+                    "words": words,
+                    "index": i,
+                    "gain": gain[i],
+                    "frame": self.frames[i],
+                    "truth": self.labels[i],
+                    "before": before.labels[i],
+                    "after": after.labels[i],
                 }
-            )  # fmt: skip
+            )
         return chosen
 
 
@@ -147,7 +168,7 @@ def collected_frames(workdir: Path) -> list[np.ndarray]:
     from PIL import Image
 
     out = []
-    for file in sorted(workdir.rglob("frames/*/*.png")):
+    for file in sorted((workdir / "frames" / "frames").rglob("*.png")):
         with Image.open(file) as image:
             out.append(np.asarray(image.convert("RGB")))
     return out

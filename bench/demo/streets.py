@@ -1,10 +1,9 @@
 """Which streets the demo drives, and who may know what of them.
 
-``stream`` is what the vehicle sees: frames, nothing else.  ``heldout`` and ``truth`` give labels; only the final
-scoring (``bench.demo.scoring``) may import them, which a test holds.  Streets are set apart by their seeds: no
-street of the hold-out is ever driven, and none of either is among those the pack was trained on
-(``bench.demo.train_pack``).
-"""
+``stream`` is what the vehicle sees: frames, nothing else.  ``heldout`` and ``truth`` give labels; only the
+final scoring (``bench.demo.scoring``) may import them, which a test holds.  Streets are set apart by their
+seeds: no street of the hold-out is ever driven, and none of either is among those the pack was trained on
+(``bench.demo.train_pack``)."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from adapt.data import street
 
 STREAM_SEED, HELDOUT_SEED = 400_000, 500_000
 ROOM = 1_000  # street seeds for each seed of the demo
-DRIVES, FRAMES, STEP = 10, 36, 1.8  # streets, frames down each, metres between frames
+DRIVES, FRAMES, STEP = 16, 12, 2.5  # streets, frames down each, metres between frames
 
 Tick = Callable[[int, int], None]
 
@@ -43,10 +42,10 @@ def truth(seed: int, domain: str, *, drives: int = DRIVES, frames: int = FRAMES)
     return np.stack([label for _, label in _drive(seed, domain, drives, frames)])
 
 
-def heldout(
-    seed: int, domain: str, count: int, *, tick: Tick | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Frames uint8 [count,H,W,3] and labels uint8 [count,H,W] of streets that nobody drives; for scoring alone."""
+def heldout(seed: int, domain: str, count: int, *, tick: Tick | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Frames uint8 [count,H,W,3] and labels uint8 [count,H,W] of streets that nobody drives; for scoring
+    alone.
+    """
     pairs = []
     for i in range(count):
         pairs.append(street.render(HELDOUT_SEED + ROOM * seed + i, domain))

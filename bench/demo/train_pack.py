@@ -1,11 +1,10 @@
 """Train the pack that ships in ``packs/street-day``: RoadNet on rendered daylight streets.
 
 The recipe is ordinary on purpose: flips, scales and crops, and the mild change of exposure that any camera
-shows.  No other light, weather or camera is imitated: what is lost in another domain is what the demo is about.
-Streets for training, replay and hold-out have seeds of their own, apart from those of the demo
-(``bench.demo.streets``).  It is ``python -m adapt.train`` with one difference: replay is drawn from streets the
-training did not see, and kept as JPEG.
-"""
+shows.  No other light, weather or camera is imitated: what is lost in another domain is what the demo is
+about. Streets for training, replay and hold-out have seeds of their own, apart from those of the demo
+(``bench.demo.streets``).  It is ``python -m adapt.train`` with one difference: replay is drawn from streets
+the training did not see, and kept as JPEG."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ def replay_set(frames: int, holdout: int) -> Iterator[tuple[np.ndarray, np.ndarr
 
 
 def compact(pack: Pack, path: Path) -> Pack:
-    """The pack with its replay frames as JPEG, which the sensor's noise would make five times larger as PNG."""
+    """The pack with its replay frames as JPEG: the sensor's noise makes PNG five times larger."""
     folder = pack.path / "replay"
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     for entry in index:
@@ -62,7 +61,7 @@ def compact(pack: Pack, path: Path) -> Pack:
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(
         prog="python -m bench.demo.train_pack",
-        description="Train the demo's source pack on rendered daylight streets and write it with its replay set.",
+        description="Train the demo's source pack on rendered daylight streets and write it.",
         epilog="Example:  python -m bench.demo.train_pack --out packs/street-day\n"
         "Exit codes: 0 written, 1 failed, 2 wrong usage.  Interrupted, it continues from --checkpoint.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -73,7 +72,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--seed", type=int, default=1, help="of weights and batches (default %(default)s)")
     out.add_argument("--threads", type=int, default=2, help="of torch (default %(default)s)")
     out.add_argument("--replay", type=int, default=48, help="labelled frames to carry (default %(default)s)")
-    out.add_argument("--holdout", type=int, default=24, help="labelled frames for the gate (default %(default)s)")
+    out.add_argument(
+        "--holdout", type=int, default=24, help="labelled frames for the gate (default %(default)s)"
+    )
     out.add_argument("--checkpoint", type=Path, help="file to continue from and to write as training goes")
     return out
 
@@ -92,9 +93,16 @@ def main(argv: list[str] | None = None) -> int:
         augmentation=Augmentation(street.SIZE, scale=(0.9, 1.5), brightness=1.15, colour=0.04),
     )
     spec = PackSpec(
-        name="street-day", version="1.0.0", network="roadnet", classes=STREET.classes, colours=STREET.colours,
-        size=street.SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), licence="Apache-2.0",
-    )  # fmt: skip
+        name="street-day",
+        version="1.0.0",
+        network="roadnet",
+        classes=STREET.classes,
+        colours=STREET.colours,
+        size=street.SIZE,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        licence="Apache-2.0",
+    )
     with Bars() as bars:
         frames = supervised.load(Rendered("day", a.frames, TRAIN_SEED), bars)
         network = networks.create(spec.network, classes=len(spec.classes))
@@ -102,17 +110,22 @@ def main(argv: list[str] | None = None) -> int:
             network, spec, frames, recipe, seed=a.seed, checkpoint=a.checkpoint, every=200, progress=bars
         )
         confusion, _ = supervised.score(network, spec, Rendered("day", 100, HOLDOUT_SEED), progress=bars)
-    words = f"{a.frames} rendered daylight streets; {recipe.words()}; day hold-out mIoU {confusion.miou():.1%}"
+    words = (
+        f"{a.frames} rendered daylight streets; {recipe.words()}; day hold-out mIoU {confusion.miou():.1%}"
+    )
     labels = [y for _, y in frames.pairs]
     golden = np.stack([street.render(HOLDOUT_SEED + 500 + i)[0] for i in range(GOLDEN)])
     try:
         with tempfile.TemporaryDirectory() as work:
             pack = write_pack(
-                Path(work) / "pack", replace(spec, training=words), network.state_dict(),
-                golden=golden, replay=replay_set(a.replay, a.holdout),
+                Path(work) / "pack",
+                replace(spec, training=words),
+                network.state_dict(),
+                golden=golden,
+                replay=replay_set(a.replay, a.holdout),
                 prior=prior.spatial_prior(labels, len(STREET)),
                 reference={"share": prior.class_shares(labels, len(STREET))},
-            )  # fmt: skip
+            )
             a.out.parent.mkdir(parents=True, exist_ok=True)
             pack = compact(pack, a.out)
     except PackError as error:

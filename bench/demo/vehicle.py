@@ -1,4 +1,5 @@
-"""The vehicle: a camera that sends a frame every 1/rate seconds whether or not the last was answered (open loop).
+"""The vehicle: a camera that sends a frame every 1/rate seconds whether or not the last was answered (open
+loop).
 
 It knows the server's address and a file of frames.  Every request leaves one line of JSON: when it was due,
 sent and answered, the version that answered, or why it was refused.  It stops at SIGTERM, waits for what is
@@ -43,7 +44,9 @@ def ask(client: Client, model: str, index: int, frame: np.ndarray, due: float) -
     return line
 
 
-def drive(server: str, model: str, frames: np.ndarray, rate: float, log: Path, stop: threading.Event) -> dict[str, int]:
+def drive(
+    server: str, model: str, frames: np.ndarray, rate: float, log: Path, stop: threading.Event
+) -> dict[str, int]:
     """Send frames round and round until ``stop``; returns the account."""
     account = {"sent": 0, "answered": 0, "rejected": 0, "failed": 0}
     with Client(server) as client, log.open("w", encoding="utf-8") as out, ThreadPoolExecutor(16) as pool:
