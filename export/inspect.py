@@ -1,0 +1,390 @@
+"""What is in a pack, an engine version or any ONNX file: shapes, sizes, hashes, operators, parity, lineage.
+
+    python -m export.inspect repo/road/3 --lineage
+
+Reads and never writes.  Works on foreign files as far as they go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, helper
+
+from export.errors import ExportError, one_line
+from export.lint import lint
+from networks.pack import PackError, load_pack
+from runtime.errors import Refused
+from runtime.repository import Repository
+
+Report = dict[str, Any]
+
+
+def inspect(path: Path | str, *, lineage: bool = False, profile: bool = False) -> Report:
+    """Facts about a pack, a version directory or an ONNX file, as JSON values; "kind" says which.
+
+    Args:
+        lineage: for a version: where its weights come from, and what became of it.
+        profile: run the ONNX graph in ONNX Runtime and add the time of each kind of operator.
+    Raises:
+        ExportError: none of the three, or one that is damaged.
+    """
+    target = Path(path)
+    if (target / "model.toml").is_file():
+        return inspect_pack(target)
+    if (target / "manifest.json").is_file():
+        return inspect_version(target, lineage=lineage, profile=profile)
+    if target.is_file():
+        return inspect_onnx(target, profile=profile)
+    raise ExportError(
+        f"{str(target)!r} is no pack (model.toml), no engine version (manifest.json) and no file; "
+        "a version is DIR/<model>/<number>"
+    )
+
+
+def inspect_pack(path: Path) -> Report:
+    try:
+        pack = load_pack(path)
+    except PackError as error:
+        raise ExportError(str(error)) from error
+    spec, state = pack.spec, pack.state()
+    reference = pack.reference()
+    return {
+        "kind": "pack",
+        "path": str(path),
+        "name": spec.name,
+        "version": spec.version,
+        "sha256": pack.sha256,
+        "parent": spec.parent,
+        "task": spec.task,
+        "network": spec.network,
+        "arguments": spec.arguments,
+        "classes": list(spec.classes),
+        "size": list(spec.size),
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "channel_order": spec.channel_order,
+        "training": spec.training,
+        "licence": spec.licence,
+        "adaptation": spec.adaptation,
+        "weights": len(state),
+        "parameters": sum(t.numel() for t in state.values() if t.is_floating_point()),
+        "bytes": sum(f.stat().st_size for f in path.rglob("*") if f.is_file()),
+        "golden": len(pack.golden()),
+        "replay": {split: len(pack.replay(split)) for split in ("train", "holdout")},
+        "prior": None if (prior := pack.prior()) is None else list(prior.shape),
+        "reference": {name: list(array.shape) for name, array in reference.items()},
+    }
+
+
+def inspect_version(path: Path, *, lineage: bool = False, profile: bool = False) -> Report:
+    path = path.resolve()
+    model, number = path.parent.name, path.name
+    if not number.isdigit():
+        raise ExportError(f"{str(path)!r} is no version: its name is not a number")
+    repository = Repository(path.parent.parent)
+    try:
+        manifest = repository.manifest(model, int(number))
+    except Refused as error:
+        raise ExportError(one_line(error)) from error
+    try:
+        repository.verify(model, int(number))
+        intact = ""
+    except Refused as error:
+        intact = error.reason
+    report: Report = {
+        "kind": "version",
+        "path": str(path),
+        "intact": not intact,
+        "damage": intact,
+        "manifest": manifest,
+    }
+    engine = path / str(manifest["engine"].get("file", "model.onnx"))
+    if engine.suffix == ".onnx" and engine.is_file():
+        report["onnx"] = inspect_onnx(engine, profile=profile)
+    if lineage:
+        report["lineage"] = _lineage(repository, model, manifest)
+        report["history"] = [e for e in repository.history(model) if e.get("version") == manifest["version"]]
+        report["live"] = repository.live(model)
+    return report
+
+
+def _lineage(repository: Repository, model: str, manifest: Report) -> list[Report]:
+    """This version's pack first, then its parents as far as the repository knows them."""
+    packs: dict[str, Report] = {}
+    for version in reversed(repository.versions(model)):
+        try:
+            entry = repository.manifest(model, version)
+        except Refused:
+            continue  # a version that cannot be read has no say in where another comes from
+        if (sha := entry.get("pack", {}).get("sha256")) and sha not in packs:
+            packs[sha] = {**entry["pack"], "engine_version": version, "created": entry.get("created")}
+    chain, seen = [], set()
+    current = {
+        **manifest.get("pack", {}),
+        "engine_version": manifest["version"],
+        "created": manifest.get("created"),
+    }
+    while current.get("sha256") and current["sha256"] not in seen:
+        chain.append(current)
+        seen.add(current["sha256"])
+        parent = current.get("parent", "")
+        if not parent:
+            break
+        current = packs.get(parent, {"sha256": parent, "name": None, "version": None, "parent": ""})
+    return chain
+
+
+def inspect_onnx(path: Path, *, profile: bool = False) -> Report:
+    model = read_onnx(path)
+    graph = model.graph
+    found = lint(model)
+    weights = [i for i in graph.initializer if not i.name.startswith("const.")]
+    kinds = Counter(TensorProto.DataType.Name(i.data_type) for i in graph.initializer)
+    quantised = any(n.op_type == "QuantizeLinear" for n in graph.node)
+    report: Report = {
+        "kind": "onnx",
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "ir_version": model.ir_version,
+        "opsets": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "metadata": {p.key: p.value for p in model.metadata_props},
+        "inputs": [_value(v) for v in graph.input],
+        "outputs": [_value(v) for v in graph.output],
+        "nodes": len(graph.node),
+        "operators": dict(Counter(n.op_type for n in graph.node).most_common()),
+        "initialisers": len(graph.initializer),
+        "parameters": int(sum(np.prod(i.dims, dtype=np.int64) for i in weights)),
+        "types": dict(kinds),
+        "precision": "int8" if quantised else ("fp16" if kinds.get("FLOAT16") else "fp32"),
+        # Weights that keep their names and values can be replaced; quantised ones carry scales with them.
+        "refittable": bool(weights) and model.producer_name == "roadworthy" and not quantised,
+        "tensorrt": {"errors": found.errors, "warnings": found.warnings},
+    }
+    if profile:
+        report["profile"] = profile_onnx(path, model)
+    return report
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """Raises: ExportError for a file that is no ONNX graph."""
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        raise ExportError(f"{str(path)!r} is not an ONNX file: {one_line(error)[:160]}") from error
+    if not model.graph.node or not model.opset_import:
+        raise ExportError(f"{str(path)!r} is not an ONNX file: it holds no graph")
+    return model
+
+
+def _value(value: onnx.ValueInfoProto) -> Report:
+    kind = value.type.tensor_type
+    shape = [d.dim_value if d.HasField("dim_value") else (d.dim_param or "?") for d in kind.shape.dim]
+    return {"name": value.name, "type": TensorProto.DataType.Name(kind.elem_type), "shape": shape}
+
+
+def sample_inputs(model: onnx.ModelProto, size: tuple[int, int] = (256, 256)) -> dict[str, np.ndarray]:
+    """Seeded random inputs; open dimensions become 1, open image sides `size`."""
+    known = {i.name for i in model.graph.initializer}
+    rng = np.random.default_rng(0)
+    result = {}
+    for value in model.graph.input:
+        if value.name in known:
+            continue
+        kind = value.type.tensor_type
+        dims = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
+        shape = list(dims)
+        for axis, dim in enumerate(dims):
+            if dim == 0:
+                inside = [a for a in range(1, len(dims)) if dims[a] == 0]
+                shape[axis] = size[min(inside.index(axis), 1)] if axis in inside and len(dims) == 4 else 1
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        if np.issubdtype(dtype, np.floating):
+            result[value.name] = rng.random(shape).astype(dtype)
+        elif dtype == np.bool_:
+            result[value.name] = rng.random(shape) > 0.5
+        elif np.issubdtype(dtype, np.integer):
+            result[value.name] = rng.integers(0, 127, shape).astype(dtype)
+        else:
+            raise ExportError(
+                f"input {value.name!r} has a type that cannot be made up; it cannot be profiled"
+            )
+    return result
+
+
+def profile_onnx(path: Path, model: onnx.ModelProto, runs: int = 5) -> Report:
+    """Milliseconds a run by operator, from ONNX Runtime's own profiler on one CPU thread."""
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        options.log_severity_level = 3
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            feed = sample_inputs(model)
+            for _ in range(runs):
+                session.run(None, feed)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        except Exception as error:  # onnxruntime raises its own types, all of them RuntimeError-like
+            raise ExportError(
+                f"{str(path)!r} does not run in ONNX Runtime: {one_line(error)[:200]}"
+            ) from error
+    spent: Counter[str] = Counter()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            spent[event["args"]["op_name"]] += event["dur"]
+    total = [e["dur"] for e in events if e.get("name") == "model_run"]
+    return {
+        "runs": runs,
+        "ms": round(float(np.median(total)) / 1000, 3) if total else None,
+        "operators_ms": {op: round(us / 1000 / runs, 3) for op, us in spent.most_common()},
+    }
+
+
+# -- for a person -------------------------------------------------------------------------------------
+
+
+def show(report: Report) -> str:
+    shower: Callable[[Report], list[str]] = {
+        "pack": _show_pack,
+        "version": _show_version,
+        "onnx": _show_onnx,
+    }[report["kind"]]
+    return "\n".join(shower(report))
+
+
+def _show_pack(r: Report) -> list[str]:
+    lines = [
+        f"pack {r['name']} {r['version']}  {r['path']}",
+        f"  sha256      {r['sha256']}",
+        f"  parent      {r['parent'] or '-'}",
+        f"  network     {r['network']} {r['arguments']}, {r['parameters']:,} parameters",
+        f"  input       {r['size'][0]}x{r['size'][1]} {r['channel_order']}, mean {r['mean']}, std {r['std']}",
+        f"  classes     {len(r['classes'])}: {', '.join(r['classes'])}",
+        f"  golden      {r['golden']} frames",
+        f"  replay      {r['replay']['train']} to train on, {r['replay']['holdout']} held out",
+        f"  statistics  prior {r['prior'] or '-'}, reference {', '.join(r['reference']) or '-'}",
+        f"  training    {r['training'] or '-'}",
+        f"  licence     {r['licence'] or '-'}",
+    ]
+    if r["adaptation"]:
+        lines.append(f"  adaptation  {json.dumps(r['adaptation'])[:200]}")
+    return lines
+
+
+def _show_version(r: Report) -> list[str]:
+    m = r["manifest"]
+    engine, pack, parity = m["engine"], m.get("pack", {}), m.get("parity", {})
+    lines = [
+        f"{m['model']} version {m['version']}  {r['path']}",
+        f"  files       {'intact' if r['intact'] else 'DAMAGED: ' + r['damage']}",
+        f"  created     {m.get('created', '-')}",
+        f"  engine      {engine.get('kind')} {engine.get('precision')}, opset {engine.get('opset')}",
+        f"  pack        {pack.get('name', '-')} {pack.get('version', '')}  {str(pack.get('sha256', ''))[:12]}"
+        f"  parent {str(pack.get('parent', ''))[:12] or '-'}",
+    ]
+    if parity.get("agreement") is not None:
+        verdict = "passed" if parity.get("passed") else "MISSED"
+        lines.append(
+            f"  parity      {verdict}: labels {100 * parity['agreement']:.4f} %, "
+            f"confidence {parity['confidence_mean']:.4f} of 255, "
+            f"{parity['frames']} frames ({parity.get('golden')})"
+        )
+    for name, entry in sorted(m["files"].items()):
+        lines.append(f"  {name:<16}{entry['bytes']:>12,} bytes  {entry['sha256'][:12]}")
+    if r.get("live") is not None:
+        lines.append(f"  live        version {r['live'].get('live')}, previous {r['live'].get('previous')}")
+    for depth, entry in enumerate(r.get("lineage", [])):
+        where = (
+            f"engine version {entry['engine_version']}"
+            if "engine_version" in entry
+            else "not in this repository"
+        )
+        name = f"{entry.get('name') or 'unknown'} {entry.get('version') or ''}".strip()
+        lines.append(
+            f"  {'lineage' if not depth else '':<10}  {'  ' * depth}{name} {entry['sha256'][:12]} ({where})"
+        )
+    for entry in r.get("history", []):
+        lines.append(f"  history     {json.dumps(entry)[:160]}")
+    if "onnx" in r:
+        lines += _show_onnx(r["onnx"])
+    return lines
+
+
+def _show_onnx(r: Report) -> list[str]:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in r["opsets"].items())
+    lines = [
+        f"onnx {r['path']}",
+        f"  graph       {r['nodes']} nodes, {r['parameters']:,} parameters, {r['precision']}",
+        f"  size        {r['bytes']:,} bytes",
+        f"  opset       {opsets}; IR {r['ir_version']}; by {r['producer'] or '-'}",
+    ]
+    for side in ("inputs", "outputs"):
+        for value in r[side]:
+            lines.append(f"  {side[:-1]:<10}  {value['name']}: {value['type']} {value['shape']}")
+    lines.append("  operators   " + ", ".join(f"{op} {n}" for op, n in r["operators"].items()))
+    lines.append(f"  refit       {'by name' if r['refittable'] else 'no: build again'}")
+    errors, warnings = r["tensorrt"]["errors"], r["tensorrt"]["warnings"]
+    lines.append("  tensorrt    " + ("inside what its parser documents" if not errors else "outside:"))
+    lines += [f"    error: {text}" for text in errors] + [f"    warning: {text}" for text in warnings]
+    if "profile" in r:
+        lines.append(f"  profile     {r['profile']['ms']} ms a run on one thread")
+        lines += [f"    {op:<24}{ms:>10.3f} ms" for op, ms in r["profile"]["operators_ms"].items()]
+    return lines
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m export.inspect",
+        description="Say what is in a model pack, an engine version or any ONNX file: shapes, types, sizes, "
+        "hashes, operators, the parity report, whether it can be refitted, and whether it stays inside what "
+        "TensorRT's parser documents.",
+        epilog="""examples:
+  python -m export.inspect packs/city
+  python -m export.inspect repo/road/3 --lineage
+  python -m export.inspect somebody.onnx --profile --json
+
+exit codes: 0 read and intact, 1 unreadable or damaged (one line on stderr says why), 2 wrong usage""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("path", metavar="PACK|VERSION_DIR|FILE.onnx")
+    result.add_argument(
+        "--lineage", action="store_true", help="where a version's weights come from, and its history"
+    )
+    result.add_argument(
+        "--profile", action="store_true", help="run the graph and show the time of each operator"
+    )
+    result.add_argument("--json", action="store_true", help="print one JSON object")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        report = inspect(args.path, lineage=args.lineage, profile=args.profile)
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(report) if args.json else show(report))
+    if report["kind"] == "version" and not report["intact"]:
+        print(f"error: {report['path']}: {report['damage']}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
