@@ -27,6 +27,8 @@ examples:
   # a Cityscapes network on CamVid: its answers are mapped to the data set's classes
   python -m adapt.evaluate packs/espnetv2 --data camvid:data/camvid:day_val --truth camvid11
 
+``python -m adapt.evaluate edges --help``: the boundary benchmark (MF, OIS, AP) for edge maps.
+
 Numbers are percentages: IoU of each class, their mean over the classes the truth holds, share of
 pixels that are right, and the expected calibration error (15 bins). Pixels with label 255 are not scored.
 
@@ -94,6 +96,11 @@ def evaluate(path: str, arguments: argparse.Namespace, progress: Any) -> dict[st
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["edges"]:
+        from adapt.evaluate import edges_cli
+
+        return edges_cli.main(argv[1:])
     arguments = parser().parse_args(argv)
     import torch
 

@@ -1,0 +1,305 @@
+"""Edge truth of SBD, Cityscapes, BSDS500 and CamVid, each as its benchmark scores it, and predictions on
+disk.
+
+``open_truth("cityscapes:ROOT:val")`` finds a set from the text a command line gives.  A set knows its
+names, its classes, its protocol, and the truth of an image in a mode ("thin" or "raw"); thinning itself is
+the count table's business.  Nothing is downloaded, nothing is written.
+
+Layouts:
+  sbd:ROOT:LIST          ROOT/cls/*.mat, ROOT/inst/*.mat, ROOT/LIST.txt (benchmark_RELEASE/dataset)
+  cityscapes:ROOT:SPLIT  ROOT/gtFine/SPLIT/CITY/*_gtFine_labelIds.png and *_instanceIds.png
+  bsds:ROOT[:PREFIX]     ROOT/groundTruth/**/*.mat (BSDS500), or ROOT/edges/PREFIX*.png, bit i = annotator i
+  camvid:ROOT:LIST       ROOT/labels/*.png (11 classes), ROOT/LIST.txt
+  labels:ROOT:CLASSES    ROOT/*.npz, *.mat or *.png edge labels (adapt.labels.edge_codec), CLASSES of them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from adapt.evaluate import edges
+from adapt.evaluate.edge_errors import EdgeError
+from adapt.evaluate.resize import resize_bicubic, resize_nearest
+from adapt.labels import edge_codec
+from adapt.labels.edges import category_edges, cityscapes_edges, instance_edges
+
+__all__ = ["CLASSES", "EdgeSet", "Predictions", "open_truth"]
+
+CLASSES: dict[str, tuple[str, ...]] = {
+    "sbd": tuple(
+        "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+        "pottedplant sheep sofa train tvmonitor".split()
+    ),
+    "cityscapes": (
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
+        "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+    ),
+    "camvid": tuple("sky building pole road sidewalk tree sign fence car pedestrian bicyclist".split()),
+    "bsds": ("boundary",),
+}  # fmt: skip
+
+#: Cityscapes' labelIds of the 19 trained classes, in their order.
+LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+
+class EdgeSet(Protocol):
+    """Edge truth of a data set."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def protocol(self) -> edges.Protocol: ...
+
+    def truth(self, i: int, mode: str) -> NDArray[np.bool_]:
+        """bool [K,H,W] of image i in mode "thin" or "raw" (several annotators: bool [A,H,W], K = 1)."""
+        ...
+
+
+def _image(path: Path) -> NDArray[Any]:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image)
+    except FileNotFoundError:
+        raise EdgeError(f"{path} is missing: is the set unpacked completely?") from None
+    except (OSError, UnidentifiedImageError) as error:
+        raise EdgeError(f"{path} is no readable image ({error}): unpack the set again") from None
+
+
+def _labels(path: Path) -> NDArray[Any]:
+    labels = _image(path)
+    if labels.ndim != 2:
+        raise EdgeError(f"{path} has {labels.ndim} dimensions: a label map is one channel of whole numbers")
+    return labels
+
+
+def _matlab(path: Path, name: str) -> Any:
+    from scipy.io import loadmat
+
+    try:
+        content = loadmat(str(path), squeeze_me=True, struct_as_record=False)
+    except FileNotFoundError:
+        raise EdgeError(f"{path} is missing: is the set unpacked completely?") from None
+    except Exception as error:  # SciPy raises many kinds for damaged files
+        raise EdgeError(f"{path} is no readable MATLAB file ({str(error).splitlines()[0]})") from None
+    if name not in content:
+        raise EdgeError(f"{path} holds no {name}: is it this data set's?")
+    return content[name]
+
+
+def _listed(path: Path) -> list[str]:
+    try:
+        names = path.read_text(encoding="utf-8").split()
+    except OSError as error:
+        raise EdgeError(f"{path}: {error.strerror}; the list of images is needed") from None
+    if not names:
+        raise EdgeError(f"{path} lists no image")
+    return names
+
+
+def _dense(m: Any) -> NDArray[np.bool_]:
+    return np.asarray(m.toarray() if hasattr(m, "toarray") else m).astype(np.bool_)
+
+
+class SBD:
+    """Semantic Boundaries Dataset, instance-sensitive: thin = the annotated boundaries, raw = seg2edge,
+    radius 2.
+    """
+
+    classes = CLASSES["sbd"]
+
+    def __init__(self, root: Path, listing: str = "val", protocol: str = "sbd") -> None:
+        self.root, self.names, self.protocol = root, _listed(root / f"{listing}.txt"), edges.PROTOCOLS[protocol]
+
+    def truth(self, i: int, mode: str) -> NDArray[np.bool_]:
+        """bool [20,H,W]."""
+        instances = _matlab(self.root / "inst" / f"{self.names[i]}.mat", "GTinst")
+        if mode == "raw":
+            categories = _matlab(self.root / "cls" / f"{self.names[i]}.mat", "GTcls").Segmentation
+            return instance_edges(categories, instances.Segmentation, len(self.classes))
+        out = np.zeros((len(self.classes), *np.shape(instances.Segmentation)), np.bool_)
+        boundaries = np.atleast_1d(np.asarray(instances.Boundaries, dtype=object))
+        for category, boundary in zip(np.atleast_1d(instances.Categories), boundaries, strict=True):
+            out[int(category) - 1] |= _dense(boundary)
+        return out
+
+
+class Cityscapes:
+    """Cityscapes, instance-sensitive, at half resolution: thin = radius 1 on the halved maps, raw = radius 2
+    at full resolution, then halved; both by MATLAB's nearest.
+    """
+
+    classes = CLASSES["cityscapes"]
+
+    def __init__(self, root: Path, split: str = "val") -> None:
+        folder = root / "gtFine" / split
+        self.files = sorted(folder.glob("*/*_gtFine_labelIds.png"))
+        if not self.files:
+            raise EdgeError(f"{folder} has no CITY/*_gtFine_labelIds.png: is gtFine unpacked there?")
+        self.names = [f.name.removesuffix("_gtFine_labelIds.png") for f in self.files]
+        self.protocol = edges.PROTOCOLS["cityscapes"]
+
+    def truth(self, i: int, mode: str) -> NDArray[np.bool_]:
+        """bool [19,H/2,W/2]."""
+        path = self.files[i]
+        ids = _labels(path)
+        instances = _labels(path.with_name(path.name.replace("_labelIds", "_instanceIds")))
+        table = np.full(256, 255, np.uint8)
+        table[list(LABEL_IDS)] = np.arange(len(LABEL_IDS))
+        train = table[ids.astype(np.uint8)]
+        height, width = train.shape
+        half = (height // 2, width // 2)
+        if mode == "thin":
+            return cityscapes_edges(resize_nearest(train, half), resize_nearest(instances, half), radius=1)
+        full = cityscapes_edges(train, instances)
+        return np.stack([resize_nearest(e, half) for e in full]).astype(np.bool_)
+
+
+class BSDS:
+    """BSDS500: several annotators an image, one class."""
+
+    classes = CLASSES["bsds"]
+
+    def __init__(self, root: Path, prefix: str = "") -> None:
+        self.files = sorted((root / "groundTruth").rglob(f"{prefix}*.mat")) or sorted(
+            (root / "edges").glob(f"{prefix}*.png")
+        )
+        if not self.files:
+            raise EdgeError(f"{root} has neither groundTruth/**/{prefix}*.mat nor edges/{prefix}*.png")
+        self.names = [f.stem for f in self.files]
+        self.protocol = edges.PROTOCOLS["bsds"]
+
+    def truth(self, i: int, mode: str) -> NDArray[np.bool_]:
+        """bool [annotators,H,W]."""
+        path = self.files[i]
+        if path.suffix == ".mat":
+            cells = np.atleast_1d(_matlab(path, "groundTruth"))
+            return np.stack([_dense(c.Boundaries) for c in cells])
+        bits = _labels(path)
+        maps = np.stack([(bits >> b) & 1 for b in range(8)]).astype(np.bool_)
+        marked = np.flatnonzero(maps.any((1, 2)))
+        if not marked.size:
+            raise EdgeError(f"{path} marks no boundary of any annotator")
+        return np.asarray(maps[: marked[-1] + 1])
+
+
+class CamVid:
+    """CamVid's 11 classes, category edges.  No published protocol: .0075 of the diagonal, no margin; thin =
+    radius 1, raw = radius 2; nothing is marked along void."""
+
+    classes = CLASSES["camvid"]
+
+    def __init__(self, root: Path, listing: str) -> None:
+        self.root, self.names = root, _listed(root / f"{listing}.txt")
+        self.protocol = edges.Protocol("camvid", 0.0075)
+
+    def truth(self, i: int, mode: str) -> NDArray[np.bool_]:
+        """bool [11,H,W]."""
+        labels = _labels(self.root / "labels" / f"{self.names[i]}.png")
+        return category_edges(labels, len(self.classes), 1 if mode == "thin" else 2)
+
+
+class Labels:
+    """Edge label files of any codec but .bin; both modes score the same maps."""
+
+    def __init__(self, root: Path, classes: str) -> None:
+        if not classes.isdigit():
+            raise EdgeError(f"labels:{root}: say how many classes, labels:ROOT:CLASSES, not {classes!r}")
+        self.files = sorted(f for s in (".npz", ".mat", ".png") for f in root.glob(f"*{s}"))
+        if not self.files:
+            raise EdgeError(f"{root} has no .npz, .mat or .png edge label")
+        self.names = [f.stem for f in self.files]
+        self.classes = tuple(f"class{k}" for k in range(int(classes)))
+        self.protocol = edges.PROTOCOLS["sbd-reanno"]
+
+    def truth(self, i: int, mode: str) -> NDArray[np.bool_]:
+        """bool [K,H,W]."""
+        k = len(self.classes)
+        return edge_codec.unpack(edge_codec.read(self.files[i], k), k)[0]
+
+
+_KINDS: dict[str, Callable[..., EdgeSet]] = {
+    "sbd": SBD,
+    "cityscapes": Cityscapes,
+    "bsds": BSDS,
+    "camvid": CamVid,
+    "labels": Labels,
+}
+
+
+def open_truth(text: str) -> EdgeSet:
+    """The set that "KIND:ROOT[:PART]" describes.  Raises EdgeError for unknown kinds and missing folders."""
+    kind, _, rest = text.partition(":")
+    if kind not in _KINDS or not rest:
+        raise EdgeError(f"{text!r} is no edge truth: write KIND:ROOT:PART with KIND one of {', '.join(_KINDS)}")
+    root, _, part = rest.partition(":")
+    if not Path(root).is_dir():
+        raise EdgeError(f"{root} is no folder: give the data set's root")
+    arguments = [part] if part else []
+    try:
+        return _KINDS[kind](Path(root), *arguments)
+    except TypeError:
+        raise EdgeError(f"{text!r} lacks its last part: write {kind}:ROOT:PART") from None
+
+
+class Predictions:
+    """Probability maps on disk, in whichever of these layouts there is for a name:
+
+    ROOT/NAME.npz                 ``probability`` [K,H,W], uint8 or float in 0..1
+    ROOT/NAME.png                 one class, 8 bits (v/255) or 16 (v/65536, as DFF's benchmark reads them)
+    ROOT/CLASS/NAME.png           one map a class; CLASS its name, its number from 1, or class_NUMBER (SEAL's)
+    """
+
+    def __init__(self, root: Path, classes: Sequence[str]) -> None:
+        if not root.is_dir():
+            raise EdgeError(f"{root} is no folder of predictions")
+        self.root, self.classes = root, tuple(classes)
+        self.folders: list[Path | None] = []
+        for k, name in enumerate(self.classes):
+            spellings = (name, name.replace(" ", "_"), str(k + 1), f"{k + 1:03d}", f"class_{k + 1}", f"class_{k + 1:03d}")
+            self.folders.append(next((root / s for s in spellings if (root / s).is_dir()), None))
+        if len(self.classes) > 1 and any(self.folders) and not all(self.folders):
+            missing = [n for n, f in zip(self.classes, self.folders, strict=True) if f is None]
+            raise EdgeError(f"{root} has folders for some classes, none for {', '.join(missing)}")
+
+    def read(self, name: str, size: tuple[int, int]) -> list[NDArray[Any]]:
+        """One map a class, at ``size`` (resized bicubically as the benchmark does where it differs)."""
+        packed = self.root / f"{name}.npz"
+        if packed.is_file():
+            try:
+                with np.load(packed, allow_pickle=False) as file:
+                    maps = list(file["probability"])
+            except Exception as error:  # damaged archives raise many kinds
+                raise EdgeError(f"{packed} holds no 'probability' [K,H,W] ({str(error).splitlines()[0]})") from None
+        elif len(self.classes) == 1 and (self.root / f"{name}.png").is_file():
+            maps = [_image(self.root / f"{name}.png")]
+        elif all(self.folders):
+            maps = [_image(folder / f"{name}.png") for folder in self.folders if folder]
+        else:
+            raise EdgeError(f"{self.root} has no prediction of {name}: NAME.npz, or NAME.png in a folder a class")
+        if len(maps) != len(self.classes):
+            raise EdgeError(f"{packed} holds {len(maps)} maps, the truth has {len(self.classes)} classes")
+        return [_fit(m, size, f"{self.root}/{name}") for m in maps]
+
+
+def _fit(probability: NDArray[Any], size: tuple[int, int], where: str) -> NDArray[Any]:
+    p = np.asarray(probability)
+    if p.ndim != 2:
+        raise EdgeError(f"{where}: a map is {list(p.shape)}, one channel [H,W] is needed")
+    if p.dtype in (np.uint16, np.int32):  # Pillow's two readings of a 16-bit PNG
+        p = p / 65536.0
+    if p.shape == tuple(size):
+        return p
+    if abs(p.shape[0] * size[1] - p.shape[1] * size[0]) > max(size[0], size[1], *p.shape):
+        raise EdgeError(
+            f"{where}: the prediction is {list(p.shape)}, its truth {list(size)}: another image, or transposed?"
+        )
+    real = p / 255.0 if p.dtype == np.uint8 else p
+    return np.clip(resize_bicubic(real, size), 0.0, 1.0)
