@@ -265,7 +265,7 @@ class _Build:
         memory = check(
             memory,
             f"{self.library.text} could not build the network",
-            "see the ONNX file with: python -m export.trt_check FILE.onnx",
+            "see the ONNX file with: python -m export.inspect FILE.onnx",
             self.log,
         )
         data = bytes(memory)
@@ -303,7 +303,7 @@ class _Build:
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise TensorRTError(
             f"{self.library.text} cannot parse the ONNX graph: {first}{more}; "
-            "what is supported: python -m export.trt_check FILE.onnx"
+            "what is supported: python -m export.inspect FILE.onnx"
         )
 
     def _profiles(

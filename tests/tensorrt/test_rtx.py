@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from export.half import to_half
 from export.tensorrt import BuildOptions, Cancelled, build_plan, main, monitor
 from export.tensorrt_rtx import tensorrt_rtx
 from runtime import cuda
@@ -69,12 +70,11 @@ def test_the_code_of_the_backend_tensorrt_builds_with_the_library_it_imports(sub
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("batch", [1, "N"])
 def test_precisions_and_batches(library: Library, precision: str, batch: int | str) -> None:
-    model = onnx(batch=batch, qdq=precision == "int8")
+    model = segmentation(batch=batch, qdq=precision == "int8")
     if precision == "fp16":
-        half = pytest.importorskip("export.half")
-        model = half.to_half(model)
+        model = to_half(model)
     options = BuildOptions(precision=precision, batch=(1, 2, 8) if batch == "N" else None)
-    plan = build_plan(model, options, backend=RTX)
+    plan = build_plan(model.SerializeToString(), options, backend=RTX)
     assert plan.inputs[0].shape == (-1 if batch == "N" else 1, 32, 64, 3)
     assert [t.dtype for t in (*plan.inputs, *plan.outputs)] == ["UINT8"] * 3
 
@@ -93,7 +93,7 @@ def test_options_that_a_cpu_build_cannot_have(library: Library) -> None:
 def test_a_graph_the_parser_refuses_names_the_node(library: Library) -> None:
     model = segmentation(batch=1)
     next(node for node in model.graph.node if node.name == "relu").op_type = "Det"
-    with pytest.raises(TensorRTError, match=r"cannot parse.*Det.*export\.trt_check"):
+    with pytest.raises(TensorRTError, match=r"cannot parse.*Det.*export\.inspect"):
         build_plan(model.SerializeToString(), backend=RTX)
 
 
