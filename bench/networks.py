@@ -1,0 +1,230 @@
+"""What a frame costs on each network: PyTorch, ONNX Runtime in float32, ONNX Runtime in INT8.
+
+One thread, the whole served graph (uint8 frame in, labels and confidence out), every way in turn within a
+round so that a busy machine slows all alike; medians of processor time, and ratios of those medians.
+Weights are random: what is measured does not depend on them, but agreement between INT8 and float32 does,
+and is therefore only reported for a pack that was trained (`--pack`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import networks
+from adapt.data.street import render
+from bench import machine
+from export import int8, parity
+from export.errors import ExportError
+from export.graph import INPUT, ServingGraph
+from export.writer import write
+from networks.base import SegmentationNetwork
+from networks.labels import CITYSCAPES19
+from networks.pack import PackError, PackSpec, load_pack, normalise
+from runtime.config import EngineConfig
+from runtime.engines import load
+
+OUTPUTS = ("labels", "confidence")
+Way = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def describe(name: str, size: tuple[int, int]) -> PackSpec:
+    """A pack of that network in its published form, with Cityscapes' classes."""
+    return PackSpec(
+        name=name,
+        version="1.0.0",
+        network=name,
+        arguments={},
+        classes=CITYSCAPES19.classes,
+        colours=CITYSCAPES19.colours,
+        size=size,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        training="random weights",
+        licence="Apache-2.0",
+    )
+
+
+def random_network(spec: PackSpec, frames: np.ndarray) -> SegmentationNetwork:
+    """Random weights with the batch statistics of two frames, so that activations have sane ranges."""
+    torch.manual_seed(0)
+    network = networks.create(spec.network, classes=len(spec.classes), **spec.arguments)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    network.train()
+    with torch.no_grad():
+        network(normalise(torch.from_numpy(frames[:2].copy()), spec))
+    return network.eval()
+
+
+def multiplications(spec: PackSpec) -> float:
+    """Giga multiply-accumulates of one frame, counted on shapes alone."""
+    with torch.device("meta"):
+        network = networks.create(spec.network, classes=len(spec.classes), **spec.arguments).eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(torch.empty(1, 3, *spec.size, device="meta"))
+    return float(counter.get_total_flops()) / 2e9
+
+
+def ways(
+    network: SegmentationNetwork, spec: PackSpec, frames: np.ndarray, targets: Sequence[str]
+) -> dict[str, Way]:
+    """Every way to answer a frame uint8 [1,H,W,3] with labels and confidence, by name."""
+    graph = ServingGraph(network, spec)
+
+    def eager(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            labels, confidence, _ = graph(torch.from_numpy(frame))
+        return labels.numpy(), confidence.numpy()
+
+    def engine(model: Any, precision: str) -> Way:
+        config = EngineConfig(threads=1)
+        loaded = load(model.SerializeToString(), "onnxruntime", precision, config, candidate=False)
+
+        def run(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            answer = loaded.run({INPUT: frame}, OUTPUTS)
+            return answer["labels"], answer["confidence"]
+
+        return run
+
+    model = write(network, spec, size=spec.size, batch=1)
+    result: dict[str, Way] = {"torch": eager, "fp32": engine(model, "fp32")}
+    for target in targets:
+        quantised = int8.quantise(model, frames, classes=len(spec.classes), target=target, count=4).model
+        result[f"int8 {target}"] = engine(quantised, "int8")
+    return result
+
+
+def measure(
+    spec: PackSpec, network: SegmentationNetwork, frames: np.ndarray, rounds: int, targets: Sequence[str]
+) -> dict[str, Any]:
+    """One row: processor and wall milliseconds of each way, their ratios to float32 in ONNX Runtime."""
+    contestants = ways(network, spec, frames, targets)
+    cpu: dict[str, list[float]] = {name: [] for name in contestants}
+    wall: dict[str, list[float]] = {name: [] for name in contestants}
+    for index in range(rounds + 1):  # the first round warms up
+        frame = np.ascontiguousarray(frames[index % len(frames)][None])
+        for name, run in contestants.items():
+            start = time.perf_counter(), time.process_time()
+            run(frame)
+            if index:
+                wall[name].append(time.perf_counter() - start[0])
+                cpu[name].append(time.process_time() - start[1])
+    cpu_ms = {name: 1000 * statistics.median(values) for name, values in cpu.items()}
+    row: dict[str, Any] = {
+        "network": spec.network,
+        "size": f"{spec.size[0]}x{spec.size[1]}",
+        "parameters_m": round(sum(p.numel() for p in network.parameters()) / 1e6, 2),
+        "gmac": round(multiplications(spec), 2),
+        "rounds": rounds,
+    }
+    for name in contestants:
+        key = name.replace(" ", "_")
+        row[f"{key}_cpu_ms"] = round(cpu_ms[name], 1)
+        row[f"{key}_wall_ms"] = round(1000 * statistics.median(wall[name]), 1)
+        row[f"{key}_speed"] = round(cpu_ms["fp32"] / cpu_ms[name], 2)
+    if spec.training != "random weights":
+        truth = _all(contestants["fp32"], frames)
+        for target in targets:
+            labels, confidence = _all(contestants[f"int8 {target}"], frames)
+            report = parity.compare(labels, confidence, *truth, spec.classes)
+            row[f"int8_{target}_agreement"] = round(report["agreement"], 4)
+            row[f"int8_{target}_boundary"] = report["boundary_agreement"]
+    return row
+
+
+def _all(run: Way, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    answers = [run(frame[None].copy()) for frame in frames]
+    return np.concatenate([a[0] for a in answers]), np.concatenate([a[1] for a in answers])
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    try:
+        return int(height), int(width)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HxW, for example 256x512") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m bench.networks",
+        description="Time a frame on each network, one thread, served graph: PyTorch, ONNX Runtime float32 "
+        "and INT8 in turn; medians of processor time and their ratios.  A Markdown table, then one JSON "
+        "object as the last line of standard output.",
+        epilog="""examples:
+  python -m bench.networks
+  python -m bench.networks --networks fcn8s resnet38 deeplabv2 --size 128x256 --rounds 3
+  python -m bench.networks --pack packs/street --rounds 30
+
+exit codes: 0 measured, 1 a network could not be exported or a pack not read, 2 usage""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    light = ["roadnet", "espnetv2", "ddrnet", "pidnet"]
+    add = result.add_argument
+    add("--networks", nargs="+", choices=networks.names(), default=light, help=f"({' '.join(light)})")
+    add("--pack", type=Path, help="a trained pack instead: its network, size and weights")
+    add("--size", type=_size, default=(256, 512), metavar="HxW", help="of the frames (256x512)")
+    add("--rounds", type=int, default=15, help="frames of each way (15)")
+    add("--targets", nargs="+", choices=int8.TARGETS, default=list(int8.TARGETS), help="encodings (both)")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    if args.rounds < 1:
+        parser().error("--rounds must be 1 or more")
+    torch.set_num_threads(1)
+    conditions = machine.describe()
+    rows = []
+    try:
+        pack = load_pack(args.pack) if args.pack else None
+        specs = [pack.spec] if pack else [describe(name, args.size) for name in args.networks]
+        street = np.stack([render(seed, "day", specs[0].size)[0] for seed in range(6)])
+        for spec in specs:
+            multiple = networks.architecture(spec.network).size_multiple
+            if any(side % multiple for side in spec.size):
+                raise ExportError(f"{spec.network} wants frames whose sides are multiples of {multiple}")
+            print(f"{spec.network} …", file=sys.stderr)
+            network = pack.network() if pack else random_network(spec, street)
+            rows.append(measure(spec, network, street, args.rounds, args.targets))
+            del network
+            gc.collect()
+    except (ExportError, PackError, RuntimeError) as error:
+        print(f"bench.networks: {error}", file=sys.stderr)
+        return 1
+    conditions["load_after"] = os.getloadavg()[0]
+    columns = [
+        ("network", "network"),
+        ("size", "frame"),
+        ("parameters_m", "M parameters"),
+        ("gmac", "GMAC"),
+        ("fp32_cpu_ms", "ORT fp32, ms"),
+        ("torch_speed", "torch"),
+    ]
+    columns += [(f"int8_{target}_speed", f"int8 ({target})") for target in args.targets]
+    if pack:
+        columns += [(f"int8_{target}_agreement", f"agreement ({target})") for target in args.targets]
+    print(machine.line(conditions))
+    print("Speed against ONNX Runtime float32 (higher is faster), processor time, one thread, interleaved:")
+    print(machine.table(rows, columns))
+    print(json.dumps({"bench": "networks", "machine": conditions, "rows": rows}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
