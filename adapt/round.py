@@ -167,7 +167,7 @@ def adapt(
         name: version of the new pack; by default the parent's with ".r" and a hash of the inputs.
 
     Returns:
-        RoundResult; report["chosen"] is the stage that became the pack ("statistics", "train-1" …); `accepted`
+        RoundResult; report["chosen"]: the stage that became the pack ("statistics", "train-1" …); `accepted`
         is False where not even the batch statistics could be improved, report["gate"] says why.
 
     Raises:

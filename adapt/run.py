@@ -53,8 +53,9 @@ class LoopConfig:
 
     frames: how many new frames make a round.  max_fps: sampling rate asked from the tap.  source: only
     frames of this camera ("" = all).  wait: seconds without a frame after which the loop gives up, 0 = never.
-    max_bytes: bound of the frame store.  near: hash distance of near-duplicates.  swap_timeout: seconds a
-    submitted version may take to be decided.
+    max_bytes: bound of the frame store.  near: hash distance of near-duplicates.  patience: seconds without a
+    new view after which a round begins with what there is, if that is `enough` frames, 0 = never.
+    swap_timeout: seconds a submitted version may take to be decided.
     """
 
     model: str
@@ -64,6 +65,8 @@ class LoopConfig:
     wait: float = 0.0
     max_bytes: int = 2_000_000_000
     near: int = 4
+    patience: float = 0.0
+    enough: int = 8
     swap_timeout: float = 600.0
     round: RoundConfig = field(default_factory=RoundConfig)
 
@@ -146,6 +149,7 @@ class Loop:
         if len(rows) < wanted:
             classes = len(self.pack.spec.classes)
             dropped = 0
+            fresh = time.monotonic()
             for tapped in self._tapped():
                 kept = self.store.add(
                     tapped.frame,
@@ -157,11 +161,13 @@ class Loop:
                 )
                 dropped = int(getattr(tapped, "dropped", 0))
                 if kept.id is not None:
-                    rows = self._unused()
+                    rows, fresh = self._unused(), time.monotonic()
                     self.progress("collect", min(len(rows), wanted), wanted, dropped=dropped)
-                if len(rows) >= wanted:
+                stale = self.config.patience and time.monotonic() - fresh > self.config.patience
+                if len(rows) >= wanted or (stale and len(rows) >= self.config.enough):
                     break
         chosen = rows[-wanted:]
+        self.progress("collect", len(chosen), len(chosen))
         self._go("round", frames=[row.id for row in chosen])
 
     def _unused(self) -> list[StoredFrame]:
@@ -381,6 +387,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="give up after S seconds without frames (0: never)",
     )
+    p.add_argument(
+        "--patience",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="begin with fewer after S seconds without a new view",
+    )
     p.add_argument("--portions", default="", metavar="P,P,..", help="portions of pseudo-labels (.2,.35,.5)")
     p.add_argument("--steps", type=int, metavar="N", help="training steps for each portion")
     p.add_argument("--batch", metavar="S+T", help="source and target frames in a batch, such as 3+3")
@@ -462,7 +475,7 @@ def _main(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     config = LoopConfig(
         model=arguments.model, frames=arguments.frames, max_fps=arguments.max_fps, source=arguments.source,
-        wait=arguments.wait, max_bytes=arguments.max_bytes, near=arguments.near,
+        wait=arguments.wait, patience=arguments.patience, max_bytes=arguments.max_bytes, near=arguments.near,
         round=round_config(arguments),
     )  # fmt: skip
     pack = load_pack(arguments.pack)
