@@ -72,14 +72,6 @@ def segmentation(
         numpy_helper.from_array(np.array([0, height, width], np.int64), "full"),
     ]
 
-    def enlarge(source: str, target: str) -> list[Any]:
-        # Reshape, Expand, Reshape: nearest-neighbour enlargement that every runtime does the same way.
-        return [
-            helper.make_node("Reshape", [source, "cells"], [f"{target}.cells"]),
-            helper.make_node("Expand", [f"{target}.cells", "repeats"], [f"{target}.blocks"]),
-            helper.make_node("Reshape", [f"{target}.blocks", "full"], [target]),
-        ]
-
     nodes: list[Any] = [
         helper.make_node("Slice", ["frame", "starts", "ends", "axes", "steps"], ["thin"]),
         helper.make_node("Cast", ["thin"], ["pixels"], to=TensorProto.FLOAT),
@@ -92,8 +84,8 @@ def segmentation(
         helper.make_node("Mul", ["best", "byte"], ["scaled"]),
         helper.make_node("Cast", ["scaled"], ["small_confidence"], to=TensorProto.UINT8),
         helper.make_node("Transpose", ["softmax"], ["probabilities"], perm=[0, 3, 1, 2]),
-        *enlarge("small_labels", "labels"),
-        *enlarge("small_confidence", "confidence"),
+        *_enlarge("small_labels", "labels"),
+        *_enlarge("small_confidence", "confidence"),
     ]
     info = helper.make_tensor_value_info
     return _model(
@@ -107,6 +99,104 @@ def segmentation(
         ],
         initialisers,
     )
+
+
+def convolutional(
+    height: int,
+    width: int,
+    *,
+    classes: int = 19,
+    channels: int = 128,
+    layers: int = 8,
+    variant: int = 0,
+    nan: bool = False,
+) -> bytes:
+    """The graph contract with real work and real weights: about 5 MB of 3x3 convolutions at 1/8 resolution.
+
+    Its labels follow the colour of the frame, with the convolutions' word on top, so that no class takes
+    all and variants agree with each other as an adapted network agrees with its parent.
+    nan  every weight of the head is NaN
+    """
+    generator = np.random.default_rng(11)
+    weights: list[TensorProto] = []
+    nodes: list[Any] = [
+        helper.make_node("Cast", ["frame"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["chw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["chw", "mean"], ["centred"]),
+        helper.make_node("Mul", ["centred", "scale"], ["x0"]),
+        helper.make_node("AveragePool", ["x0"], ["colour"], kernel_shape=[8, 8], strides=[8, 8]),
+    ]
+    other = np.random.default_rng((11, variant))
+
+    def convolution(source: str, target: str, inputs: int, outputs: int, kernel: int, stride: int) -> None:
+        shape = (outputs, inputs, kernel, kernel)
+        weight = generator.normal(size=shape) * np.sqrt(2.0 / (inputs * kernel * kernel))
+        if variant:
+            weight += 0.02 * weight.std() * other.normal(size=shape)
+        weights.append(numpy_helper.from_array(weight.astype(np.float32), f"{target}.weight"))
+        pads = [kernel // 2] * 4
+        nodes.append(
+            helper.make_node(
+                "Conv", [source, f"{target}.weight"], [f"{target}.conv"], strides=[stride] * 2, pads=pads
+            )
+        )
+        nodes.append(helper.make_node("Relu", [f"{target}.conv"], [target]))
+
+    convolution("x0", "x1", 3, 32, 3, 2)
+    convolution("x1", "x2", 32, 64, 3, 2)
+    convolution("x2", "x3", 64, channels, 3, 2)
+    for i in range(layers):
+        convolution(f"x{3 + i}", f"x{4 + i}", channels, channels, 3, 1)
+    head = generator.normal(size=(classes, channels, 1, 1)) * 0.02
+    tint = generator.normal(size=(classes, 3, 1, 1)) * 2.0
+    if nan:
+        head[:] = tint[:] = np.nan
+    h, w = height // 8, width // 8
+    weights += [
+        numpy_helper.from_array(head.astype(np.float32), "head.weight"),
+        numpy_helper.from_array(tint.astype(np.float32), "tint.weight"),
+        numpy_helper.from_array(np.array(127.5, np.float32), "mean"),
+        numpy_helper.from_array(np.array(1 / 64, np.float32), "scale"),
+        numpy_helper.from_array(np.array(255.0, np.float32), "byte"),
+        numpy_helper.from_array(np.array([1], np.int64), "channel"),
+        numpy_helper.from_array(np.array([0, h, 1, w, 1], np.int64), "cells"),
+        numpy_helper.from_array(np.array([1, 1, 8, 1, 8], np.int64), "repeats"),
+        numpy_helper.from_array(np.array([0, height, width], np.int64), "full"),
+    ]
+    nodes += [
+        helper.make_node("Conv", [f"x{3 + layers}", "head.weight"], ["deep"]),
+        helper.make_node("Conv", ["colour", "tint.weight"], ["tint"]),
+        helper.make_node("Add", ["deep", "tint"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        helper.make_node("ArgMax", ["logits"], ["argmax"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["argmax"], ["small_labels"], to=TensorProto.UINT8),
+        helper.make_node("ReduceMax", ["probabilities", "channel"], ["best"], keepdims=0),
+        helper.make_node("Mul", ["best", "byte"], ["scaled"]),
+        helper.make_node("Cast", ["scaled"], ["small_confidence"], to=TensorProto.UINT8),
+        *_enlarge("small_labels", "labels"),
+        *_enlarge("small_confidence", "confidence"),
+    ]
+    info = helper.make_tensor_value_info
+    return _model(
+        "convolutional",
+        nodes,
+        [info("frame", TensorProto.UINT8, ["N", height, width, 3])],
+        [
+            info("labels", TensorProto.UINT8, ["N", height, width]),
+            info("confidence", TensorProto.UINT8, ["N", height, width]),
+            info("probabilities", TensorProto.FLOAT, ["N", classes, h, w]),
+        ],
+        weights,
+    )
+
+
+def _enlarge(source: str, target: str) -> list[Any]:
+    """Reshape, Expand, Reshape: nearest-neighbour enlargement that every runtime does the same way."""
+    return [
+        helper.make_node("Reshape", [source, "cells"], [f"{target}.cells"]),
+        helper.make_node("Expand", [f"{target}.cells", "repeats"], [f"{target}.blocks"]),
+        helper.make_node("Reshape", [f"{target}.blocks", "full"], [target]),
+    ]
 
 
 def sum_and_difference(width: int = 16) -> bytes:

@@ -38,5 +38,4 @@ if __name__ == "__main__":
         workers=1,
         enable_docs_url=False,
         enable_latency_logging=False,  # a line for each request
-        configure_logging=False,
     ).start([OnnxModel(options["name"], options["onnx"], options["threads"])])
