@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from tensorrt import IExecutionContext as Context_
     from tensorrt import ILogger as Logger_
     from tensorrt import IProfiler as Profiler_
+    from tensorrt import ISerializationConfig as Config_
     from tensorrt import Refitter as Refitter_
     from tensorrt import Runtime as Runtime_
     from tensorrt import Weights as Weights_
 else:
-    Logger_ = Runtime_ = Engine_ = Context_ = Refitter_ = Weights_ = Profiler_ = Inspector_ = object
+    Logger_ = Runtime_ = Engine_ = Context_ = Refitter_ = Weights_ = Profiler_ = Inspector_ = Config_ = object
 
 
 class RuleBroken(AssertionError):
@@ -232,6 +233,10 @@ class LayerInformationFormat(enum.Enum):
     ONELINE, JSON = range(2)
 
 
+class SerializationFlag(enum.Enum):
+    EXCLUDE_WEIGHTS, EXCLUDE_LEAN_RUNTIME, INCLUDE_REFIT = range(3)
+
+
 class Severity(enum.IntEnum):
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
@@ -319,6 +324,23 @@ class FakeEngine(Engine_):
 
     def create_engine_inspector(self) -> Any:
         return Inspector()
+
+    def create_serialization_config(self) -> Any:
+        return SerializationConfig()
+
+    def serialize_with_config(self, arg0: Any, /) -> Any:
+        """A plan; it can be refitted again only if that was asked for."""
+        again = SerializationFlag.INCLUDE_REFIT in arg0.given
+        return json.dumps({**self.plan, "mix": self.mix.tolist(), "refittable": again}).encode()
+
+
+class SerializationConfig(Config_):
+    def __init__(self) -> None:
+        self.given: set[Any] = set()
+
+    def set_flag(self, flag: Any) -> bool:
+        self.given.add(flag)
+        return True
 
 
 class Inspector(Inspector_):
@@ -492,7 +514,7 @@ def library(device: Device, version: str = "11.4.0.106", **quirks: Any) -> Libra
         "nptype": nptype,
         **{kind.__name__: kind for kind in (DataType, TensorIOMode, TensorLocation, TensorFormat)},
         **{kind.__name__: kind for kind in (LayerInformationFormat, ILogger, IProfiler, Weights)},
-        **{kind.__name__: kind for kind in (Runtime, Refitter)},
+        **{kind.__name__: kind for kind in (Runtime, Refitter, SerializationFlag)},
     }.items():
         setattr(module, name, value)
     return Library("tensorrt", module, tuple(int(part) for part in version.split(".")))
