@@ -50,8 +50,8 @@ def mypy(major: int, *paths: Path) -> list[str]:
     pytest.importorskip("mypy")
     command = [sys.executable, "-m", "mypy", "--strict", "--no-warn-unused-ignores", "--no-pretty"]
     command += ["--no-error-summary", "--cache-dir", str(DEFAULT / f"mypy-{major}")]
-    command += ["--disable-error-code", "type-arg", *map(str, paths)]
-    environment = {**os.environ, "MYPYPATH": str(stubs(major))}
+    command += ["--explicit-package-bases", "--disable-error-code", "type-arg", *map(str, paths)]
+    environment = {**os.environ, "MYPYPATH": os.pathsep.join([str(stubs(major)), str(ROOT)])}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     return [line for line in done.stdout.splitlines() if ": error:" in line]
 
