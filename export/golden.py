@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from networks.pack import Pack, PackSpec
 
 #: More than this many frames would only make every load of the version slower.
 LARGEST = 8
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 def frames(pack: Pack, size: tuple[int, int]) -> tuple[np.ndarray, str]:
@@ -69,6 +71,33 @@ def answers(
         confidence.append(sure[0].numpy())
     progress("torch", len(frames), len(frames))
     return np.stack(labels), np.stack(confidence)
+
+
+def read_folder(folder: Path, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [n,H,W,3]: every image of a folder, in name order, at `size`.  Raises: ExportError."""
+    if not folder.is_dir():
+        raise ExportError(f"{str(folder)!r} is not a folder of images")
+    images = []
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() not in IMAGES:
+            continue
+        try:
+            with Image.open(file) as image:
+                resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
+                images.append(np.asarray(resized))
+        except OSError as error:
+            raise ExportError(f"{str(file)!r} cannot be read as an image") from error
+    if not images:
+        raise ExportError(f"{str(folder)!r} holds no image ({', '.join(IMAGES)})")
+    return np.stack(images)
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file that are not empty.  Raises: ExportError."""
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportError(f"{str(file)!r} cannot be read: {error}") from error
 
 
 def archive(frames: np.ndarray, labels: np.ndarray, confidence: np.ndarray) -> bytes:

@@ -1,0 +1,110 @@
+"""Put somebody's ONNX file into a repository as it is: served, versioned and swapped, without our contract.
+
+Such a version has no golden frames and no classes we know of, so what the guard can check is less: it
+loads, runs, answers finite numbers and promises the same tensors as the version before it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+
+from export import triton
+from export.build import Published, _model_name, libraries, publish
+from export.errors import ExportError, one_line
+from export.inspect import inspect_onnx, read_onnx, sample_inputs
+from runtime.config import EngineConfig
+from runtime.engines import load
+from runtime.errors import Refused
+
+if TYPE_CHECKING:
+    from runtime.repository import Repository
+
+
+def publish_onnx(
+    file: Path | str,
+    repository: Path | str | Repository,
+    name: str,
+    *,
+    labels: list[str] | None = None,
+    size: tuple[int, int] | None = None,
+) -> Published:
+    """Check an ONNX file, run it once on made-up inputs, and publish it.
+
+    Args:
+        labels: class names for labels.txt.
+        size: sides of the made-up image where the graph leaves them open; None: 256x256.
+    Raises:
+        ExportError: no ONNX, weights in other files, an invalid graph, one that ONNX Runtime refuses or
+            whose answers are not finite.
+    """
+    path, model = Path(file), _model_name(name)
+    graph = read_onnx(path)
+    outside = [i.name for i in graph.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL]
+    if outside:
+        raise ExportError(
+            f"{str(path)!r} keeps {len(outside)} weights in other files; a version is one file: "
+            "save it with onnx.save(onnx.load(FILE), NEW)"
+        )
+    try:
+        onnx.checker.check_model(graph)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(f"{str(path)!r} is not a valid graph: {one_line(error)[:200]}") from error
+    known = {i.name for i in graph.graph.initializer}
+    inputs = triton.tensors([v for v in graph.graph.input if v.name not in known])
+    outputs = triton.tensors(graph.graph.output)
+    if not inputs or not outputs:
+        raise ExportError(f"{str(path)!r} has no input or no output")
+    content = path.read_bytes()
+    seconds = _run_once(content, graph, size)
+    facts = inspect_onnx(path)
+    manifest = {
+        "task": "foreign",
+        "engine": {
+            "kind": "onnxruntime",
+            "precision": facts["precision"],
+            "file": "model.onnx",
+            "opset": facts["opsets"].get("ai.onnx", 0),
+        },
+        "input": {t.name: {"type": t.type, "shape": list(t.shape)} for t in inputs},
+        "classes": labels or [],
+        "colours": [],
+        "pack": {},
+        "adaptation": {},
+        "gate": {},
+        "parity": {"agreement": None, "engine_ms": round(1000 * seconds, 3)},
+        "source": {"file": path.name, "producer": facts["producer"], "tensorrt": facts["tensorrt"]},
+        "libraries": libraries(),
+    }
+    config = triton.config(model, "onnxruntime", inputs, outputs)
+    return publish(repository, model, {"model.onnx": content}, manifest, config, labels)
+
+
+def _run_once(content: bytes, graph: onnx.ModelProto, size: tuple[int, int] | None) -> float:
+    feed = sample_inputs(graph, size or (256, 256))
+    names = [o.name for o in graph.graph.output]
+    try:
+        engine = load(content, "onnxruntime", "fp32", EngineConfig(threads=1), candidate=False)
+    except Refused as error:
+        raise ExportError(f"ONNX Runtime refuses the graph: {one_line(error)}") from error
+    try:
+        start = time.perf_counter()
+        answers = engine.run(feed, names)
+        seconds = time.perf_counter() - start
+    except Exception as error:  # onnxruntime raises types of its own
+        raise ExportError(
+            f"the graph does not run on made-up inputs { ({k: list(v.shape) for k, v in feed.items()}) }: "
+            f"{one_line(error)[:200]}; give --size where its sides are open"
+        ) from error
+    finally:
+        engine.close()
+    for name, answer in answers.items():
+        if np.issubdtype(answer.dtype, np.floating) and not np.isfinite(answer).all():
+            raise ExportError(
+                f"output {name!r} is not finite on made-up inputs; the file is damaged or needs --size"
+            )
+    return seconds

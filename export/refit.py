@@ -1,0 +1,228 @@
+"""New weights for an engine that exists: a new version without tracing, writing or checking a graph again.
+
+    python -m export.refit road 3 packs/city-adapted --repository repo
+
+The version that is refitted is read and never changed: what comes out is a version of its own, with its own
+parity report against torch.  Weights find their place by name, which is why the exporter keeps names.  The
+weights are written into the graph (or a plan, by TensorRT's refitter); `SessionOptions.add_initializer` is
+not used, because it keeps the file's weights in convolutions that ONNX Runtime blocks (docs/export.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from export import golden
+from export.build import (
+    Engine,
+    Options,
+    Published,
+    compare_engine,
+    configuration,
+    libraries,
+    metadata,
+    pack_facts,
+    publish,
+    show,
+    skeleton,
+    weight_names,
+)
+from export.errors import ExportError, one_line
+from export.fold import Folding
+from export.parity import Thresholds
+from export.progress import Bars, Callback, silent
+from export.tensorrt import refit_plan
+from networks.pack import Pack, PackError, load_pack
+from runtime.engines.tensorrt_library import TensorRTError
+from runtime.errors import Refused
+from runtime.repository import Repository
+
+
+def refit(
+    repository: Path | str | Repository,
+    model: str,
+    version: int,
+    pack: Pack,
+    *,
+    adaptation: dict[str, Any] | None = None,
+    gate: dict[str, Any] | None = None,
+    thresholds: Thresholds | None = None,
+    threads: int = 0,
+    progress: Callback | None = None,
+) -> Published:
+    """Publish version `version` again with the weights of `pack`.
+
+    Raises:
+        ExportError: the version is damaged or cannot be refitted (quantised, foreign), the pack is of
+            another network, class list or normalisation, a weight is missing or misshapen, or parity is
+            missed.  Nothing is left behind.
+    """
+    report = progress or silent
+    started = time.monotonic()
+    home = repository if isinstance(repository, Repository) else Repository(repository)
+    try:
+        manifest, files = home.read(model, version)
+    except (Refused, ValueError) as error:
+        raise ExportError(f"model {model!r} version {version}: {one_line(error)}") from error
+    facts = manifest["engine"]
+    _check_engine(model, version, facts, files)
+    graph = onnx.ModelProto.FromString(files["model.onnx"])
+    _check_skeleton(graph, pack)
+    network = pack.network()
+    weights = Folding(network).weights(network.state_dict())
+    replace_weights(graph, weights)
+    onnx.helper.set_model_props(graph, metadata(pack))
+    engine = _engine(facts, files, graph, weights)
+    refitted = time.monotonic() - started
+
+    size = (manifest["input"]["height"], manifest["input"]["width"])
+    batch = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
+    options = Options(size=size, batch=batch, thresholds=thresholds, threads=threads)
+    frames, origin = golden.frames(pack, size)
+    labels, confidence = golden.answers(network, pack.spec, frames, report)
+    verdict = compare_engine(engine, options, frames, labels, confidence, pack.spec.classes, report)
+    verdict["golden"] = origin
+    if not verdict["passed"]:
+        raise ExportError(f"parity with torch is missed: {'; '.join(verdict['missed'])}")
+    kept = {k: manifest[k] for k in ("task", "input", "classes", "colours", "output_stride")}
+    entry = {
+        **kept,
+        "engine": {**engine.facts, "refit_of": version, "refit_seconds": round(refitted, 3)},
+        "pack": pack_facts(pack),
+        "adaptation": adaptation if adaptation is not None else pack.spec.adaptation,
+        "gate": gate or {},
+        "parity": verdict,
+        "libraries": libraries(),
+        "build_seconds": round(time.monotonic() - started, 3),
+    }
+    content = {
+        str(facts["file"]): engine.content,
+        "golden.npz": golden.archive(frames, labels, confidence),
+        **engine.beside,
+    }
+    config = configuration(model, str(facts["kind"]), graph)
+    return publish(home, model, content, entry, config, list(pack.spec.classes))
+
+
+def replace_weights(graph: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> None:
+    """Put `weights` (as `Folding.weights` gives them) into a graph, all of them or none.
+
+    Raises: ExportError naming the first that is missing or of another size.
+    """
+    wanted = {i.name: i for i in graph.graph.initializer if i.name in set(weight_names(graph))}
+    missing = sorted(set(wanted) - set(weights))
+    if missing:
+        raise ExportError(f"{len(missing)} weights of the engine are not in the pack, first {missing[0]!r}")
+    for name, tensor in wanted.items():
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            raise ExportError(f"weight {name!r} of the engine is not float32; build it again from the pack")
+        if int(np.prod(tensor.dims, dtype=np.int64)) != weights[name].size:
+            raise ExportError(
+                f"weight {name!r} is {list(weights[name].shape)}, the engine has {list(tensor.dims)}"
+            )
+    for name, tensor in wanted.items():
+        tensor.raw_data = np.ascontiguousarray(weights[name], dtype=np.float32).tobytes()
+
+
+def _check_engine(model: str, version: int, facts: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    what = f"model {model!r} version {version}"
+    if facts.get("precision") != "fp32":
+        raise ExportError(
+            f"{what} is {facts.get('precision')}: its weights carry scales; "
+            "export the pack and quantise again"
+        )
+    if "model.onnx" not in files:
+        raise ExportError(f"{what} has no model.onnx to put weights into; build it from the pack")
+    refittable = facts.get("kind") != "tensorrt" or facts.get("plan", {}).get("refittable")
+    if not refittable:
+        raise ExportError(f"{what} was built without --refit; build it again with it")
+
+
+def _check_skeleton(graph: onnx.ModelProto, pack: Pack) -> None:
+    held = {p.key: p.value for p in graph.metadata_props}.get("roadworthy.skeleton")
+    if held is None:
+        raise ExportError(
+            "the engine does not say which network it is (foreign file?); build it from the pack"
+        )
+    ours, theirs = json.loads(json.dumps(skeleton(pack))), json.loads(held)
+    for key, value in theirs.items():
+        if ours.get(key) != value:
+            raise ExportError(
+                f"the pack's {key} is {ours.get(key)}, the engine's {value}; build it from the pack"
+            )
+
+
+def _engine(
+    facts: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    graph: onnx.ModelProto,
+    weights: Mapping[str, np.ndarray],
+) -> Engine:
+    content = graph.SerializeToString()
+    if facts.get("kind") != "tensorrt":
+        return Engine(content, dict(facts), {})
+    used = {name: weights[name] for name in weight_names(graph)}
+    try:
+        plan = refit_plan(files[str(facts["file"])], used)
+    except (TensorRTError, ValueError) as error:
+        raise ExportError(one_line(error)) from error
+    return Engine(plan, dict(facts), {"model.onnx": content, "layers.json": files.get("layers.json", b"{}")})
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m export.refit",
+        description="Publish an engine version again with the weights of another pack of the same network: "
+        "the graph stays, parity with torch is measured anew.  The version itself is never changed.",
+        epilog="""examples:
+  python -m export.refit road 3 packs/city-adapted --repository repo
+
+exit codes: 0 published, 1 refused (one line on stderr says why; nothing was published), 2 wrong usage""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("model", metavar="MODEL", help="name of the model in the repository")
+    result.add_argument("version", metavar="VERSION", type=int, help="the version to take the graph from")
+    result.add_argument("pack", metavar="PACK", help="the pack to take the weights from")
+    result.add_argument("--repository", required=True, metavar="DIR")
+    result.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the compared engine")
+    result.add_argument(
+        "--json", action="store_true", help="print one JSON object: model, version, path, manifest"
+    )
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    torch.set_num_threads(args.threads or 1)
+    try:
+        if not Path(args.repository).is_dir():
+            raise ExportError(f"repository {args.repository!r} does not exist")
+        with Bars() as bars:
+            published = refit(
+                args.repository,
+                args.model,
+                args.version,
+                load_pack(args.pack),
+                threads=args.threads,
+                progress=bars,
+            )
+    except (ExportError, PackError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(asdict(published), default=str) if args.json else show(published))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,110 @@
+"""export.build with the other precisions and backends."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.build import Options, build, check, main
+from export.errors import ExportError
+from export.parity import Thresholds
+
+from .conftest import SIZE, street_like
+
+
+@pytest.fixture
+def calibration(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i, frame in enumerate(street_like(4, (80, 100))):
+        Image.fromarray(frame).save(folder / f"{i}.png")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def test_int8_is_published_with_its_calibration_in_the_manifest(pack, tmp_path, calibration, capsys):
+    # Random weights decide by a hair everywhere, so parity says nothing of quantisation here.
+    loose = ["--min-agreement", "0.3", "--min-boundary", "0.1", "--max-confidence", "60"]
+    words = [str(pack.path), "--repository", str(tmp_path / "r"), "--precision", "int8", "--threads", "1"]
+    assert main([*words, "--calibration", str(calibration), *loose]) == 0
+    result = build(
+        pack,
+        tmp_path / "r",
+        options=Options(precision="int8", threads=1, thresholds=Thresholds(0.3, 0.1, 60.0)),
+    )
+    engine = result.manifest["engine"]
+    assert (result.version, engine["precision"]) == (2, "int8")
+    assert engine["int8"]
+    assert (result.path / "model.onnx").stat().st_size < 4 * engine["weights"] * 10_000
+
+
+def test_int8_that_answers_otherwise_is_refused(pack, tmp_path):
+    strict = Options(precision="int8", threads=1, thresholds=Thresholds())
+    with pytest.raises(ExportError, match="parity with torch is missed"):
+        build(pack, tmp_path / "r", options=strict)
+
+
+def test_int8_without_frames_is_refused(make_pack, tmp_path):
+    with pytest.raises(ExportError, match="int8 needs calibration frames"):
+        build(make_pack(), tmp_path / "r", options=Options(precision="int8"))
+
+
+@pytest.mark.parametrize("content", [None, "empty", "broken"])
+def test_a_calibration_folder_that_holds_no_images_is_refused(pack, tmp_path, capsys, content):
+    folder = tmp_path / "frames"
+    if content:
+        folder.mkdir()
+    if content == "broken":
+        (folder / "x.png").write_bytes(b"nonsense")
+    words = [str(pack.path), "--repository", str(tmp_path / "r"), "--precision", "int8"]
+    assert main([*words, "--calibration", str(folder)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_fp16_on_a_cpu_is_refused_with_the_remedy(pack, tmp_path):
+    with pytest.raises(ExportError, match="fp16 gains nothing on a CPU: use --backend tensorrt"):
+        build(pack, tmp_path / "r", options=Options(precision="fp16"))
+
+
+def test_tensorrt_without_a_device_is_one_line_and_publishes_nothing(pack, tmp_path, capsys):
+    from runtime import cuda
+
+    try:
+        cuda.probe()
+    except cuda.CudaError:
+        pass
+    else:
+        pytest.skip("there is a CUDA device here")
+    repository = tmp_path / "r"
+    assert main([str(pack.path), "--repository", str(repository), "--backend", "tensorrt"]) == 1
+    err = capsys.readouterr().err
+    assert "TensorRT cannot be used" in err
+    assert err.count("\n") == 1
+    assert not repository.exists()
+
+
+def test_tensorrt_rtx_is_never_published(pack, tmp_path):
+    with pytest.raises(ExportError, match="built for a check only"):
+        build(pack, tmp_path / "r", options=Options(backend="tensorrt-rtx"))
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("batch", [None, 2, (1, 2, 4)])
+def test_tensorrt_rtx_parses_and_builds_the_graph(pack, precision, batch):
+    from export.tensorrt_rtx import tensorrt_rtx
+    from runtime.engines.tensorrt_library import TensorRTError
+
+    try:
+        tensorrt_rtx()
+    except TensorRTError as error:
+        pytest.skip(str(error))
+    result = check(pack, options=Options(precision=precision, batch=batch, threads=1))
+    tensors = {t["name"]: (t["dtype"], t["shape"]) for t in result.plan["inputs"] + result.plan["outputs"]}
+    lead = batch if isinstance(batch, int) else -1
+    assert tensors["frame"] == ("UINT8", [lead, *SIZE, 3])
+    assert tensors["labels"] == ("UINT8", [lead, *SIZE])
+    assert result.plan["checked"] == "parsed and built by TensorRT-RTX on CPU; not executed"
+    assert (result.parity is None) == (precision != "fp32")
+    assert np.isfinite(result.plan["seconds"])

@@ -1,0 +1,140 @@
+"""ONNX files that are not ours, in the repository and behind the server's own engine loader."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from google.protobuf import text_format
+from onnx import TensorProto, helper, numpy_helper
+
+from export.build import main
+from export.errors import ExportError
+from export.foreign import publish_onnx
+from runtime.config import EngineConfig
+from runtime.engines import load
+from runtime.repository import Repository
+
+
+def depth(value=2.0, opset=17, nodes=None):
+    """NCHW float image to one map; batch and sides open."""
+    info = helper.make_tensor_value_info
+    return helper.make_model(
+        helper.make_graph(
+            nodes
+            or [
+                helper.make_node("ReduceMean", ["image"], ["grey"], axes=[1], keepdims=1),
+                helper.make_node("Mul", ["grey", "w"], ["depth"]),
+            ],
+            "depth",
+            [info("image", TensorProto.FLOAT, ["n", 3, "h", "w_"])],
+            [info("depth", TensorProto.FLOAT, ["n", 1, "h", "w_"])],
+            [numpy_helper.from_array(np.float32([value]), "w")],
+        ),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=8,
+    )
+
+
+@pytest.fixture
+def file(tmp_path):
+    onnx.save(depth(), tmp_path / "depth.onnx")
+    return tmp_path / "depth.onnx"
+
+
+def test_it_is_published_as_it_is_and_runs(file, tmp_path):
+    result = publish_onnx(file, tmp_path / "repo", "depth", labels=["near", "far"])
+    manifest = Repository(tmp_path / "repo").verify("depth", 1)
+    assert (result.path / "model.onnx").read_bytes() == file.read_bytes()
+    assert (manifest["task"], manifest["classes"]) == ("foreign", ["near", "far"])
+    content = (result.path / "model.onnx").read_bytes()
+    engine = load(content, "onnxruntime", "fp32", EngineConfig(threads=1), candidate=False)
+    x = np.random.default_rng(0).random((1, 3, 5, 7), np.float32)
+    assert np.allclose(engine.run({"image": x}, ["depth"])["depth"], 2 * x.mean(1, keepdims=True))
+    engine.close()
+
+
+def test_tritons_own_schema_reads_the_configuration(file, tmp_path):
+    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+    publish_onnx(file, tmp_path / "repo", "depth")
+    config = text_format.Parse(
+        (tmp_path / "repo" / "depth" / "config.pbtxt").read_text(), schema.ModelConfig()
+    )
+    assert config.max_batch_size == 8
+    assert list(config.input[0].dims) == [3, -1, -1]
+    assert config.output[0].data_type == schema.TYPE_FP32
+
+
+class TestWhatIsRefused:
+    def refused(self, tmp_path, words, model, name="depth", **keywords):
+        file = tmp_path / "bad.onnx"
+        file.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+        with pytest.raises(ExportError, match=words) as caught:
+            publish_onnx(file, tmp_path / "repo", name, **keywords)
+        assert "\n" not in str(caught.value)
+        assert not list((tmp_path / "repo").rglob("*.onnx"))
+
+    def test_no_onnx(self, tmp_path):
+        self.refused(tmp_path, "is not an ONNX file", b"nonsense")
+
+    def test_an_unknown_operator(self, tmp_path):
+        node = helper.make_node("Frobnicate", ["image"], ["depth"])
+        self.refused(tmp_path, r"is not a valid graph: .*Frobnicate", depth(nodes=[node]))
+
+    def test_an_operator_of_a_domain_that_onnx_runtime_lacks(self, tmp_path):
+        model = depth(nodes=[helper.make_node("Frobnicate", ["image"], ["depth"], domain="acme")])
+        model.opset_import.append(helper.make_opsetid("acme", 1))
+        self.refused(tmp_path, "ONNX Runtime refuses the graph: .*Frobnicate", model)
+
+    def test_an_opset_too_new(self, tmp_path):
+        self.refused(tmp_path, "opset|Opset", depth(opset=99))
+
+    def test_answers_that_are_not_finite(self, tmp_path):
+        self.refused(tmp_path, "output 'depth' is not finite", depth(value=np.nan))
+
+    def test_a_bad_name(self, tmp_path):
+        self.refused(tmp_path, r"model name '\.\./x'", depth(), name="../x")
+
+    def test_weights_in_other_files(self, tmp_path):
+        model = depth()
+        onnx.save(
+            model, tmp_path / "bad.onnx", save_as_external_data=True, size_threshold=0, location="w.bin"
+        )
+        content = (tmp_path / "bad.onnx").read_bytes()
+        self.refused(tmp_path, "keeps 1 weights in other files", content)
+
+    def test_sides_that_do_not_fit_the_graph_ask_for_a_size(self, tmp_path):
+        nodes = [
+            helper.make_node("Reshape", ["image", "shape"], ["flat"]),
+            helper.make_node("ReduceMean", ["flat"], ["depth"], axes=[1], keepdims=1),
+        ]
+        model = depth(nodes=nodes)
+        model.graph.initializer.append(numpy_helper.from_array(np.int64([1, 3, 10, 20]), "shape"))
+        self.refused(tmp_path, "give --size where its sides are open", model)
+        file = tmp_path / "bad.onnx"
+        assert publish_onnx(file, tmp_path / "repo", "depth", size=(10, 20)).version == 1
+
+
+def test_command_line(file, tmp_path, capsys):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("near\nfar\n")
+    words = [
+        "--onnx",
+        str(file),
+        "--name",
+        "depth",
+        "--repository",
+        str(tmp_path / "repo"),
+        "--labels",
+        str(labels),
+    ]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == 1
+    assert main(words) == 0
+    assert "depth version 2" in capsys.readouterr().out
+    for wrong in (["--onnx", str(file), "--repository", "x"], ["--repository", "x"], ["PACK"]):
+        with pytest.raises(SystemExit) as stop:
+            main(wrong)
+        assert stop.value.code == 2
