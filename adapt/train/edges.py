@@ -1,0 +1,305 @@
+"""Training of edge networks: CASENet, CASENet-S, -C and SEAL, which differ in loss, labels and alignment
+alone.
+
+SEAL's loop: rounds of some hundred crops; at the start of each but the first the labels of its crops are
+aligned to the ridges of the current weights, then the round's updates are made on them.  Everything random
+of round r comes from (seed, r), so a run is repeatable.  A network needs ``sides`` (see
+``networks.casenet``); one with ``joint`` is trained with its segmentation beside.
+
+Source: Yu et al., CVPR 2017 and ECCV 2018; the published constants are the presets' comments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adapt import batchnorm
+from adapt.labels.edge_codec import pack, unpack
+from adapt.labels.edges import category_edges
+from adapt.labels.seal import Gate, align
+from adapt.train import losses
+from adapt.train.augment import Augmentation, crop
+from adapt.train.loop import Progress, generator, silent
+from networks.pack import PackSpec, normalise
+
+__all__ = ["PRESETS", "EdgeRecipe", "Sample", "crops_of_edges", "crops_of_segmentation", "refine_crf", "train"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One crop: frame uint8 [h,w,3], bits uint32 [channels,h,w], labels uint8 [h,w] or None (joint networks)."""
+
+    frame: NDArray[np.uint8]
+    bits: NDArray[np.uint32]
+    labels: NDArray[np.uint8] | None = None
+
+
+Draw = Callable[[np.random.Generator], Sample]
+
+
+@dataclass(frozen=True)
+class EdgeRecipe:
+    """How an edge network is trained.
+
+    reweighted, reduction: the loss (``multilabel_edge_loss``).  aligned: SEAL; the first ``unaligned``
+    rounds keep the labels as they are.  round: crops a round; batch: crops a step.  optimiser: "sgd" (the
+    published: momentum .9, decay 5e-4, new layers ×10, their biases ×20) or "adamw" (new layers ×1).  rate
+    falls by ``gamma`` every ``every`` steps (0: never).  frozen_bn: as published.  parts: prefixes of the
+    parameters that move, () = all. alignment: parameters of ``align``; gate: None is SEAL as published.
+    segmentation: weight of the segmentation loss of joint networks. """
+
+    steps: int
+    reweighted: bool = False
+    reduction: str = "mean"
+    aligned: bool = False
+    unaligned: int = 1
+    round: int = 400
+    batch: int = 10
+    optimiser: str = "adamw"
+    rate: float = 1e-3
+    gamma: float = 0.2
+    every: int = 0
+    frozen_bn: bool = True
+    parts: tuple[str, ...] = ()
+    alignment: dict[str, float] = field(
+        default_factory=lambda: {"sigma_x": 1.0, "sigma_y": 3.0, "max_cost": 2.0, "smoothness": 0.02}
+    )
+    solver: str = "auction"
+    gate: Gate | None = field(default_factory=Gate)
+    segmentation: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.optimiser not in ("sgd", "adamw"):
+            raise ValueError(f"optimiser {self.optimiser!r}: choose sgd or adamw")
+        if self.steps < 0 or self.batch < 1 or self.round < self.batch or self.rate <= 0:
+            raise ValueError(f"{self}: steps >= 0, 1 <= batch <= round and a positive rate are needed")
+
+
+_CITYSCAPES = {"sigma_x": 1.0, "sigma_y": 3.0, "max_cost": 2.0, "smoothness": 0.02}
+_SBD = {"sigma_x": 1.0, "sigma_y": 4.0, "max_cost": 4.5, "smoothness": 0.02}
+
+#: The published recipes: crops of 472, mirrored; the loss is a sum, hence the rates.  S, C and SEAL start from a
+#: short warm-up with the unweighted loss; C is S on labels that a dense CRF refined (``refine_crf``).
+PRESETS: dict[str, EdgeRecipe] = {
+    f"{name}-{data}": replace(
+        EdgeRecipe(
+            steps, reduction="caffe_sum", optimiser="sgd", round=crops, every=every, gamma=gamma,
+            alignment=alignment, gate=None, solver="exact",
+        ),
+        reweighted=name == "casenet", aligned=name == "seal", rate=rate if name == "casenet" else rate / 2,
+    )
+    for data, steps, crops, every, gamma, rate, alignment in (
+        ("cityscapes", 28000, 400, 20000, 0.2, 5e-8, _CITYSCAPES),
+        ("sbd", 22000, 300, 10000, 0.1, 1e-7, _SBD),
+    )
+    for name in ("casenet", "casenet-s", "casenet-c", "seal")
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- crops
+def crops_of_segmentation(
+    pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
+    classes: int,
+    augmentation: Augmentation,
+    *,
+    radius: float = 2,
+) -> Draw:
+    """Crops of labelled frames, edges made on the fly: equally wide whatever the scale.
+
+    Pixels with label 255 are ignored; nothing is an edge along them.
+    """
+    if not pairs:
+        raise ValueError("edge training: no labelled frame")
+
+    def draw(rng: np.random.Generator) -> Sample:
+        frame, label = crop(rng, *pairs[int(rng.integers(len(pairs)))], augmentation)
+        return Sample(frame, pack(category_edges(label, classes, radius), label == 255), label)
+
+    return draw
+
+
+def crops_of_edges(
+    pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint32]]], size: tuple[int, int], *, flip: bool = True
+) -> Draw:
+    """Crops of frames with bit-field edge labels; a crop larger than the frame is padded and ignored there."""
+    if not pairs:
+        raise ValueError("edge training: no labelled frame")
+    height, width = size
+
+    def draw(rng: np.random.Generator) -> Sample:
+        frame, bits = pairs[int(rng.integers(len(pairs)))]
+        top = int(rng.integers(max(frame.shape[0] - height, 0) + 1))
+        left = int(rng.integers(max(frame.shape[1] - width, 0) + 1))
+        f, b = frame[top : top + height, left : left + width], bits[:, top : top + height, left : left + width]
+        down, right = height - f.shape[0], width - f.shape[1]
+        if down or right:
+            f = np.pad(f, ((0, down), (0, right), (0, 0)))
+            inside = b
+            b = np.zeros((len(bits), height, width), np.uint32)
+            b[-1] = np.uint32(1 << 31)
+            b[:, : inside.shape[1], : inside.shape[2]] = inside
+        if flip and rng.random() < 0.5:
+            f, b = f[:, ::-1], b[:, :, ::-1]
+        return Sample(np.ascontiguousarray(f), np.ascontiguousarray(b))
+
+    return draw
+
+
+def refine_crf(
+    frame: NDArray[np.uint8], labels: NDArray[np.uint8], classes: int, *, certainty: float = 0.7, steps: int = 5
+) -> NDArray[np.uint8]:
+    """CASENet-C's labels: a class map refined by a dense CRF on the frame; 255 stays 255.
+
+    Raises ValueError where the library (pydensecrf) is not installed.
+    """
+    try:
+        import pydensecrf.densecrf as crf
+        from pydensecrf.utils import unary_from_labels
+    except ImportError:
+        raise ValueError("casenet-c: the dense CRF comes from pydensecrf; pip install pydensecrf") from None
+    known = labels != 255
+    unary = unary_from_labels(np.where(known, labels + 1, 0), classes, certainty, zero_unsure=True)
+    field_ = crf.DenseCRF2D(labels.shape[1], labels.shape[0], classes)
+    field_.setUnaryEnergy(np.ascontiguousarray(unary))
+    field_.addPairwiseGaussian(sxy=3, compat=3)
+    field_.addPairwiseBilateral(sxy=50, srgb=10, rgbim=np.ascontiguousarray(frame), compat=10)
+    refined = np.argmax(np.asarray(field_.inference(steps)), 0).reshape(labels.shape).astype(np.uint8)
+    return np.where(known, refined, np.uint8(255))
+
+
+# ---------------------------------------------------------------------------------------------- training
+def _groups(network: nn.Module, recipe: EdgeRecipe) -> list[dict[str, Any]]:
+    new = tuple(getattr(network, "NEW", ()))
+    groups = []
+    for name, p in network.named_parameters():
+        moves = not recipe.parts or name.startswith(recipe.parts)
+        p.requires_grad_(moves)
+        if not moves:
+            continue
+        bias = p.ndim == 1
+        factor = (20.0 if bias else 10.0) if recipe.optimiser == "sgd" and name.startswith(new) and new else 1.0
+        decay = 0.0 if bias else (5e-4 if recipe.optimiser == "sgd" else 1e-2)
+        groups.append({"params": [p], "lr": recipe.rate * factor, "factor": factor, "weight_decay": decay})
+    if not groups:
+        raise ValueError(f"edge training: no parameter's name starts with one of {recipe.parts}")
+    return groups
+
+
+def _forward(network: nn.Module, x: Tensor, joint: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+    """(segmentation or None, A5, fused), at the input's resolution."""
+    parts: list[Tensor | None] = [None, *network.sides(x)] if not joint else list(network.joint(x))  # type: ignore[operator]
+    size = x.shape[2:]
+    full = [
+        t if t is None or t.shape[2:] == size else F.interpolate(t, size, mode="bilinear", align_corners=False)
+        for t in parts
+    ]
+    a5, fused = full[1], full[2]
+    assert a5 is not None
+    assert fused is not None
+    return full[0], a5, fused
+
+
+def align_sample(sample: Sample, probability: NDArray[np.floating], recipe: EdgeRecipe) -> Sample:
+    """A crop with each class's label aligned to float [K,h,w] probabilities."""
+    edges, ignore = unpack(sample.bits, len(probability))
+    for k in np.flatnonzero(edges.any((1, 2))):
+        edges[k] = align(
+            edges[k], probability[k], solver=recipe.solver, gate=recipe.gate, **recipe.alignment  # type: ignore[arg-type]
+        )  # fmt: skip
+    return replace(sample, bits=pack(edges, ignore))
+
+
+def train(
+    network: nn.Module,
+    spec: PackSpec,
+    draw: Draw,
+    recipe: EdgeRecipe,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> list[float]:
+    """Train in place; returns the loss of every step.
+
+    draw: (random numbers) -> Sample; all crops have one size that suits the network.
+    Raises ValueError for a network without ``sides``, FloatingPointError where the loss is not finite.
+    """
+    if not hasattr(network, "sides"):
+        raise ValueError(f"edge training: {type(network).__name__} answers no edges; use casenet or casenet_light")
+    joint = hasattr(network, "joint") and recipe.segmentation > 0 and not recipe.parts
+    groups = _groups(network, recipe)
+    optimiser: torch.optim.Optimizer = (
+        torch.optim.SGD(groups, momentum=0.9) if recipe.optimiser == "sgd" else torch.optim.AdamW(groups)
+    )
+    history: list[float] = []
+    number = 0
+    while len(history) < recipe.steps:
+        rng = generator(seed, 31, number)
+        wanted = min(recipe.round, (recipe.steps - len(history)) * recipe.batch)
+        samples = [draw(rng) for _ in range(max(wanted, recipe.batch))]
+        if recipe.aligned and number >= recipe.unaligned:
+            samples = _aligned(network, spec, samples, recipe, progress)
+        for start in range(0, len(samples) - recipe.batch + 1, recipe.batch):
+            if len(history) >= recipe.steps:
+                break
+            drop = recipe.gamma ** (len(history) // recipe.every) if recipe.every else 1.0
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.rate * group["factor"] * drop
+            history.append(_step(network, spec, samples[start : start + recipe.batch], recipe, optimiser, joint))
+            progress("train", len(history), recipe.steps, loss=history[-1])
+        number += 1
+    for p in network.parameters():
+        p.requires_grad_(True)
+    network.eval()
+    return history
+
+
+def _aligned(
+    network: nn.Module, spec: PackSpec, samples: list[Sample], recipe: EdgeRecipe, progress: Progress
+) -> list[Sample]:
+    network.eval()
+    out = []
+    with torch.inference_mode():
+        for i, sample in enumerate(samples):
+            x = normalise(torch.from_numpy(np.array(sample.frame))[None], spec)
+            probability = _forward(network, x, False)[2].sigmoid()[0].numpy()
+            out.append(align_sample(sample, probability, recipe))
+            progress("align", i + 1, len(samples))
+    return out
+
+
+def _step(
+    network: nn.Module,
+    spec: PackSpec,
+    samples: list[Sample],
+    recipe: EdgeRecipe,
+    optimiser: torch.optim.Optimizer,
+    joint: bool,
+) -> float:
+    network.train()
+    if recipe.frozen_bn:
+        batchnorm.freeze(network)
+    x = normalise(torch.from_numpy(np.stack([s.frame for s in samples])), spec)
+    bits = torch.from_numpy(np.stack([s.bits for s in samples]))
+    segmentation, a5, fused = _forward(network, x, joint)
+    loss = torch.zeros(())
+    for logits in (a5, fused):
+        loss = loss + losses.multilabel_edge_loss(logits, bits, recipe.reweighted, recipe.reduction)
+    if segmentation is not None and samples[0].labels is not None:
+        labels = torch.from_numpy(np.stack([s.labels for s in samples if s.labels is not None]))
+        loss = loss + recipe.segmentation * losses.cross_entropy(segmentation, labels)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise FloatingPointError(f"edge training: the loss is {value}: lower the learning rate")
+    optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    optimiser.step()
+    return value

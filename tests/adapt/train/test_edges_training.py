@@ -1,0 +1,185 @@
+"""Edge training on crops of a few pixels: it learns, SEAL corrects shifted labels, presets are the published
+ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+import networks
+from adapt.evaluate.edges import EdgeCounts
+from adapt.labels.edge_codec import pack, unpack
+from adapt.labels.edges import category_edges
+from adapt.labels.ridges import edge_probability
+from adapt.labels.seal import Gate
+from adapt.train.augment import Augmentation
+from adapt.train.edges import (
+    PRESETS,
+    EdgeRecipe,
+    Sample,
+    align_sample,
+    crops_of_edges,
+    crops_of_segmentation,
+    refine_crf,
+    train,
+)
+from networks.pack import PackSpec
+
+COLOURS = np.array([[40, 60, 200], [200, 80, 40], [60, 190, 70]], np.uint8)
+
+
+def spec(network, arguments, classes=3, size=(48, 64)):
+    return PackSpec(
+        name="edges", version="1.0.0", network=network, arguments=arguments,
+        classes=tuple(f"c{k}" for k in range(classes)), colours=((0, 0, 0),) * classes, size=size,
+        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), training="test", licence="Apache-2.0",
+    )  # fmt: skip
+
+
+def scene(seed, size=(48, 64)):
+    rng = np.random.default_rng(seed)
+    label = np.digitize(gaussian_filter(rng.normal(size=size), 7), [-0.02, 0.02]).astype(np.uint8)
+    noise = rng.integers(-12, 13, (*size, 3))
+    return np.clip(COLOURS[label].astype(int) + noise, 0, 255).astype(np.uint8), label
+
+
+def score(network, description, pairs):
+    table = EdgeCounts(0.03, thin=True, classes=3)
+    for frame, label in pairs:
+        table.add_classes(edge_probability(network, description, frame), category_edges(label, 3))
+    return table.ods()
+
+
+@pytest.fixture
+def pairs():
+    return [scene(i) for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "rate"),
+    [("casenet", {"depth": 14, "width": 8}, 3e-3), ("casenet_light", {"scale": 0.5}, 3e-3)],
+)
+def test_a_small_network_learns_edges_from_class_maps(pairs, name, arguments, rate):
+    torch.manual_seed(0)
+    network, description = networks.create(name, classes=3, **arguments), spec(name, arguments)
+    recipe = EdgeRecipe(40, batch=2, round=20, rate=rate, frozen_bn=False, reweighted=True)
+    draw = crops_of_segmentation(pairs, 3, Augmentation((48, 64), scale=(1.0, 1.0)))
+    losses = train(network, description, draw, recipe, seed=1)
+    assert len(losses) == 40
+    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:4])
+    assert score(network, description, pairs) > 0.45
+
+
+def test_a_run_is_repeatable(pairs):
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        network = networks.create("casenet", classes=3, depth=14, width=8)
+        draw = crops_of_segmentation(pairs, 3, Augmentation((32, 32)))
+        description = spec("casenet", {"depth": 14, "width": 8})
+        recipe = EdgeRecipe(5, batch=2, round=4, aligned=True, gate=None)
+        runs.append((train(network, description, draw, recipe, seed=3), network.state_dict()))
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(runs[0][1].values(), runs[1][1].values(), strict=True))
+
+
+def test_seals_first_round_is_unaligned_and_later_ones_follow_the_network(pairs, monkeypatch):
+    from adapt.train import edges as module
+
+    seen = []
+    original = module.align_sample
+    monkeypatch.setattr(module, "align_sample", lambda *a: seen.append(1) or original(*a))
+    network = networks.create("casenet", classes=3, depth=14, width=8)
+    draw = crops_of_segmentation(pairs, 3, Augmentation((16, 16), scale=(1.0, 1.0)))
+    recipe = EdgeRecipe(6, batch=2, round=4, aligned=True)
+    train(network, spec("casenet", {"depth": 14, "width": 8}), draw, recipe)
+    assert len(seen) == 8  # three rounds of four crops, the first not aligned
+
+
+def test_a_crops_labels_move_to_the_ridge_and_keep_their_ignored_pixels():
+    _, label = scene(0)
+    truth = category_edges(label, 3)
+    shifted = category_edges(np.roll(label, 2, 1), 3)
+    ignore = np.zeros(label.shape, bool)
+    ignore[:, :3] = True
+    ridge = np.stack([gaussian_filter(t.astype(float), 0.7) for t in truth]) * 0.98 + 0.01
+    sample = Sample(np.zeros((*label.shape, 3), np.uint8), pack(shifted, ignore))
+    for gate in (None, Gate()):
+        moved, kept = unpack(align_sample(sample, ridge, EdgeRecipe(1, gate=gate)).bits, 3)
+        assert (kept == ignore).all()
+        assert (moved.sum((1, 2)) == shifted.sum((1, 2))).all()
+        assert (moved & truth).sum() > (shifted & truth).sum()
+
+
+def test_joint_training_moves_both_heads_and_parts_move_alone(pairs):
+    torch.manual_seed(0)
+    arguments = {"scale": 0.5}
+    network = networks.create("espnetv2_edges", classes=3, **arguments)
+    draw = crops_of_segmentation(pairs, 3, Augmentation((64, 64), scale=(1.0, 1.0)))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    train(network, spec("espnetv2_edges", arguments), draw, EdgeRecipe(2, batch=2, round=2, parts=("edge_head.",)))
+    changed = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed
+    assert all(k.startswith("edge_head.") for k in changed)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    train(network, spec("espnetv2_edges", arguments), draw, EdgeRecipe(2, batch=2, round=2))
+    changed = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
+    assert any(k.startswith("bu_dec_l4.") for k in changed)
+    assert any(k.startswith("edge_head.") for k in changed)
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_crops_of_edge_files_are_cut_flipped_and_padded_as_ignored():
+    frame = np.arange(6 * 7 * 3, dtype=np.uint8).reshape(6, 7, 3)
+    edges = np.zeros((2, 6, 7), bool)
+    edges[1, 2, 3] = True
+    draw = crops_of_edges([(frame, pack(edges))], (8, 10), flip=False)
+    sample = draw(np.random.default_rng(0))
+    got, ignore = unpack(sample.bits, 2)
+    assert (got[:, :6, :7] == edges).all()
+    assert ignore.sum() == 80 - 42
+    assert not ignore[:6, :7].any()
+    small = crops_of_edges([(frame, pack(edges))], (3, 3))
+    for seed in range(6):
+        sample = small(np.random.default_rng(seed))
+        hit = np.argwhere(unpack(sample.bits, 2)[0][1])
+        assert len(hit) <= 1
+        if len(hit):
+            assert (sample.frame[tuple(hit[0])] == frame[2, 3]).all()
+
+
+def test_presets_are_the_published_recipes():
+    assert set(PRESETS) == {f"{n}-{d}" for n in ("casenet", "casenet-s", "casenet-c", "seal") for d in ("sbd", "cityscapes")}
+    seal = PRESETS["seal-sbd"]
+    assert (seal.rate, seal.steps, seal.every, seal.gamma, seal.round) == (5e-8, 22000, 10000, 0.1, 300)
+    assert seal.aligned
+    assert not seal.reweighted
+    assert seal.alignment == {"sigma_x": 1, "sigma_y": 4, "max_cost": 4.5, "smoothness": 0.02}
+    casenet = PRESETS["casenet-cityscapes"]
+    assert (casenet.rate, casenet.steps, casenet.every, casenet.gamma) == (5e-8, 28000, 20000, 0.2)
+    assert casenet.reweighted
+    assert not casenet.aligned
+
+
+def test_refusals_are_named(pairs):
+    draw = crops_of_segmentation(pairs, 3, Augmentation((32, 32)))
+    roadnet = networks.create("roadnet", classes=3, width=8)
+    with pytest.raises(ValueError, match="answers no edges"):
+        train(roadnet, spec("roadnet", {"width": 8}), draw, EdgeRecipe(1))
+    with pytest.raises(ValueError, match="optimiser"):
+        EdgeRecipe(1, optimiser="adam")
+    with pytest.raises(ValueError, match="batch"):
+        EdgeRecipe(1, batch=9, round=3)
+    with pytest.raises(ValueError, match="no labelled frame"):
+        crops_of_segmentation([], 3, Augmentation((32, 32)))
+    network = networks.create("casenet", classes=3, depth=14, width=8)
+    with pytest.raises(ValueError, match="parameter"):
+        train(network, spec("casenet", {"depth": 14, "width": 8}), draw, EdgeRecipe(1, parts=("nope",)))
+    try:
+        import pydensecrf  # noqa: F401
+    except ImportError:
+        with pytest.raises(ValueError, match="pydensecrf"):
+            refine_crf(*pairs[0], 3)
