@@ -1,0 +1,336 @@
+"""What a CUDA device shows: torch, ONNX Runtime's CUDA provider, TensorRT, each compared with the CPU.
+
+    python -m bench.gpu --json --out gpu.json
+
+One command whose output is everything that a machine without a GPU cannot see: versions, agreement with
+float32 on the CPU, latencies with and without CUDA graphs, building against refitting, two lanes at once.  A
+part that cannot run says why in the same JSON.  Nothing here has been executed on a CUDA device by the
+authors yet; with `--device cpu` the torch and ONNX Runtime parts run on the CPU, which tests the script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from adapt.data.street import render
+from bench import machine
+from bench.networks import describe, random_network
+from export.half import to_half
+from export.tensorrt import BuildOptions, build_plan, refit_plan
+from export.writer import write
+from networks.base import SegmentationNetwork
+from networks.pack import PackSpec, normalise
+from runtime import cuda
+from runtime.config import EngineConfig
+from runtime.engines import load
+from runtime.engines.tensorrt import TensorRTEngine
+
+OUTPUTS = ("labels", "confidence")
+LIBRARIES = (
+    *("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-cu13", "tensorrt-cu12", "pycuda", "cuda-bindings"),
+    *("numpy", "onnx", "roadworthy"),
+)
+Answer = Mapping[str, np.ndarray]
+
+
+class Absent(Exception):
+    """A part cannot run here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network with its served graph, frames, and the float32 answers of ONNX Runtime on the CPU."""
+
+    spec: PackSpec
+    network: SegmentationNetwork
+    onnx: onnx.ModelProto
+    frames: np.ndarray
+    answers: dict[str, np.ndarray]
+
+    @classmethod
+    def make(cls, name: str, size: tuple[int, int], count: int) -> Case:
+        spec = describe(name, size)
+        frames = np.stack([render(seed, "day", size)[0] for seed in range(count)])
+        network = random_network(spec, frames)
+        model = write(network, spec, size=size, batch=None)
+        engine = load(
+            model.SerializeToString(), "onnxruntime", "fp32", EngineConfig(threads=1), candidate=False
+        )
+        answers = dict(engine.run({"frame": frames}, OUTPUTS))
+        engine.close()
+        return cls(spec, network, model, frames, answers)
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def agreement(case: Case, answer: Answer) -> dict[str, float]:
+    """Share of pixels with the CPU's label, and the largest difference of confidence (of 255)."""
+    difference = np.abs(answer["confidence"].astype(int) - case.answers["confidence"])
+    return {
+        "labels": float((answer["labels"] == case.answers["labels"]).mean()),
+        "confidence_max": int(difference.max()),
+        "confidence_mean": float(difference.mean()),
+    }
+
+
+def latency(run: Callable[[np.ndarray], object], frame: np.ndarray, runs: int) -> dict[str, float]:
+    """Milliseconds of a call with one frame, host to host: median and 99th percentile of `runs`."""
+    for _ in range(max(3, runs // 10)):
+        run(frame)
+    spent = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        run(frame)
+        spent.append(1000 * (time.perf_counter() - started))
+    return {
+        "median_ms": round(statistics.median(spent), 4),
+        "p99_ms": round(float(np.percentile(spent, 99)), 4),
+        "runs": runs,
+    }
+
+
+def torch_part(case: Case, device: str, runs: int) -> dict[str, Any]:
+    """The served graph in eager torch, float32 and with the network in float16 autocast."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Absent("torch sees no CUDA device (torch.cuda.is_available() is False)")
+    network = case.network.to(device)
+    try:
+        found: dict[str, Any] = {}
+        for precision in ("fp32", "fp16") if device == "cuda" else ("fp32",):
+
+            def run(
+                frames: np.ndarray, half: bool = precision == "fp16"
+            ) -> dict[str, np.ndarray]:
+                # TF32 is torch's default in convolutions; float32 is what is compared here.
+                with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+                    pixels = torch.from_numpy(frames).to(device)
+                    with torch.autocast(device, torch.float16, enabled=half):
+                        logits = network(normalise(pixels, case.spec))
+                    full = torch.nn.functional.interpolate(
+                        logits.float(), size=case.spec.size, mode="bilinear", align_corners=False
+                    )
+                    largest = full.amax(1, keepdim=True)
+                    confidence = (255.0 / torch.exp(full - largest).sum(1)).to(torch.uint8)
+                    labels = full.argmax(1).to(torch.uint8)
+                    return {"labels": labels.cpu().numpy(), "confidence": confidence.cpu().numpy()}
+
+            found[precision] = {
+                "agreement": agreement(case, run(case.frames)),
+                "latency": latency(run, case.frames[:1], runs),
+            }
+        return found
+    finally:
+        case.network.to("cpu")
+
+
+def onnxruntime_part(case: Case, device: str, runs: int) -> dict[str, Any]:
+    """ONNX Runtime with the CUDA provider alone: a silent fall back to the CPU counts as an error."""
+    import onnxruntime
+
+    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise Absent(f"this onnxruntime has no {provider}: uninstall it, then install onnxruntime-gpu")
+    options = onnxruntime.SessionOptions()
+    if device == "cuda":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    session = onnxruntime.InferenceSession(case.onnx.SerializeToString(), options, providers=[provider])
+    if session.get_providers()[0] != provider:
+        raise Absent(f"ONNX Runtime took {session.get_providers()[0]} instead of {provider}")
+
+    def run(frames: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"frame": frames}), strict=True))
+
+    return {
+        "fp32": {
+            "agreement": agreement(case, run(case.frames)),
+            "latency": latency(run, case.frames[:1], runs),
+        }
+    }
+
+
+def tensorrt_part(case: Case, device: str, runs: int) -> dict[str, Any]:
+    """Builds fp32 and fp16 plans and runs them: CUDA graphs, lanes, per-layer times."""
+    _tensorrt_device(device)
+    found: dict[str, Any] = {}
+    for precision, model in (("fp32", case.onnx), ("fp16", to_half(case.onnx))):
+        options = BuildOptions(precision=precision, batch=(1, 1, len(case.frames)))
+        plan = build_plan(model.SerializeToString(), options)
+        found[precision] = {"plan": plan.manifest(), **_engine(case, plan.data, precision, runs)}
+    return found
+
+
+def _tensorrt_device(device: str) -> None:
+    if device != "cuda":
+        raise Absent("TensorRT runs on a CUDA device only")
+    cuda.probe()
+
+
+def _engine(case: Case, plan: bytes, precision: str, runs: int) -> dict[str, Any]:
+    config = EngineConfig(concurrency=2, device="cuda")
+    found: dict[str, Any] = {}
+    for graphs in (False, True):
+        started = time.perf_counter()
+        with TensorRTEngine.load(plan, precision, config, candidate=False, graphs=graphs) as engine:
+
+            def run(frames: np.ndarray, engine: TensorRTEngine = engine) -> dict[str, np.ndarray]:
+                return engine.run({"frame": frames}, OUTPUTS)
+
+            key = "cuda_graph" if graphs else "enqueued"
+            found[key] = {
+                "load_seconds": round(time.perf_counter() - started, 3),
+                "latency": latency(run, case.frames[:1], runs),
+                "agreement": agreement(case, run(case.frames)),
+                "graph_refused": engine.graph_refused,
+                "memory_bytes": engine.memory_bytes,
+            }
+            singles = [case.frames[i : i + 1] for i in range(len(case.frames))]
+            with ThreadPoolExecutor(4) as pool:
+                answers = list(pool.map(run, singles * 4))
+            same = [
+                np.array_equal(answer["labels"], run(single)["labels"])
+                for answer, single in zip(answers, singles * 4, strict=True)
+            ]
+            found[key]["same_from_four_threads"] = all(same)
+            if not graphs:
+                found["layers_ms"] = engine.profile({"frame": case.frames[:1]}, 10)
+    return found
+
+
+def refit_part(case: Case, device: str, runs: int) -> dict[str, Any]:
+    """Refit with other weights, and back: the answers must change, and then be the first ones again."""
+    _tensorrt_device(device)
+    # Weights alone: what begins with "const." is the graph's own.
+    weights = [tensor for tensor in case.onnx.graph.initializer if not tensor.name.startswith("const.")]
+    names = tuple(tensor.name for tensor in weights)
+    options = BuildOptions(batch=(1, 1, len(case.frames)), refit=names)
+    built = build_plan(case.onnx.SerializeToString(), options)
+    plan = built.data
+    first = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in weights}
+    second = {name: value * np.float32(0.5) for name, value in first.items()}
+    config = EngineConfig(device="cuda")
+    with TensorRTEngine.load(plan, "fp32", config, candidate=True) as engine:
+        before = engine.run({"frame": case.frames}, OUTPUTS)
+        started = time.perf_counter()
+        standby = engine.refit(second)
+        seconds = time.perf_counter() - started
+        with standby:
+            changed = standby.run({"frame": case.frames}, OUTPUTS)
+        untouched = engine.run({"frame": case.frames}, OUTPUTS)
+        with engine.refit(first) as again:
+            back = again.run({"frame": case.frames}, OUTPUTS)
+    started = time.perf_counter()
+    written = refit_plan(plan, second)
+    return {
+        "build_seconds": built.seconds,
+        "refit_to_warm_seconds": round(seconds, 4),
+        "refit_to_plan_seconds": round(time.perf_counter() - started, 4),
+        "plan_bytes": len(written),
+        "agreement_of_refittable_plan": agreement(case, before),
+        "changed_pixels": float((changed["labels"] != before["labels"]).mean()),
+        "live_engine_untouched": bool(np.array_equal(untouched["labels"], before["labels"])),
+        "back_to_first": bool(np.array_equal(back["labels"], before["labels"])),
+    }
+
+
+PARTS: dict[str, Callable[[Case, str, int], dict[str, Any]]] = {
+    "torch": torch_part,
+    "onnxruntime": onnxruntime_part,
+    "tensorrt": tensorrt_part,
+    "tensorrt-refit": refit_part,
+}
+
+
+def measure(
+    names: Sequence[str], size: tuple[int, int], device: str, runs: int, parts: Sequence[str] = tuple(PARTS)
+) -> dict[str, Any]:
+    """Every part on every network.  `executed` counts those that ran."""
+    report: dict[str, Any] = {"machine": machine.describe(), "libraries": versions(), "device": device}
+    try:
+        found = cuda.probe()
+        report["cuda"] = {"version": found.version, "devices": [asdict(each) for each in found.devices]}
+    except cuda.CudaError as error:
+        report["cuda"] = {"absent": str(error)}
+    report["executed"] = 0
+    report["networks"] = {}
+    for name in names:
+        case = Case.make(name, size, 4)
+        results: dict[str, Any] = {}
+        for part in parts:
+            print(f"{name}: {part}", file=sys.stderr)
+            try:
+                results[part] = PARTS[part](case, device, runs)
+                report["executed"] += 1
+            except (Absent, cuda.CudaError) as error:
+                results[part] = {"absent": str(error)}
+            except Exception as error:  # one broken part must not hide what the others show
+                results[part] = {"error": f"{type(error).__name__}: {error}"}
+        report["networks"][name] = results
+    return report
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu",
+        description="Measure and compare torch, ONNX Runtime and TensorRT on a CUDA device, as JSON.",
+        epilog="examples:\n  python -m bench.gpu --json --out gpu.json\n"
+        "  python -m bench.gpu --network ddrnet --size 512x1024 --runs 200\n\n"
+        "exit codes: 0 something was executed and nothing failed, 1 otherwise, 2 usage",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--network", action="append", metavar="NAME", help="default: roadnet; repeatable")
+    parser.add_argument("--size", default="256x512", metavar="HxW")
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the script")
+    parser.add_argument("--part", action="append", choices=tuple(PARTS), help="default: all; repeatable")
+    parser.add_argument("--out", type=Path, metavar="FILE.json")
+    parser.add_argument("--json", action="store_true", help="print the report to stdout")
+    arguments = parser.parse_args(argv)
+    try:
+        height, width = (int(part) for part in arguments.size.split("x"))
+    except ValueError:
+        parser.error(f"--size {arguments.size}: write HEIGHTxWIDTH, for example 256x512")
+    report = measure(
+        arguments.network or ["roadnet"],
+        (height, width),
+        arguments.device,
+        arguments.runs,
+        arguments.part or tuple(PARTS),
+    )
+    text = json.dumps(report, indent=1)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+    if arguments.json:
+        print(text)
+    failed = False
+    for name, parts in report["networks"].items():
+        for part, result in parts.items():
+            failed = failed or "error" in result
+            said = result.get("error") or result.get("absent") or "executed"
+            print(f"{name} {part}: {said}", file=sys.stderr)
+    return 0 if report["executed"] and not failed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,67 @@
+"""bench.gpu where there is no GPU: it says so as JSON; torch and ONNX Runtime are tried on the CPU."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from bench import gpu
+from runtime import cuda
+
+
+@pytest.fixture
+def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(library: str = "") -> cuda.Probe:
+        raise cuda.CudaError("no CUDA driver here")
+
+    monkeypatch.setattr(cuda, "probe", absent)
+
+
+def test_on_the_cpu_torch_and_onnxruntime_agree(
+    no_device: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = gpu.main(["--device", "cpu", "--size", "32x64", "--runs", "1", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    parts = report["networks"]["roadnet"]
+    assert code == 0
+    assert report["executed"] == 2
+    assert parts["torch"]["fp32"]["agreement"]["labels"] > 0.99
+    assert parts["onnxruntime"]["fp32"]["agreement"]["confidence_max"] <= 1
+    assert "CUDA device" in parts["tensorrt"]["absent"]
+    assert report["cuda"] == {"absent": "no CUDA driver here"}
+
+
+def test_without_a_device_nothing_is_executed_and_the_code_is_1(
+    no_device: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = gpu.main(["--size", "32x64", "--part", "tensorrt", "--part", "tensorrt-refit", "--json"])
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert (code, report["executed"]) == (1, 0)
+    assert {p["absent"] for p in report["networks"]["roadnet"].values()} == {"no CUDA driver here"}
+    assert "roadnet tensorrt: no CUDA driver here" in printed.err
+
+
+def test_a_part_that_breaks_is_reported_and_fails_the_run(
+    no_device: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: object) -> dict[str, object]:
+        raise ValueError("half of it")
+
+    monkeypatch.setitem(gpu.PARTS, "onnxruntime", broken)
+    parts = ["--part", "onnxruntime"]
+    assert gpu.main(["--device", "cpu", "--size", "32x64", *parts, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["networks"]["roadnet"]["onnxruntime"] == {"error": "ValueError: half of it"}
+
+
+def test_agreement_is_counted_in_pixels() -> None:
+    answers = {"labels": np.zeros((1, 2, 2), np.uint8), "confidence": np.full((1, 2, 2), 200, np.uint8)}
+    case = gpu.Case(None, None, None, None, answers)  # type: ignore[arg-type]
+    other = {
+        "labels": np.array([[[0, 1], [0, 0]]], np.uint8),
+        "confidence": np.array([[[200, 190], [255, 200]]], np.uint8),
+    }
+    assert gpu.agreement(case, other) == {"labels": 0.75, "confidence_max": 55, "confidence_mean": 16.25}

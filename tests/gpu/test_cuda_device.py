@@ -1,0 +1,105 @@
+"""On a CUDA device: the parts of bench.gpu, with what they must show.  Executed by nobody yet.
+
+    python -m pytest tests/gpu -m gpu
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import gpu
+from runtime import cuda
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _device() -> None:
+    try:
+        cuda.probe()
+    except cuda.CudaError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def case() -> gpu.Case:
+    return gpu.Case.make("roadnet", (128, 256), 4)
+
+
+def part(name: str, case: gpu.Case) -> dict[str, Any]:
+    try:
+        return gpu.PARTS[name](case, "cuda", 20)
+    except (gpu.Absent, cuda.CudaError) as error:
+        pytest.skip(str(error))
+
+
+def test_torch_agrees_with_the_cpu(case: gpu.Case) -> None:
+    found = part("torch", case)
+    assert found["fp32"]["agreement"]["labels"] > 0.995
+    assert found["fp16"]["agreement"]["labels"] > 0.97
+
+
+def test_onnxruntime_runs_on_the_device_and_agrees(case: gpu.Case) -> None:
+    assert part("onnxruntime", case)["fp32"]["agreement"]["labels"] > 0.995
+
+
+def test_pycuda_driver_keeps_its_promises() -> None:
+    """Alignment, copies in stream order, a captured copy, everything given back."""
+    pytest.importorskip("pycuda.driver")
+    from runtime.cuda_driver import PycudaDriver
+
+    thread = cuda.CudaThread(PycudaDriver())
+    before = thread.call(lambda driver: driver.memory()[0])
+
+    def work(driver: cuda.Driver) -> np.ndarray:
+        stream, address = driver.stream(), driver.allocate(1 << 20)
+        assert address % cuda.ALIGNMENT == 0
+        source, target = driver.pinned(1 << 20), driver.pinned(1 << 20)
+        source[:] = np.arange(1 << 20, dtype=np.uint32).astype(np.uint8)
+        driver.upload(address, source, stream)
+        if driver.can_capture:
+            driver.synchronise(stream)
+            graph = driver.capture(stream, lambda: driver.download(target, address, stream))
+            assert not target.any()  # captured, not executed
+            driver.launch(graph, stream)
+            driver.synchronise(stream)
+            driver.free_graph(graph)
+        else:
+            driver.download(target, address, stream)
+            driver.synchronise(stream)
+        answer = target.copy()
+        driver.free(address)
+        driver.free_pinned(source)
+        driver.free_pinned(target)
+        driver.free_stream(stream)
+        return answer
+
+    answer = thread.call(work)
+    np.testing.assert_array_equal(answer, np.arange(1 << 20, dtype=np.uint32).astype(np.uint8))
+    after = thread.call(lambda driver: driver.memory()[0])
+    thread.close()
+    assert after >= before - (8 << 20)
+
+
+def test_tensorrt_agrees_with_the_cpu(case: gpu.Case) -> None:
+    pytest.importorskip("tensorrt")
+    found = part("tensorrt", case)
+    for precision, least in (("fp32", 0.995), ("fp16", 0.97)):
+        for way in ("enqueued", "cuda_graph"):
+            result = found[precision][way]
+            assert result["agreement"]["labels"] > least, (precision, way)
+            assert result["same_from_four_threads"], (precision, way)
+    assert found["fp32"]["cuda_graph"]["graph_refused"] == ""
+
+
+def test_tensorrt_refit_is_a_standby_engine(case: gpu.Case) -> None:
+    pytest.importorskip("tensorrt")
+    found = part("tensorrt-refit", case)
+    assert found["agreement_of_refittable_plan"]["labels"] > 0.995
+    assert found["changed_pixels"] > 0.01
+    assert found["live_engine_untouched"]
+    assert found["back_to_first"]
+    assert found["refit_to_warm_seconds"] < found["build_seconds"]
