@@ -31,13 +31,15 @@ def heavy(name, arguments):
         return sum(p.numel() for p in networks.create(name, classes=2, **arguments).parameters()) > 2e6
 
 
+WHOLE = [pytest.param(name, {}, id=f"{name}-whole", marks=pytest.mark.slow)
+         for name in ("deeplabv2", "fcn8s", "resnet38")]  # fmt: skip
 CASES = [
     pytest.param(
         name, arguments, id=f"{name}-{arguments}", marks=[pytest.mark.slow] if heavy(name, arguments) else []
     )
     for name in networks.names()
     for arguments in networks.architecture(name).EXAMPLES
-]
+] + WHOLE
 
 
 def make(name, arguments):
@@ -111,7 +113,10 @@ def models():
         key = (name, repr(arguments))
         if key not in cache:
             network, spec = make(name, arguments), describe(name, arguments)
-            cache[key] = network, spec, write(network, spec, size=spec.size, batch=None)
+            made = network, spec, write(network, spec, size=spec.size, batch=None)
+            if heavy(name, arguments):  # hundreds of megabytes: not kept
+                return made
+            cache[key] = made
         return cache[key]
 
     return get
