@@ -12,13 +12,16 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
+import networks
 from export import int8, parity
 from export.errors import ExportError
 from export.int8 import candidates, choose_frames, class_shares, quantise
 from export.lint import lint
+from export.tensorrt import BuildOptions, build_plan
 from export.writer import write
 from networks.labels import STREET
 from networks.pack import load_pack, write_pack
+from runtime.engines.tensorrt_library import TensorRTError
 from tests.export.conftest import SIZE, describe, street_like, weights
 
 CLASSES = len(STREET.classes)
@@ -258,6 +261,36 @@ class TestWhatIsRefused:
         graph = onnx.helper.make_graph([], "other", [], [])
         with pytest.raises(ExportError, match="needs a graph of this project"):
             quantise(onnx.helper.make_model(graph), frames, classes=CLASSES)
+
+
+def smallest(name):
+    """The form of an architecture with the fewest weights among its examples."""
+
+    def count(arguments):
+        with torch.device("meta"):
+            return sum(p.numel() for p in networks.create(name, classes=CLASSES, **arguments).parameters())
+
+    return min(networks.architecture(name).EXAMPLES, key=count)
+
+
+@pytest.mark.peers
+class TestTensorRTsRealParser:
+    """TensorRT-RTX parses and builds on a CPU; nothing is executed."""
+
+    @pytest.mark.parametrize("name", networks.names())
+    def test_builds_the_symmetric_encoding_of_every_network(self, name, frames):
+        model = model_of(network=name, arguments=smallest(name))
+        encoded = quantise(model, frames, classes=CLASSES, target="tensorrt", count=2).model
+        try:
+            plan = build_plan(
+                encoded.SerializeToString(), BuildOptions(precision="int8"), backend="tensorrt-rtx"
+            )
+        except TensorRTError as error:
+            if "pip install" in str(error):
+                pytest.skip(str(error))
+            raise
+        assert [t.dtype for t in plan.inputs] == ["UINT8"]
+        assert len(plan.data) > 10_000
 
 
 torch.set_num_threads(1)
