@@ -124,7 +124,7 @@ def torch_part(case: Case, device: str, runs: int) -> dict[str, Any]:
                 frames: np.ndarray, half: bool = precision == "fp16"
             ) -> dict[str, np.ndarray]:
                 # TF32 is torch's default in convolutions; float32 is what is compared here.
-                with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+                with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                     pixels = torch.from_numpy(frames).to(device)
                     with torch.autocast(device, torch.float16, enabled=half):
                         logits = network(normalise(pixels, case.spec))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto
 
 import networks
+from adapt.data.street import render
 from export.half import to_half
+from export.int8 import quantise
 from export.tensorrt import BuildOptions, build_plan
 from export.tensorrt_rtx import tensorrt_rtx
 from export.writer import write
@@ -86,3 +89,14 @@ def test_it_builds_in_half_and_with_a_fixed_batch(library: Library, name: str) -
     plan = build_plan(half.SerializeToString(), BuildOptions(precision="fp16"), backend="tensorrt-rtx")
     assert plan.inputs[0].shape == (1, *SIZE, 3)
     assert {t.dtype for t in plan.outputs} <= {"UINT8", "FLOAT"}
+
+
+@pytest.mark.parametrize("name", [name for name in ("roadnet", "ddrnet") if name in NAMES])
+def test_it_builds_in_int8(library: Library, name: str) -> None:
+    """Our own quantiser's Q/DQ graph, in the encoding for TensorRT."""
+    frames = np.stack([render(seed, "day", SIZE)[0] for seed in range(4)])
+    quantised = quantise(exported(name), frames, classes=12, target="tensorrt", count=4)
+    options = BuildOptions(precision="int8", batch=(1, 2, 4))
+    plan = build_plan(quantised.model.SerializeToString(), options, backend="tensorrt-rtx")
+    assert {t.dtype for t in plan.outputs} <= {"UINT8", "FLOAT"}
+    assert not [line for line in plan.warnings if "UINT8" in line]
