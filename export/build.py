@@ -136,6 +136,11 @@ def build(
     settings = options or Options()
     settings = replace(settings, size=size or settings.size or pack.spec.size)
     assert settings.size is not None
+    if pack.spec.task != "segmentation":
+        raise ExportError(
+            f"pack {pack.spec.name!r} is of task {pack.spec.task!r}, which is not served yet; "
+            "python -m export.edges writes its ONNX file"
+        )
     if settings.backend == "tensorrt-rtx":
         raise ExportError("tensorrt-rtx is built for a check only and not served; use backend 'tensorrt'")
     report = progress or silent

@@ -39,7 +39,7 @@ import networks
 from networks.base import SegmentationNetwork
 
 SCHEMA = 1
-TASKS = ("segmentation",)
+TASKS = ("segmentation", "edges")
 SPLITS = ("train", "holdout")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
