@@ -250,7 +250,8 @@ class Seed:
             with vehicle(address, self.dusk()) as count:
                 arguments = [
                     "adapt.run", "--server", address, "--model", MODEL, "--pack", str(pack.path),
-                    "--repository", str(repository), "--workdir", str(workdir), "--frames", "60", "--near", "2",
+                    "--repository", str(repository), "--workdir", str(workdir), "--frames", "60",
+                    "--near", "2",
                     "--nice", "0",
                     "--patience", "20", "--seed", str(self.seed), "--once", "--json", *ROUND,
                 ]  # fmt: skip
@@ -402,9 +403,9 @@ def page(found: dict[int, dict[str, Any]]) -> str:
         "Network: ESPNetv2 s = 1.0 with the released Cityscapes weights; new 11-class head from the mapped "
         "Cityscapes rows; fine-tuned on 497 CamVid daylight frames at 352×480 "
         f"({first['source']['training'].partition(';')[0]}), one source model a seed. Adaptation sees the "
-        "frames of `dusk_adapt` without labels, as they come out of the live service's tap; scores are on the 31 "
-        "labelled frames of `dusk_eval`, which adaptation never sees; those of the adapted networks are of "
-        "the answers of the service after the swap. mIoU in percent over the classes the truth holds, "
+        "frames of `dusk_adapt` without labels, as they come out of the live service's tap; scores are "
+        "on the 31 labelled frames of `dusk_eval`, which adaptation never sees; those of the adapted networks "
+        "are of the answers of the service after the swap. mIoU in percent over the classes the truth holds, "
         "mean ± standard deviation over seeds.",
         "",
         "| | " + " | ".join(words for _, words in COLUMNS) + " |",

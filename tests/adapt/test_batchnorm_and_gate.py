@@ -1,0 +1,148 @@
+"""Batch statistics and the gate's single decisions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from adapt import batchnorm, gate
+from tests.adapt.conftest import toy_spec
+
+LIMITS = gate.Limits()
+
+
+def network_with_statistics() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5)).eval()
+
+
+def test_statistics_are_those_of_the_data():
+    network = network_with_statistics()
+    batches = [torch.randn(4, 3, 8, 8) * (i + 1) for i in range(3)]
+    weights = {n: p.clone() for n, p in network.named_parameters()}
+    batchnorm.reestimate(network, batches)
+    with torch.no_grad():
+        means = torch.stack([network[0](x).mean((0, 2, 3)) for x in batches]).mean(0)
+        variances = torch.stack([network[0](x).transpose(0, 1).flatten(1).var(1) for x in batches]).mean(0)
+    torch.testing.assert_close(network[1].running_mean, means)
+    torch.testing.assert_close(network[1].running_var, variances)
+    assert not network.training
+    assert not network[1].training
+    assert network[1].momentum == 0.1
+    assert all(torch.equal(p, weights[n]) for n, p in network.named_parameters())
+
+
+def test_a_part_of_the_old_statistics_can_stay():
+    network, other = network_with_statistics(), network_with_statistics()
+    batches = [torch.randn(4, 3, 8, 8) + 3]
+    present = batchnorm.statistics(network)
+    batchnorm.reestimate(network, batches)
+    target = batchnorm.statistics(network)
+    batchnorm.reestimate(other, batches, keep=0.25)
+    mixed = batchnorm.mix(target, present, 0.25)
+    torch.testing.assert_close(other[1].running_mean, mixed["1.running_mean"])
+    torch.testing.assert_close(
+        mixed["1.running_mean"], 0.75 * target["1.running_mean"] + 0.25 * present["1.running_mean"]
+    )
+    batchnorm.load(other, present)
+    torch.testing.assert_close(other[1].running_var, present["1.running_var"])
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        batchnorm.reestimate(other, batches, keep=2)
+
+
+def test_no_batch_leaves_the_statistics_alone():
+    network = network_with_statistics()
+    network[1].running_mean.fill_(2.0)
+    with pytest.raises(ValueError, match="no batch"):
+        batchnorm.reestimate(network, [])
+    assert (network[1].running_mean == 2).all()
+    assert not batchnorm.has_statistics(nn.Conv2d(3, 3, 1))
+
+
+def measures(**changes) -> gate.Measures:
+    rng = np.random.default_rng(0)
+    base = {
+        "share": np.array([0.5, 0.3, 0.15, 0.05]), "confidence": 0.8, "flip": 0.85, "variety": 3.1,
+        "information": 0.9, "source": 0.6, "labels": [rng.integers(0, 4, (8, 8)).astype(np.uint8)],
+    }  # fmt: skip
+    return gate.Measures(**{**base, **changes})
+
+
+def failed(candidate: gate.Measures, **more) -> list[str]:
+    checks = gate.decide(
+        candidate, measures(), measures(), more.pop("moved", 0.02), toy_spec(), LIMITS, **more
+    )
+    return [c.name for c in checks if not c.passed]
+
+
+def test_a_good_candidate_passes_everything():
+    assert failed(measures(source=0.61, flip=0.9)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        ({"source": 0.5}, "source-holdout"),
+        ({"share": np.array([0.55, 0.3, 0.145, 0.005])}, "class-vanished"),
+        ({"variety": 1.2}, "variety"),
+        ({"share": np.array([0.97, 0.01, 0.01, 0.01])}, "one-class"),
+        ({"flip": 0.7}, "flip-consistency"),
+        ({"labels": [np.full((8, 8), 3, np.uint8)]}, "agreement"),
+        ({"confidence": float("nan")}, "finite"),
+    ],
+)
+def test_each_fault_is_named(changes, check):
+    assert check in failed(measures(**changes))
+
+
+def test_distance_and_classes_the_source_hardly_has():
+    assert failed(measures(), moved=0.8) == ["distance"]
+    gone = measures(share=np.array([0.55, 0.3, 0.15, 0.0]))
+    assert failed(gone) == ["class-vanished"]
+    assert failed(gone, source_share=np.array([0.5, 0.3, 0.2, 0.0])) == []
+
+
+def test_distance_is_relative_and_blind_to_statistics():
+    before = {"w": torch.tensor([3.0, 4.0]), "bn.running_mean": torch.zeros(2), "n": torch.tensor(3)}
+    after = {"w": torch.tensor([3.0, 4.5]), "bn.running_mean": torch.ones(2) * 99, "n": torch.tensor(9)}
+    assert gate.distance(after, before) == pytest.approx(0.1)
+
+
+def test_a_collapsed_network_agrees_with_itself_and_is_still_the_worse_one():
+    """One class everywhere: the mirrored answer is the same, and variety gives it away."""
+    collapsed = measures(flip=1.0, variety=1.0)
+    assert not gate.better(collapsed, measures(), LIMITS)
+    assert gate.better(measures(), collapsed, LIMITS)
+    assert gate.better(measures(flip=0.86), measures(), LIMITS)
+    assert not gate.better(measures(flip=0.84), measures(), LIMITS)
+
+
+def test_measures_of_a_network_that_sees_nothing_but_the_mirror():
+    """Left half class 0, right half class 1 whatever is shown: the mirrored answer disagrees everywhere."""
+
+    class Halves(nn.Module):
+        size_multiple = 1
+
+        def forward(self, x):
+            out = torch.zeros(x.shape[0], 4, *x.shape[2:])
+            out[:, 0, :, : x.shape[3] // 2] = 9
+            out[:, 1, :, x.shape[3] // 2 :] = 9
+            return out
+
+    found = gate.measure(Halves(), toy_spec(), [np.zeros((32, 64, 3), np.uint8)] * 3)
+    np.testing.assert_allclose(found.share, [0.5, 0.5, 0, 0])
+    assert found.flip == 0.0
+    assert found.variety == pytest.approx(2.0)
+    assert found.information == pytest.approx(np.log(2), abs=0.02)
+    with pytest.raises(ValueError, match="no target frame"):
+        gate.measure(Halves(), toy_spec(), [])
+
+
+def test_looking_at_the_frames_first():
+    rng = np.random.default_rng(0)
+    road = [rng.integers(0, 255, (16, 16, 3)).astype(np.uint8) for _ in range(6)]
+    assert all(c.passed for c in gate.look(road, LIMITS))
+    assert [c.passed for c in gate.look([road[0]] * 6, LIMITS)] == [True, False]
+    assert [c.passed for c in gate.look([f // 64 for f in road], LIMITS)] == [False, True]
