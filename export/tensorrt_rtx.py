@@ -14,10 +14,8 @@ from pathlib import Path
 
 from runtime.engines.tensorrt_library import Library, TensorRTError, library_of
 
-INSTALL = (
-    "pip install --no-deps onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 tensorrt-rtx-cu13-bindings==1.7.1.116"
-)
-# Packages that bring the shared libraries; both orders of magnitude (300 MB) are the first's.
+INSTALL = "pip install 'roadworthy[rtx]' (315 MB; Linux x86-64)"
+# Packages that may bring the shared libraries.
 _CARRIERS = ("onnxruntime_ep_nv_tensorrt_rtx", "tensorrt_rtx_libs")
 _LIBRARIES = ("libtensorrt_rtx.so.*", "libtensorrt_onnxparser_rtx.so.*")
 
