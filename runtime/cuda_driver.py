@@ -27,6 +27,7 @@ class PycudaDriver:
         self._context: Any = None
         self._memory: dict[int, Any] = {}
         self._streams: dict[int, Any] = {}
+        self._pinned: dict[int, Array] = {}
 
     @property
     def can_capture(self) -> bool:
@@ -57,6 +58,8 @@ class PycudaDriver:
         self._streams.clear()
         for address in list(self._memory):
             self.free(address)
+        for array in list(self._pinned.values()):
+            self.free_pinned(array)
         self._context.pop()
         self._context = None
 
@@ -75,10 +78,11 @@ class PycudaDriver:
     def pinned(self, nbytes: int) -> Array:
         flags = self._cuda.host_alloc_flags.PORTABLE
         array: Array = self._cuda.pagelocked_empty((nbytes,), np.uint8, mem_flags=flags)
+        self._pinned[id(array)] = array
         return array
 
     def free_pinned(self, array: Array) -> None:
-        base: Any = array.base  # pycuda's PagelockedHostAllocation
+        base: Any = self._pinned.pop(id(array)).base  # pycuda's PagelockedHostAllocation
         base.free()
 
     def stream(self) -> int:
@@ -117,11 +121,15 @@ class PycudaDriver:
             raise CudaError("CUDA graphs need cuda-python: pip install cuda-bindings")
         mode = graphs.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._checked("cuStreamBeginCapture", graphs.cuStreamBeginCapture(stream, mode))
+        done = False
         try:
             work()
+            done = True
         finally:
             # Also after a failure: a stream left in capture mode can do nothing else.
             (ended, *graph) = graphs.cuStreamEndCapture(stream)
+            if not done and graph:
+                graphs.cuGraphDestroy(graph[0])
         self._checked("cuStreamEndCapture", (ended, *graph))
         try:
             return self._checked("cuGraphInstantiate", graphs.cuGraphInstantiate(graph[0], 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import cuda
+from runtime import cuda, cuda_driver
 from tests.tensorrt.fakes import Device, RuleBroken
 
 DRIVER = """
@@ -121,3 +122,13 @@ def test_the_fake_device_notices_use_from_another_thread() -> None:
     with pytest.raises(RuleBroken, match="freed twice"):
         thread.call(lambda d: d.free(address))
     thread.close()
+
+
+def test_the_graph_calls_exist_in_cuda_python() -> None:
+    """Names of `runtime.cuda_driver` in the real cuda-bindings, which import without a driver."""
+    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    source = Path(cuda_driver.__file__).read_text()
+    names = set(re.findall(r"graphs\.(\w+)", source))
+    assert {"cuStreamBeginCapture", "cuGraphLaunch", "CUstreamCaptureMode"} <= names
+    assert [name for name in sorted(names) if not hasattr(driver, name)] == []
+    assert driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL.value == 1
