@@ -133,7 +133,9 @@ class Scheduler:
 
     def _wait(self, job: Job) -> None:
         assert job.wake is not None
-        timeout = None if job.deadline is None else max(0.0, job.deadline - time.monotonic())
+        timeout = None
+        if job.deadline is not None:
+            timeout = min(max(0.0, job.deadline - time.monotonic()), threading.TIMEOUT_MAX)
         if job.wake.wait(timeout):
             return
         with self._lock:

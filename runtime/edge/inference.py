@@ -85,7 +85,8 @@ class InferenceEdge:
 
     def model_infer(self, message: bytes, context: Any) -> bytes:
         remaining = context.time_remaining()
-        deadline = None if remaining is None else time.monotonic() + remaining
+        # gRPC says "no deadline" with one that is centuries away
+        deadline = None if remaining is None or remaining > 1e8 else time.monotonic() + remaining
 
         def on_job(cancel: Any) -> None:
             if not context.add_callback(cancel):

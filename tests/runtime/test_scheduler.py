@@ -130,6 +130,12 @@ def test_a_deadline_that_passes_in_the_queue():
     assert engine.batches == [[0], [2]]
 
 
+def test_a_deadline_centuries_away_is_no_deadline():
+    engine, _, callers = start(QueueConfig(), [Job(0), Job(1, deadline=time.monotonic() + 1e19)])
+    finish(engine, callers)
+    assert [c.result for c in callers] == [0, 1]
+
+
 def test_a_cancelled_request_is_not_run():
     jobs = [Job(0), Job(1), Job(2)]
     engine, scheduler, callers = start(QueueConfig(), jobs)

@@ -1,0 +1,182 @@
+"""kill -9 of a real server process, at many moments of a swap: it starts again with the last live version."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.client import Client, Rejected
+from tests.runtime import builders as b
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """\
+[engine]
+threads = 1
+[shadow]
+frames = 2
+min_frames = 1
+idle_timeout = 0.05
+[watch]
+seconds = 0.5
+"""
+
+
+class Process:
+    """`python -m runtime.serve`, with its standard error read to the end."""
+
+    def __init__(self, repository, *more):
+        config = Path(repository.path).parent / "server.toml"
+        config.write_text(CONFIG)
+        command = [sys.executable, "-m", "runtime.serve", "--repository", str(repository.path)]
+        command += ["--port", "0", "--metrics-port", "-1", "--config", str(config), *more]
+        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        self.lines = []
+        self.target = ""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.match(r"ready grpc=(\S+)", line):
+                self.target = found.group(1)
+                break
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+        assert self.target, "".join(self.lines)
+
+    def _read(self):
+        assert self.process.stderr is not None
+        self.lines.extend(self.process.stderr)
+
+    def end(self, number):
+        os.kill(self.process.pid, number)
+        code = self.process.wait(30)
+        self.reader.join(10)
+        self.process.stderr.close()
+        return code
+
+
+def live(repository):
+    return (repository.live("road") or {}).get("live")
+
+
+def test_kill_in_mid_swap(repository):
+    """Each round: a server under load is told to swap, and dies at a random moment of it."""
+    rng = random.Random(4)
+    b.publish(repository)
+    answers = b.golden(b.segmentation(*b.nearest_weights()))
+    frame, labels = b.blocks(np.random.default_rng(0))
+    before = 1
+    seen = set()
+    for _ in range(10):
+        server = Process(repository)
+        version = b.publish(repository, answers=answers)
+        with Client(server.target) as client:
+            answer = client.infer("road", frame, timeout=10)
+            assert answer.version == before, "the last live version is the one that answers after a kill"
+            assert (answer.labels == labels).all()
+            client.submit("road", version)
+            time.sleep(rng.uniform(0.0, 0.25))
+            server.end(signal.SIGKILL)
+        after = live(repository)
+        assert after in (None, before, version)
+        before = after if after is not None else before
+        seen.add(after == version)
+    assert seen == {True, False}, "the moments were not spread over the swap"
+    server = Process(repository)
+    with Client(server.target) as client:
+        assert client.infer("road", frame, timeout=10).version == before
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_sigterm_drains(repository):
+    """What is in flight is answered, what comes later is refused with a reason, health says so first."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    slow = b.segmentation(*b.nearest_weights(), (64, 64), depth=12, width=64)
+    b.publish(
+        repository,
+        model=slow,
+        size=(64, 64),
+        answers=b.golden(b.segmentation(*b.nearest_weights(), (64, 64)), size=(64, 64)),
+    )
+    server = Process(repository)
+    frame, _ = b.blocks(np.random.default_rng(0), (64, 64))
+    ends = []
+
+    def send():
+        with Client(server.target) as client:
+            try:
+                ends.append(client.infer("road", frame, timeout=20).version)
+            except Rejected as refusal:
+                ends.append(refusal.reason)
+
+    with grpc.insecure_channel(server.target) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest()
+        assert health.Check(request).status == health_pb2.HealthCheckResponse.SERVING
+        statuses = health.Watch(request)
+        assert next(statuses).status == health_pb2.HealthCheckResponse.SERVING
+        threads = [threading.Thread(target=send) for _ in range(6)]
+        with Client(server.target) as client:
+            for thread in threads:
+                thread.start()
+            while client.status()["account"]["accepted"] < 6:
+                time.sleep(0.002)
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert next(statuses).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        for thread in threads:
+            thread.join(30)
+    assert server.process.wait(30) == 0
+    server.reader.join(10)
+    server.process.stderr.close()
+    assert ends == [1] * 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ([], 2, "--repository is needed"),
+        (["--repository", "/proc/none/there"], 1, "runtime.serve:"),
+        (["--repository", "{tmp}", "--config", "{tmp}/none.toml"], 1, "cannot be read"),
+        (["--repository", "{tmp}", "--port", "1", "--host", "256.0.0.1"], 1, "cannot listen"),
+        (["--help"], 0, ""),
+    ],
+)
+def test_exit_codes_and_one_line_errors(tmp_path, arguments, code, says):
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime.serve", "--log", "error", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_server_does_not_share_the_port(repository):
+    b.publish(repository)
+    server = Process(repository)
+    port = server.target.rsplit(":", 1)[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime.serve", "--repository", str(repository.path), "--port", port],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "is another server there" in done.stderr
+    assert server.end(signal.SIGTERM) == 0
