@@ -1,0 +1,83 @@
+"""A round of edge adaptation on rendered streets: what may move moves, what may not does not, and it can
+refuse.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import networks
+from adapt.data.street import render
+from adapt.edges_round import EdgeRoundConfig, EdgeRoundError, adapt_edges, edge_score
+from networks.labels import STREET
+from networks.pack import PackSpec, load_pack, write_pack
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory):
+    torch.manual_seed(0)
+    spec = PackSpec(
+        name="joint", version="1.0.0", network="espnetv2_edges", arguments={"scale": 0.5}, classes=STREET.classes,
+        colours=STREET.colours, size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), training="none",
+        licence="Apache-2.0",
+    )  # fmt: skip
+    network = networks.create("espnetv2_edges", classes=len(spec.classes), scale=0.5)
+    day = [render(i, "day", SIZE) for i in range(4)]
+    replay = [(f, y, "holdout" if i == 0 else "train") for i, (f, y) in enumerate(day)]
+    return write_pack(tmp_path_factory.mktemp("p") / "pack", spec, network.state_dict(), replay=replay)
+
+
+def target():
+    return [render(100 + i, "dusk", SIZE)[0] for i in range(5)]
+
+
+def quick(**more):
+    return EdgeRoundConfig(**({"steps": 3, "batch": 2, "crop": (64, 64), "portion": 0.9} | more))
+
+
+def test_only_the_edge_head_moves_and_the_pack_names_its_parent(pack, tmp_path):
+    lenient = quick(source_drop=1.0, agreement_drop=1.0, vanish=0.0)
+    result = adapt_edges(pack, target(), config=lenient, out=tmp_path / "o")
+    assert result.accepted
+    assert result.pack is not None
+    child = load_pack(result.pack.path)
+    assert child.spec.parent == pack.sha256
+    before, after = pack.state(), child.state()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed
+    assert all(k.startswith("edge_head.") for k in changed)
+    assert {c["name"] for c in result.report["gate"]} == {"finite", "source-mf", "pseudo-agreement", "vanish"}
+    assert len(child.replay("holdout")) == 1
+
+
+def test_a_round_can_refuse_its_own_result(pack, tmp_path):
+    result = adapt_edges(pack, target(), config=quick(agreement_drop=-2.0, source_drop=1.0, vanish=0.0), out=tmp_path / "o")
+    assert not result.accepted
+    assert result.pack is None
+    assert not (tmp_path / "o" / "pack").exists()
+    assert (tmp_path / "o" / "report.json").is_file()
+    failed = [c["name"] for c in result.report["gate"] if not c["passed"]]
+    assert failed == ["pseudo-agreement"]
+
+
+def test_what_cannot_be_run_is_named(pack, tmp_path):
+    with pytest.raises(EdgeRoundError, match="4 at least"):
+        adapt_edges(pack, target()[:2], out=tmp_path)
+    with pytest.raises(EdgeRoundError, match="multiples of 32"):
+        adapt_edges(pack, [f[:50] for f in target()], config=quick(), out=tmp_path)
+    with pytest.raises(EdgeRoundError, match="crop"):
+        adapt_edges(pack, target(), config=quick(crop=(60, 60)), out=tmp_path)
+
+
+def test_unlabelled_pixels_count_for_nobody(pack):
+    frame, label = render(1, "day", SIZE)
+    network = pack.network()
+    blind = np.full_like(label, 255)
+    table = edge_score(network, pack.spec, [(frame, label), (frame, blind)], len(STREET.classes))
+    alone = edge_score(network, pack.spec, [(frame, label)], len(STREET.classes))
+    assert (table.all_prediction == alone.all_prediction).all()
+    assert (table.matched_truth == alone.matched_truth).all()
