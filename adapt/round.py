@@ -31,6 +31,7 @@ from torch import nn
 from adapt import batchnorm, gate, predict
 from adapt.data.base import read_frame, read_label, resize_frame, resize_label
 from adapt.labels.cbst import ClassHistograms, pseudo_labels, st_threshold
+from adapt.labels.compat import CODES, PublishedThresholds, published_labels
 from adapt.train.augment import Augmentation
 from adapt.train.loop import Optimisation, Progress, Trainer, atomic_save, silent
 from adapt.train.selftraining import Mixture, sampler
@@ -58,6 +59,8 @@ class RoundConfig:
         rate, weight_decay, schedule, bn, mrkld, ema, clip: see `adapt.train.loop.Optimisation`.
         rare, classmix: see `adapt.train.selftraining.Mixture`.
         policy: "cbst" (λ_c a class) or "st" (one λ).
+        compat: "cbst" or "crst" computes λ_c and labels as that published code does (`adapt.labels.compat`);
+            without prior and tags, which those codes do not have in this form.
         label_flip, label_scales: MST for the labelling.
         prior: use the pack's spatial prior (CBST-SP) where it has one.
         adabn: re-estimate batch statistics, adabn_batch frames at a time; adabn_keep: the shares of the
@@ -66,6 +69,7 @@ class RoundConfig:
         holdout: share of the target frames kept aside for the gate (at least 2).
         source_free: True ignores a replay set; False demands one; None takes what there is.
         replay_limit: at most that many replay frames are read, 0 = all.
+        source_holdout: at most that many hold-out frames of the source are scored at each stage, 0 = all.
         ignore_bottom, ignore_border: rows at the bottom (own bonnet) and pixels at every edge without labels.
         checkpoint_every: steps between checkpoints.
         threads: torch threads, 0 = as they are.
@@ -91,6 +95,7 @@ class RoundConfig:
     rare: float = 0.0
     classmix: float = 0.0
     policy: str = "cbst"
+    compat: str = ""
     label_flip: bool = False
     label_scales: tuple[float, ...] = (1.0,)
     prior: bool = False
@@ -101,6 +106,7 @@ class RoundConfig:
     holdout: float = 0.15
     source_free: bool | None = None
     replay_limit: int = 0
+    source_holdout: int = 24
     ignore_bottom: int = 0
     ignore_border: int = 0
     infer_batch: int = 4
@@ -115,6 +121,8 @@ class RoundConfig:
             raise RoundError(f"portions {self.portions}: each is more than 0 and at most 1")
         if self.policy not in ("cbst", "st"):
             raise RoundError(f"policy {self.policy!r}: choose cbst or st")
+        if self.compat and (self.compat not in CODES or self.prior):
+            raise RoundError(f"compat {self.compat!r}: choose one of {', '.join(CODES)}, without prior")
         if isinstance(self.steps, tuple) and len(self.steps) != len(self.portions):
             raise RoundError(
                 f"steps {self.steps}: give one number, or one for each of {len(self.portions)} portions"
@@ -221,7 +229,7 @@ class _Round:
         self.target = [self.frames[i] for i in keep]
         self.allowed = [None] * len(keep) if allowed is None else [allowed[i] for i in keep]
         self.replay = [] if config.source_free else self._read_replay("train")
-        self.source_holdout = self._read_replay("holdout")
+        self.source_holdout = _spread(self._read_replay("holdout"), config.source_holdout)
         if config.source_free is False and not self.replay:
             raise RoundError("the pack has no replay frames and source_free is False: allow it or add replay")
         self.source_free = not self.replay
@@ -359,7 +367,8 @@ class _Round:
             found.source = found.source_served
             if self.config.adabn and batchnorm.has_statistics(network):
                 kept = {k: v.clone() for k, v in network.state_dict().items()}
-                unlabelled = [x for x, _ in (self.replay or self.source_holdout)][:48]
+                known = self.replay or self.source_holdout
+                unlabelled = [x for x, _ in _spread(known, 4 * self.config.adabn_batch)]
                 batchnorm.reestimate(network, self._normalised(unlabelled))
                 found.source = gate.source_score(network, self.spec, self.source_holdout, batch=batch)
                 network.load_state_dict(kept)
@@ -461,17 +470,25 @@ class _Round:
         start = time.monotonic()
         classes, prior = len(self.spec.classes), self._prior()
         histograms = ClassHistograms(classes)
+        published = PublishedThresholds(classes, self.config.compat) if self.config.compat else None
         for i, p in self._softmax(network, f"thresholds p={portion:g}"):
             histograms.add(p, prior=prior, allowed=self.allowed[i], valid=self.valid)
+            if published is not None:
+                published.add(p)
         lam = (
             st_threshold(histograms, portion)
             if self.config.policy == "st"
             else histograms.thresholds(portion)
         )
+        if published is not None:
+            lam = published.thresholds(portion, self.config.policy)
         folder.mkdir(exist_ok=True)
         labels, counts = [], np.zeros(classes, np.int64)
         for i, p in self._softmax(network, f"labels p={portion:g}"):
-            y = pseudo_labels(p, lam, prior=prior, allowed=self.allowed[i], valid=self.valid)
+            if published is not None:
+                y = published_labels(p, lam, self.config.compat)
+            else:
+                y = pseudo_labels(p, lam, prior=prior, allowed=self.allowed[i], valid=self.valid)
             counts += np.bincount(y.reshape(-1), minlength=256)[:classes]
             Image.fromarray(y).save(folder / f"{i:05d}.png", compress_level=1)
             labels.append(y)
@@ -613,6 +630,13 @@ class _Round:
             reference=self.pack.reference() or None,
             prior=self.pack.prior(),
         )  # fmt: skip
+
+
+def _spread(pairs: list[Pair], most: int) -> list[Pair]:
+    """At most `most` of them, evenly over the list; all where `most` is 0."""
+    if not most or len(pairs) <= most:
+        return pairs
+    return [pairs[i] for i in np.linspace(0, len(pairs) - 1, most).round().astype(int)]
 
 
 def _for_manifest(report: dict[str, Any]) -> dict[str, Any]:
