@@ -202,8 +202,19 @@ def percentile(values: Sequence[float], share: float) -> float:
     return float(np.percentile(values, share, method="higher")) if values else float("nan")
 
 
-def closed_loop(senders: Sequence[Sender], seconds: float, *, limit: int = 0) -> Result:
-    """Each sender sends when it is answered, for `seconds`, or for `limit` requests if that is sooner."""
+def closed_loop(
+    senders: Sequence[Sender],
+    seconds: float,
+    *,
+    limit: int = 0,
+    pace: float = 0.0,
+    when: Callable[[], None] | None = None,
+) -> Result:
+    """Each sender sends when it is answered, for `seconds`, or for `limit` requests if that is sooner.
+
+    pace  seconds at least between two requests of one sender
+    when  called in the middle of it, by the calling thread
+    """
     results: list[list[Sent]] = [[] for _ in senders]
     begin = threading.Barrier(len(senders) + 1)
     stop = threading.Event()
@@ -213,6 +224,9 @@ def closed_loop(senders: Sequence[Sender], seconds: float, *, limit: int = 0) ->
         while not stop.is_set() and (not limit or len(out) < limit):
             due = time.perf_counter()
             out.append(_finish(due, sender.send))
+            rest = due + pace - time.perf_counter()
+            if rest > 0:
+                stop.wait(rest)
 
     workers = [
         threading.Thread(target=loop, args=(sender, out), daemon=True)
@@ -222,11 +236,13 @@ def closed_loop(senders: Sequence[Sender], seconds: float, *, limit: int = 0) ->
         worker.start()
     begin.wait()
     started = time.perf_counter()
+    if when is not None:
+        when()
     if limit:
         for worker in workers:
-            worker.join(seconds)
+            worker.join(max(0.0, started + seconds - time.perf_counter()))
     else:
-        time.sleep(seconds)
+        time.sleep(max(0.0, started + seconds - time.perf_counter()))
     stop.set()
     for worker in workers:
         worker.join()

@@ -88,16 +88,24 @@ def publish(
     return store.publish(model, staged, manifest, config, list(labels))
 
 
-def start(repository: Path, *, work: Path, settings: str = "", arguments: Sequence[str] = ()) -> Server:
+def start(
+    repository: Path,
+    *,
+    work: Path,
+    settings: str = "",
+    arguments: Sequence[str] = (),
+    name: str = "roadworthy",
+) -> Server:
     """Starts `python -m runtime.serve` on a port of the system's choice.
 
+    name      of its log, where one folder serves several
     settings  TOML text for --config, "" for the defaults
     """
-    log = work / "roadworthy.log"
+    log = work / f"{name}.log"
     more = list(arguments)
     if settings:
-        (work / "roadworthy.toml").write_text(settings)
-        more += ["--config", str(work / "roadworthy.toml")]
+        (work / f"{name}.toml").write_text(settings)
+        more += ["--config", str(work / f"{name}.toml")]
     found: list[str] = []
 
     def ready() -> bool:
@@ -106,7 +114,7 @@ def start(repository: Path, *, work: Path, settings: str = "", arguments: Sequen
         return match is not None
 
     server = Server(
-        "roadworthy",
+        name,
         [
             *(sys.executable, "-m", "runtime.serve", "--repository", str(repository)),
             *("--port", "0", "--metrics-port", "0"),
