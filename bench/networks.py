@@ -37,6 +37,8 @@ from runtime.config import EngineConfig
 from runtime.engines import load
 
 OUTPUTS = ("labels", "confidence")
+LIGHT = ("roadnet", "espnetv2", "ddrnet", "pidnet")
+HEAVY = ("fcn8s", "resnet38", "deeplabv2")
 #: Frames INT8 is calibrated on; agreement is measured on as many others.
 CALIBRATED = 6
 SEEDS = range(9000, 9000 + 2 * CALIBRATED)
@@ -180,9 +182,8 @@ def parser() -> argparse.ArgumentParser:
 exit codes: 0 measured, 1 a network could not be exported or a pack not read, 2 usage""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    light = ["roadnet", "espnetv2", "ddrnet", "pidnet"]
     add = result.add_argument
-    add("--networks", nargs="+", choices=networks.names(), default=light, help=f"({' '.join(light)})")
+    add("--networks", nargs="+", choices=LIGHT + HEAVY, default=list(LIGHT), help=f"({' '.join(LIGHT)})")
     add("--pack", type=Path, help="a trained pack instead: its network, size and weights")
     add("--size", type=_size, default=(256, 512), metavar="HxW", help="of the frames (256x512)")
     add("--rounds", type=int, default=15, help="frames of each way (15)")

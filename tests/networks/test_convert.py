@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import networks
-from networks import convert
+from networks import convert, import_checkpoint
 from networks.fcn8s import bilinear
+from networks.pack import load_pack
 
 
 def fits(name, result):
@@ -333,3 +334,17 @@ class TestEveryReader:
 def test_two_names_that_would_become_one_are_refused():
     with pytest.raises(ValueError, match=r"would both become 'conv1.weight'"):
         convert.rename({"conv1.weight": torch.zeros(1), "module.conv1.weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), [("pidnet", published_pidnet), ("resnet38", published_resnet38)]
+)
+def test_a_released_file_becomes_a_pack_in_one_command(name, published, tmp_path, capsys):
+    theirs = published(classes=19)
+    file, pack = tmp_path / "file.pth", tmp_path / "pack"
+    torch.save({"state_dict": {f"module.{key}": value for key, value in theirs.items()}}, file)
+    arguments = [name, str(file), "--classes", "cityscapes19", "--size", "64x96", "--out", str(pack)]
+    assert import_checkpoint.main(arguments) == 0
+    network = load_pack(pack).network()
+    with torch.inference_mode():
+        assert network(torch.zeros(1, 3, 64, 96)).shape == (1, 19, 8, 12)
