@@ -152,8 +152,8 @@ def build(
     report("graph", 1, 1)
     engine = make_engine(graph, pack, settings, report)
     frames, origin = golden.frames(pack, settings.size)
-    labels, confidence = golden.answers(network, pack.spec, frames, report)
-    verdict = compare_engine(engine, settings, frames, labels, confidence, pack.spec.classes, report)
+    truth = golden.answers(network, pack.spec, frames, report)
+    verdict, answers = compare_engine(engine, settings, frames, truth, pack.spec.classes, report)
     verdict["golden"] = origin
     if not verdict["passed"]:
         raise ExportError(f"parity with torch is missed: {'; '.join(verdict['missed'])}")
@@ -177,7 +177,7 @@ def build(
     }
     files = {
         str(engine.facts["file"]): engine.content,
-        "golden.npz": golden.archive(frames, labels, confidence),
+        "golden.npz": golden.archive(frames, truth, answers, settings.precision),
         **engine.beside,
     }
     text = configuration(name, settings.backend, graph)
@@ -205,7 +205,7 @@ def check(pack: Pack, *, progress: Callback | None = None, options: Options | No
         frames, origin = golden.frames(pack, settings.size)
         truth = golden.answers(pack.network(), pack.spec, frames, report)
         plain = Engine(graph.SerializeToString(), {"kind": "onnxruntime", "precision": "fp32"}, {})
-        verdict = compare_engine(plain, settings, frames, *truth, pack.spec.classes, report)
+        verdict, _ = compare_engine(plain, settings, frames, truth, pack.spec.classes, report)
         verdict["golden"] = origin
         if not verdict["passed"]:
             raise ExportError(f"parity with torch is missed: {'; '.join(verdict['missed'])}")
@@ -332,12 +332,14 @@ def compare_engine(
     built: Engine,
     options: Options,
     frames: np.ndarray,
-    labels: np.ndarray,
-    confidence: np.ndarray,
+    truth: golden.Answers,
     classes: tuple[str, ...],
     progress: Callback,
-) -> dict[str, Any]:
-    """The parity report of an engine file, loaded as the server loads it.  Raises: ExportError."""
+) -> tuple[dict[str, Any], golden.Answers]:
+    """The parity report of an engine file, loaded as the server loads it, and what it answered.
+
+    Raises: ExportError.
+    """
     kind, precision = str(built.facts["kind"]), str(built.facts["precision"])
     try:
         engine = load(built.content, kind, precision, EngineConfig(threads=options.threads), candidate=False)
@@ -361,9 +363,10 @@ def compare_engine(
     finally:
         engine.close()
     progress("engine", len(frames), len(frames))
-    report = parity.compare(np.stack(outputs[0]), np.stack(outputs[1]), labels, confidence, classes)
+    answers = np.stack(outputs[0]), np.stack(outputs[1])
+    report = parity.compare(*answers, *truth, classes)
     report["engine_ms"] = round(1000 * float(np.median(seconds)), 3)
-    return parity.judge(report, options.thresholds or parity.DEFAULTS[precision])
+    return parity.judge(report, options.thresholds or parity.DEFAULTS[precision]), answers
 
 
 def publish(

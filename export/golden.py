@@ -17,6 +17,8 @@ from networks.pack import Pack, PackSpec
 
 #: More than this many frames would only make every load of the version slower.
 LARGEST = 8
+#: Labels and confidence, each uint8 [n,H,W].
+Answers = tuple[np.ndarray, np.ndarray]
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -52,9 +54,7 @@ def _synthetic(size: tuple[int, int], count: int = 2) -> np.ndarray:
     return np.stack(result)
 
 
-def answers(
-    network: SegmentationNetwork, spec: PackSpec, frames: np.ndarray, progress: Callback
-) -> tuple[np.ndarray, np.ndarray]:
+def answers(network: SegmentationNetwork, spec: PackSpec, frames: np.ndarray, progress: Callback) -> Answers:
     """Torch's labels and confidence, uint8 [n,H,W], in float32.
 
     Raises: ExportError where the network's answers are not finite.
@@ -100,8 +100,17 @@ def read_lines(file: Path) -> list[str]:
         raise ExportError(f"{str(file)!r} cannot be read: {error}") from error
 
 
-def archive(frames: np.ndarray, labels: np.ndarray, confidence: np.ndarray) -> bytes:
-    """golden.npz."""
+def archive(frames: np.ndarray, torch_answers: Answers, engine_answers: Answers, precision: str) -> bytes:
+    """golden.npz: frames, and the labels and confidence that a server expects of this engine.
+
+    In float32 they are torch's.  An engine that may differ from torch by what its precision costs was judged
+    when it was built; what a server asks is whether it still does here what it did then, so its own answers
+    are expected, and torch's are kept beside them.
+    """
+    expected = torch_answers if precision == "fp32" else engine_answers
+    arrays = {"frames": frames, "labels": expected[0], "confidence": expected[1]}
+    if precision != "fp32":
+        arrays |= {"torch_labels": torch_answers[0], "torch_confidence": torch_answers[1]}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, frames=frames, labels=labels, confidence=confidence)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

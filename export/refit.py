@@ -90,8 +90,8 @@ def refit(
     batch = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
     options = Options(size=size, batch=batch, thresholds=thresholds, threads=threads)
     frames, origin = golden.frames(pack, size)
-    labels, confidence = golden.answers(network, pack.spec, frames, report)
-    verdict = compare_engine(engine, options, frames, labels, confidence, pack.spec.classes, report)
+    truth = golden.answers(network, pack.spec, frames, report)
+    verdict, answers = compare_engine(engine, options, frames, truth, pack.spec.classes, report)
     verdict["golden"] = origin
     if not verdict["passed"]:
         raise ExportError(f"parity with torch is missed: {'; '.join(verdict['missed'])}")
@@ -108,7 +108,7 @@ def refit(
     }
     content = {
         str(facts["file"]): engine.content,
-        "golden.npz": golden.archive(frames, labels, confidence),
+        "golden.npz": golden.archive(frames, truth, answers, "fp32"),
         **engine.beside,
     }
     config = configuration(model, str(facts["kind"]), graph)
