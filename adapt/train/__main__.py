@@ -30,6 +30,8 @@ examples:
   python -m adapt.train --init packs/espnetv2 --classes camvid11 --data camvid:data/camvid:day_train \\
       --val camvid:data/camvid:day_val --size 352x480 --crop 256x320 --epochs 8 --out packs/camvid-day
 
+``python -m adapt.train edges --help``: edge networks (CASENet, SEAL).
+
 A training that was killed continues from its checkpoint when the same command is given again.
 
 exit codes: 0 the pack was written, 1 refused or failed (one line on stderr says why), 2 wrong usage
@@ -117,6 +119,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["edges"]:
+        from adapt.train import edges_cli
+
+        return edges_cli.main(argv[1:])
     arguments = parser().parse_args(argv)
     from networks.pack import PackError
 

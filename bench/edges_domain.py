@@ -1,0 +1,155 @@
+"""Edges in a new domain, measured: CamVid by day to dusk, the joint network, edges scored from the dusk
+labels.
+
+    python -m bench.edges_domain --out out/edges-domain [--data DIR] [--source-steps N] [--steps N]
+
+Source: ESPNetv2 s = 0.5's Cityscapes encoder under both heads, trained on CamVid's day frames.  Target: the
+first half of the dusk drive, no labels; scored on the second half.  The last stdout line is one JSON
+object.  Figures are of one seed; sizes and steps are what a small machine does in minutes, not the best the
+method gives. """
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import networks
+from adapt import batchnorm, predict
+from adapt.data.base import open_dataset, resize_frame, resize_label
+from adapt.edges_round import EdgeRoundConfig, adapt_edges, edge_score
+from adapt.labels.seal import Gate
+from adapt.progress import Bars
+from adapt.train.augment import Augmentation
+from adapt.train.edges import EdgeRecipe, crops_of_segmentation, train
+from bench import machine
+from networks.import_checkpoint import IMAGENET_MEAN, IMAGENET_STD, read_state
+from networks.labels import SPACES
+from networks.pack import PackSpec, load_pack, normalise, write_pack
+
+SIZE = (192, 256)
+
+
+def frames_of(data: Path, listing: str, limit: int = 0) -> list[tuple[Any, Any]]:
+    """(frame, label) at ``SIZE``; every n-th where there are more than ``limit``."""
+    dataset = open_dataset(f"camvid:{data}/camvid:{listing}")
+    step = max(1, len(dataset) // limit) if limit else 1
+    out = []
+    for i in range(0, len(dataset), step):
+        frame, label = dataset[i]
+        out.append((resize_frame(frame, SIZE), None if label is None else resize_label(label, SIZE)))
+    return out
+
+
+def source_pack(a: argparse.Namespace, bars: Any) -> Any:
+    """The joint network trained on the day frames; made once."""
+    path = a.out / "source"
+    if path.is_dir():
+        return load_pack(path)
+    space = SPACES["camvid11"]
+    torch.manual_seed(0)
+    network: Any = networks.create("espnetv2_edges", classes=len(space), scale=0.5)
+    weights = next((a.data / "weights").glob("*0.5*.pth"))
+    encoder = {k: v for k, v in read_state(weights).items() if k.startswith("base_net.")}
+    network.load_state_dict(encoder, strict=False)
+    spec = PackSpec(
+        name="camvid-joint", version="1.0.0", network="espnetv2_edges", arguments={"scale": 0.5}, classes=space.classes,
+        colours=space.colours, size=SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+        training=f"CamVid day at {SIZE}, {a.source_steps} steps, Cityscapes encoder", licence="research only",
+    )  # fmt: skip
+    day = frames_of(a.data, "day_train", 250)
+    draw = crops_of_segmentation(day, len(space), Augmentation((160, 192), scale=(0.8, 1.4)))
+    recipe = EdgeRecipe(
+        a.source_steps, batch=6, round=60, rate=1.5e-3, gamma=0.3, every=max(1, a.source_steps * 2 // 3),
+        frozen_bn=False, segmentation=1.0,
+    )  # fmt: skip
+    train(network, spec, draw, recipe, seed=0, progress=lambda s, d, t, **n: bars(f"source {s}", d, t, **n))
+    holdout = frames_of(a.data, "day_val", 12)
+    replay = [(f, y, "train") for f, y in day[::4]] + [(f, y, "holdout") for f, y in holdout]
+    return write_pack(path, spec, network.state_dict(), replay=replay)
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="python -m bench.edges_domain", description=__doc__.split("\n\n")[0])
+    here = Path(__file__).resolve().parent.parent
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="packs and reports; never to be published")
+    p.add_argument(
+        "--data", type=Path, default=Path(os.environ.get("ROADWORTHY_DATA", here.parent / "shared" / "data")),
+        metavar="DIR", help="the folder that holds camvid/ and weights/",
+    )  # fmt: skip
+    p.add_argument("--source-steps", type=int, default=240, metavar="N", help="steps of the source training (240)")
+    p.add_argument("--steps", type=int, default=45, metavar="N", help="steps of a round (45)")
+    a = p.parse_args(argv)
+    about = machine.describe()
+    a.out.mkdir(parents=True, exist_ok=True)
+    start = time.process_time()
+    rows: list[dict[str, Any]] = []
+    with Bars() as bars:
+        pack = source_pack(a, bars)
+        k = len(pack.spec.classes)
+        day, dusk = frames_of(a.data, "day_val", 20), frames_of(a.data, "dusk_eval")
+        target = [f for f, _ in frames_of(a.data, "dusk_adapt")]
+
+        def score(what: str, network: Any, accepted: Any = None) -> None:
+            by_day, by_dusk = (edge_score(network, pack.spec, pairs, k) for pairs in (day, dusk))
+            rows.append(
+                {
+                    "what": what, "dusk MF": round(100 * by_dusk.ods(), 1), "dusk AP": round(100 * by_dusk.ap(), 1),
+                    "day MF": round(100 * by_day.ods(), 1), "gate": accepted,
+                }
+            )  # fmt: skip
+            print(rows[-1], file=sys.stderr, flush=True)
+
+        score("source", pack.network())
+        shifted = pack.network()
+        batches = (normalise(t, pack.spec) for t in predict.batches(target, 6))
+        with torch.no_grad():
+            batchnorm.reestimate(shifted, batches)
+        score("batch statistics of dusk (AdaBN)", shifted)
+        replay = [(f, y, "train") for f, y in frames_of(a.data, "day_train", 60)]
+        replay += [(f, y, "holdout") for f, y in frames_of(a.data, "day_val", 12)]
+        from dataclasses import replace
+
+        parent_path = a.out / "adabn"
+        if not parent_path.is_dir():
+            spec = replace(pack.spec, version="1.0.1", parent=pack.sha256)
+            write_pack(parent_path, spec, shifted.state_dict(), replay=replay)
+        parent = load_pack(parent_path)
+        for what, more in (
+            ("edge round, aligned and gated", {}),
+            ("edge round, aligned, no gate", {"gate": None}),
+            ("edge round, not aligned", {"alignment": False}),
+        ):
+            config = EdgeRoundConfig(
+                steps=a.steps, crop=(160, 192), source_drop=1.0, agreement_drop=1.0, vanish=0.0, **more  # type: ignore[arg-type]
+            )  # fmt: skip
+            folder = a.out / what.replace(" ", "-").replace(",", "")
+            if not (folder / "pack").is_dir():
+                adapt_edges(parent, target, config=config, out=folder, progress=bars)
+            strict = EdgeRoundConfig()
+            checks = json.loads((folder / "report.json").read_text())["gate"]
+            slack = {"source-mf": 1.0 - strict.source_drop, "pseudo-agreement": 1.0 - strict.agreement_drop}
+            passed = [
+                c["value"] >= c["limit"] + slack.get(c["name"], 0) - 1e-9
+                for c in checks
+                if c["name"] in ("source-mf", "pseudo-agreement")
+            ]
+            vanish = next(c["value"] for c in checks if c["name"] == "vanish") >= strict.vanish
+            score(what, load_pack(folder / "pack").network(), "passes" if all(passed) and vanish else "refused")
+    about["load_after"] = round(os.getloadavg()[0], 2)
+    print(machine.line(about))
+    keys = ("what", "dusk MF", "dusk AP", "day MF", "gate")
+    print(machine.table(rows, [(key, key) for key in keys]))
+    result = {"bench": "edges_domain", "machine": about, "cpu_seconds": round(time.process_time() - start), "rows": rows}
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
