@@ -49,4 +49,10 @@ def load(model: bytes, kind: str, precision: str, config: EngineConfig, *, candi
         from runtime.engines.ort import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine.load(model, precision, config, candidate=candidate)
-    raise Refused("load", f"engine kind '{kind}' is not known to this server; known: onnxruntime")
+    if kind == "tensorrt":
+        from runtime.engines.tensorrt import TensorRTEngine
+
+        return TensorRTEngine.load(model, precision, config, candidate=candidate)
+    if kind == "tensorrt-rtx":
+        raise Refused("load", "a tensorrt-rtx plan was built for a check and is not served; build tensorrt")
+    raise Refused("load", f"engine kind '{kind}' is not known to this server; known: onnxruntime, tensorrt")

@@ -270,3 +270,17 @@ def test_without_a_device_loading_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cuda, "probe", absent)
     with pytest.raises(Refused, match="TensorRT cannot be used: no CUDA driver"):
         TensorRTEngine.load(b"", "fp32", EngineConfig(), candidate=True)
+
+
+def test_the_server_knows_the_kind_and_does_not_serve_rtx_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runtime import cuda
+    from runtime.engines import load as load_engine
+
+    def absent(library: str = "") -> cuda.Probe:
+        raise cuda.CudaError("no CUDA driver")
+
+    monkeypatch.setattr(cuda, "probe", absent)
+    with pytest.raises(Refused, match="TensorRT cannot be used: no CUDA driver"):
+        load_engine(plan(), "tensorrt", "fp32", EngineConfig(), candidate=True)
+    with pytest.raises(Refused, match="built for a check and is not served"):
+        load_engine(plan(), "tensorrt-rtx", "fp32", EngineConfig(), candidate=True)
