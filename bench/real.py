@@ -373,7 +373,7 @@ def vehicle(address: str, frames: list[np.ndarray], loop: Path) -> Iterator[dict
 
 # ------------------------------------------------------------------------------------------------ the page
 def gather(out: Path) -> dict[int, dict[str, Any]]:
-    """{seed: {stage: result}} of every seed with all stages."""
+    """{seed: {stage: result}} of every seed that has at least its source model scored."""
     found = {}
     for folder in sorted(out.glob("seed*")):
         stages = {}
@@ -381,13 +381,15 @@ def gather(out: Path) -> dict[int, dict[str, Any]]:
             file = folder / "results" / f"{name}.json"
             if file.is_file():
                 stages[name] = json.loads(file.read_text())
-        if len(stages) == len(COLUMNS):
+        if "source" in stages:
             found[int(folder.name.removeprefix("seed"))] = stages
     return found
 
 
 def spread(values: list[float]) -> str:
     """ "mean ± standard deviation" in percent; the deviation over seeds (n−1) where there are several."""
+    if not values:
+        return "–"
     array = 100 * np.asarray(values)
     return f"{array.mean():.1f}" + (f" ± {array.std(ddof=1):.1f}" if len(array) > 1 else "")
 
@@ -417,16 +419,14 @@ def page(found: dict[int, dict[str, Any]]) -> str:
         "|---|" + "---:|" * len(COLUMNS),
     ]
     for name in first["source"]["iou"]:
-        cells = [spread([found[s][key]["iou"][name] for s in seeds]) for key, _ in COLUMNS]
+        cells = [spread([found[s][key]["iou"][name] for s in seeds if key in found[s]]) for key, _ in COLUMNS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    cells = [spread([found[s][key]["miou"] for s in seeds]) for key, _ in COLUMNS]
+    cells = [spread([found[s][key]["miou"] for s in seeds if key in found[s]]) for key, _ in COLUMNS]
     lines.append("| **mean IoU at dusk** | " + " | ".join(f"**{c}**" for c in cells) + " |")
     days = []
     for key, _ in COLUMNS:
-        values = [found[s][key].get("day") for s in seeds]
-        days.append(
-            spread([v for v in values if v is not None]) if any(v is not None for v in values) else "–"
-        )
+        values = [found[s].get(key, {}).get("day") for s in seeds]
+        days.append(spread([v for v in values if v is not None]))
     lines.append("| mean IoU by day (80 frames) | " + " | ".join(days) + " |")
     lines += [
         "",
@@ -436,14 +436,19 @@ def page(found: dict[int, dict[str, Any]]) -> str:
     ]
     lines.append("|---|" + "---:|" * len(COLUMNS) + "---|---|")
     for s in seeds:
-        row = [f"{100 * found[s][key]['miou']:.1f}" for key, _ in COLUMNS]
-        chosen = " / ".join(str(found[s][k]["chosen"]) for k in ("replay", "free"))
-        states = " / ".join(str(found[s][k]["state"]) for k in ("replay", "free"))
+        row = [f"{100 * found[s][key]['miou']:.1f}" if key in found[s] else "–" for key, _ in COLUMNS]
+        chosen = " / ".join(str(found[s].get(k, {}).get("chosen", "–")) for k in ("replay", "free"))
+        states = " / ".join(str(found[s].get(k, {}).get("state", "–")) for k in ("replay", "free"))
         lines.append(f"| {s} | " + " | ".join(row) + f" | {chosen} | {states} |")
-    gap = [found[s]["upper"]["miou"] - found[s]["source"]["miou"] for s in seeds]
+    lines.append("")
+    counts = ", ".join(f"{words.strip('*')} {sum(key in found[s] for s in seeds)}" for key, words in COLUMNS)
+    lines.append(f"Seeds behind each column: {counts}.")
     for key, words in (("replay", "with replay"), ("free", "source-free")):
         closed = [
-            (found[s][key]["miou"] - found[s]["source"]["miou"]) / g for s, g in zip(seeds, gap, strict=True)
+            (found[s][key]["miou"] - found[s]["source"]["miou"])
+            / (found[s]["upper"]["miou"] - found[s]["source"]["miou"])
+            for s in seeds
+            if key in found[s] and "upper" in found[s]
         ]
         lines.append("")
         lines.append(f"Share of the gap to the labelled upper bound closed {words}: {spread(closed)} %.")
@@ -452,6 +457,8 @@ def page(found: dict[int, dict[str, Any]]) -> str:
     lines += ["", "What it took:", "", f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * 8]
     for s in seeds:
         for key, words in (("replay", "with replay"), ("free", "source-free")):
+            if key not in found[s]:
+                continue
             r = found[s][key]
             c = r["stream"]
             lines.append(
@@ -522,16 +529,15 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         found = gather(out)
         if not found:
-            raise RealError(f"{out} holds no seed with all stages: run without --table")
+            raise RealError(f"{out} holds no measured seed: run without --table")
         arguments.page.parent.mkdir(parents=True, exist_ok=True)
         arguments.page.write_text(page(found), encoding="utf-8")
     except (RealError, OSError, ValueError) as error:
         print(f"bench.real: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(page(found))
-    print(json.dumps({"seeds": sorted(found), **{
-        key: [found[s][key]["miou"] for s in sorted(found)] for key, _ in COLUMNS
-    }}))  # fmt: skip
+    scores = {key: {s: found[s][key]["miou"] for s in sorted(found) if key in found[s]} for key, _ in COLUMNS}
+    print(json.dumps({"seeds": sorted(found), "miou": scores}))
     return 0
 
 

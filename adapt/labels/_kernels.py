@@ -95,3 +95,15 @@ def label(p: np.ndarray, lam: np.ndarray, prior: np.ndarray, allowed: np.ndarray
                     index[x] = c if take else index[x]
         for x in range(width):
             out[y, x] = index[x] if best[x] >= one else 255
+
+
+@numba.njit(cache=True, nogil=True)
+def count(labels: np.ndarray, confidence: np.ndarray, counts: np.ndarray) -> None:
+    """Add an engine's own answer: labels uint8 [H,W] (255 is skipped), confidence uint16 [H,W] in 1/65536."""
+    flat_labels = labels.reshape(labels.size)
+    flat = confidence.reshape(confidence.size)
+    classes = counts.shape[0]
+    for i in range(flat.size):
+        c = flat_labels[i]
+        if c < classes:
+            counts[c, flat[i]] += 1

@@ -62,8 +62,9 @@ class PublishedThresholds:
 
 def published_labels(p: np.ndarray, lam: np.ndarray, code: str) -> np.ndarray:
     """ŷ uint8 [H,W] as a published code rounds: "cbst" divides in float64, "crst" in float32."""
-    kind = np.float64 if code == "cbst" else np.float32
-    ratio = p.astype(kind) / lam.astype(np.float32).astype(kind)[:, None, None]
-    labels = ratio.argmax(0).astype(np.uint8)
+    kind: type = np.float64 if code == "cbst" else np.float32
+    divisor: np.ndarray = lam.astype(np.float32).astype(kind)[:, None, None]
+    ratio: np.ndarray = p.astype(kind) / divisor
+    labels: np.ndarray = ratio.argmax(0).astype(np.uint8)
     labels[ratio.max(0) < 1] = IGNORE
     return labels
