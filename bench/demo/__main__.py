@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
 import time
 from dataclasses import asdict, replace
@@ -88,6 +89,8 @@ def show(content: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from bench.demo.report import PHASES
+
     console = Console()
 
     def pct(value: float | None) -> str:
@@ -110,32 +113,21 @@ def show(content: dict[str, Any], out: Path) -> None:
     )
     console.print(table)
     table = Table(title="Serving while adapting and swapping")
-    for name in (
-        "seed",
-        "sent",
-        "answered",
-        "rejected",
-        "failed",
-        "swap s",
-        "p50/p99 ms before",
-        "adapting",
-        "during",
-        "after",
-        "all s",
-    ):
+    for name in ("seed", "sent", "answered", "rejected", "failed", "versions", "swap s", "whole run s"):
         table.add_column(name, justify="right")
     for r in content["runs"]:
-        both = [
-            f"{ms(r[f'p50_ms_{k}'])} / {ms(r[f'p99_ms_{k}'])}"
-            for k in ("before", "adapting", "during", "after")
-        ]
-        swap = "–" if r["swap_seconds"] is None else f"{r['swap_seconds']:.2f}"
         table.add_row(
             *(str(r[k]) for k in ("seed", "sent", "answered", "rejected", "failed")),
-            swap,
-            *both,
+            ", ".join(map(str, r["versions_seen"])),
+            "–" if r["swap_seconds"] is None else f"{r['swap_seconds']:.2f}",
             f"{r['seconds']['all']:.0f}",
         )
+    console.print(table)
+    table = Table(title="Latency seen by the vehicle, ms" + (" (mean over the seeds)" if several else ""))
+    for name in ("phase", "p50", "p99"):
+        table.add_column(name, justify="left" if name == "phase" else "right")
+    for key, words in PHASES:
+        table.add_row(words, ms(mean[f"p50_ms_{key}"]), ms(mean[f"p99_ms_{key}"]))
     console.print(table)
     console.print(f"report   {out / 'report.html'}\nsummary  {out / 'summary.json'}")
 
@@ -158,6 +150,10 @@ def problems(content: dict[str, Any]) -> list[str]:
     return found
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main(argv: list[str] | None = None) -> int:
     a = parser().parse_args(argv)
     if a.seeds < 1:
@@ -176,6 +172,8 @@ def main(argv: list[str] | None = None) -> int:
         heldout=a.heldout,
         threads=a.threads,
     )
+    for number in (signal.SIGTERM, signal.SIGINT):  # either must end the children too
+        signal.signal(number, _interrupt)
     began = time.monotonic()
     runs: list[dict[str, Any]] = []
     try:

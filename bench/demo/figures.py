@@ -158,7 +158,7 @@ def timeline(
     phases: Sequence[tuple[str, float, float, str]],
     window: tuple[float, float],
     *,
-    height: float = 300.0,
+    height: float = 320.0,
 ) -> str:
     """Every request as a dot (when it was due, how long it took), coloured by the version that answered.
 
@@ -168,7 +168,7 @@ def timeline(
         phases: (words, from, to, colour) shaded behind.
         window: (from, to) in seconds.
     """
-    left, right, top, bottom = 56.0, 1064.0, 62.0, height - 34
+    left, right, top, bottom = 56.0, 1064.0, 80.0, height - 34
     begin, end = window
     shown = [r for r in requests if begin <= r["t"] <= end]
     y_at, ticks = _log_scale([r["ms"] for r in shown if r["outcome"] == "answered"], top, bottom)
@@ -203,7 +203,7 @@ def timeline(
             )
         else:
             parts.append(_text(x, top + 14, "✕", size=13, fill=BAD, anchor="middle"))
-    taken = [-1e9, -1e9, -1e9]
+    taken = [-1e9] * 4
     for e in events:
         if not begin <= e["t"] <= end:
             continue
@@ -296,7 +296,16 @@ def confidence_over_time(requests: Sequence[dict[str, Any]], live: float | None)
     for r in rows:
         colour = BEFORE if r["version"] == first else AFTER
         x = left + (right - left) * r["t"] / end
-        parts.append(_dot(x, y_at(r["confidence"]), 1.6, colour, 0.55))
+        parts.append(_dot(x, y_at(r["confidence"]), 1.6, colour, 0.4))
+    for version in sorted({r["version"] for r in rows}):
+        own = [r for r in rows if r["version"] == version]
+        path = []
+        for r in own[:: max(1, len(own) // 120)]:
+            near = [q["confidence"] for q in own if abs(q["t"] - r["t"]) <= 2.0]
+            path.append(f"{left + (right - left) * r['t'] / end:.1f},{y_at(sum(near) / len(near)):.1f}")
+        colour = BEFORE if version == first else AFTER
+        line = 'fill="none" stroke-width="2.4" stroke-linejoin="round"'
+        parts.append(f'<polyline points="{" ".join(path)}" stroke="{colour}" {line}/>')
     if live is not None:
         x = left + (right - left) * live / end
         parts.append(_line(x, top, x, bottom, AFTER, 1.4))

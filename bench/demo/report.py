@@ -104,7 +104,7 @@ def _figures(run: dict[str, Any]) -> dict[str, Any]:
     made["confidence"] = figures.confidence_over_time(requests, live)
     if run["swapped"]:
         made["close"] = figures.timeline(
-            requests, events, phases, (max(0.0, start - 1.0), min(end, stop + 1.0)), height=260
+            requests, events, phases, (max(0.0, start - 1.0), min(end, stop + 1.0)), height=280
         )
     return {k: Markup(v) for k, v in made.items()}  # the figures are ours; everything else is escaped
 
@@ -137,11 +137,21 @@ def _round_words(run: dict[str, Any]) -> str:
         f"from and {frames['target_holdout']} kept aside for the gate, and every batch replays some of the "
         f"{frames['replay']} labelled daylight frames that the pack carries. "
     )
-    if statistics_:
-        used = "kept" if statistics_.get("used") else "taken back"
-        words += f"Batch statistics of the road were {used}: {statistics_['reason']}. "
+    if "kept" in statistics_:
+        words += (
+            f"Batch normalisation keeps {100 * statistics_['kept']:.0f} % of its daylight statistics "
+            f"({statistics_['reason']}). "
+        )
+    if report.get("chosen"):
+        words += f"Stage chosen: {report['chosen']}. "
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     return words + f"Time of the round: {spent}."
+
+
+def _recovered(scores: dict[str, Any]) -> str:
+    """Share of the gap between "before" and the labelled bound that was closed, in words."""
+    gap = scores["miou_upper"] - scores["miou_before"]
+    return f"{100 * (scores['miou_after'] - scores['miou_before']) / gap:.0f} %" if gap > 0 else "–"
 
 
 def _event_words(event: dict[str, Any]) -> str:
@@ -202,8 +212,8 @@ def render(content: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
     lead = (
         f"The released network loses {lost_points:.0f} points of mIoU when the light goes. While a vehicle "
         f"keeps streaming {content['settings']['rate']:g} frames a second, the adapter collects what it "
-        "sees, labels it by class-balanced self-training, trains, passes its own gate and hands the refreshed "
-        "engine to the server, which tries it in the shadow of live traffic before it goes live: "
+        "sees, labels it by class-balanced self-training, trains, passes its own gate and hands the "
+        "refreshed engine to the server, which tries it in the shadow of live traffic before it goes live: "
         f"{gain:+.0f} points, no frame unanswered."
     )
     if lost or any(not r["swapped"] for r in runs):
@@ -221,6 +231,7 @@ def render(content: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
         total_sent=sum(r["sent"] for r in runs),
         phases=PHASES,
         facts=list(facts.items()),
+        recovered=_recovered,
         colour={"before": figures.BEFORE, "after": figures.AFTER, "upper": figures.UPPER, "bad": figures.BAD},
         pct=lambda v: "–" if v is None else f"{100 * v:.1f}",
         ms=lambda v: "–" if v is None else f"{v:.0f}",

@@ -52,7 +52,9 @@ class Settings:
     portions: str = "0.3,0.5"
     steps: int = 120  # of training for each portion
     batch: str = "4+4"  # replayed and collected frames in a batch
-    recipe: tuple[str, ...] = ("scale=[0.9,1.5]", "bn=split")  # further settings of the round
+    # Further settings of the round.
+    recipe: tuple[str, ...] = ("scale=[0.9,1.5]", "bn=split", "adabn_keep=[0.0]")
+    nice: int = 10  # politeness of the adapter
     heldout: int = 80  # frames of the final scoring
     threads: int = 1  # torch threads of adapter and upper bound; the other core is the server's
     drives: int = streets.DRIVES
@@ -268,11 +270,7 @@ def run_seed(
     with timed("upper bound"):
         kept = collected_frames(folder / "adapter")
         bound = exam.upper_bound(
-            pack,
-            kept,
-            round_config(result["adaptation"]),
-            settings.threads,
-            (settings.drives, settings.along),
+            pack, kept, round_config(result["adaptation"]), settings.threads, frames, settings.drives
         )
         upper = exam.in_torch(bound, pack.spec)
     record = timings(requests, events.seen, adapter_began, adapter_ended)
@@ -319,6 +317,7 @@ def adapt_once(
         "batch": settings.batch,
         "threads": settings.threads,
         "seed": seed,
+        "nice": settings.nice,
         "wait": 30,
     }
     options = [text for key, value in told.items() for text in (f"--{key}", str(value))]

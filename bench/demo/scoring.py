@@ -75,7 +75,13 @@ class Exam:
         return Sheet(confusion, calibration, np.stack(labels), sorted(versions))
 
     def upper_bound(
-        self, pack: Any, collected: Sequence[np.ndarray], config: Any, threads: int, road: tuple[int, int]
+        self,
+        pack: Any,
+        collected: Sequence[np.ndarray],
+        config: Any,
+        threads: int,
+        stream: np.ndarray,
+        drives: int,
     ) -> Any:
         """The state_dict that the same recipe reaches with true labels of the frames the adapter had.
 
@@ -83,7 +89,8 @@ class Exam:
             pack: the released parent.
             collected: the frames uint8 [H,W,3] that the adapter kept; each must be one of the stream's.
             config: the `RoundConfig` of the round.
-            road: streets driven and frames down each, as `streets.stream` had them.
+            stream: what the vehicle saw, uint8 [n,H,W,3].
+            drives: streets in it.
         """
         import torch
 
@@ -95,9 +102,7 @@ class Exam:
         from networks.pack import normalise
 
         torch.set_num_threads(threads)
-        drives, frames = road
-        stream = streets.stream(self.seed, self.domain, drives=drives, frames=frames)
-        truth = streets.truth(self.seed, self.domain, drives=drives, frames=frames)
+        truth = streets.truth(self.seed, self.domain, drives=drives, frames=len(stream) // drives)
         place = {digest(frame): i for i, frame in enumerate(stream)}
         pairs = [(frame, truth[place[digest(frame)]]) for frame in collected]
         replay = [(read_frame(x), read_label(y)) for x, y in pack.replay("train")]
