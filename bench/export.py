@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import statistics
@@ -21,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +76,20 @@ def runner(model: onnx.ModelProto, frame: np.ndarray) -> Callable[[], Any]:
     return lambda: engine.run({INPUT: frame}, OUTPUTS)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing on standard output, not even from C++: the exporter prints the whole graph when it fails."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 1)
+            os.close(saved)
+
+
 def torchs_exporter(network: SegmentationNetwork, spec: PackSpec) -> tuple[float, float]:
     """(seconds, share of weights under their state_dict names) of torch.onnx.export's TorchScript path."""
     frame = torch.zeros(1, *spec.size, 3, dtype=torch.uint8)
@@ -84,8 +97,7 @@ def torchs_exporter(network: SegmentationNetwork, spec: PackSpec) -> tuple[float
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file = Path(folder) / "model.onnx"
-        # It prints the whole graph when it fails.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with _quiet():
             torch.onnx.export(
                 ServingGraph(network, spec), (frame,), str(file), opset_version=18, dynamo=False
             )
