@@ -77,19 +77,28 @@ def _width(state: Mapping[str, Tensor], first: str, head: str, classes: int, wha
     return int(state[first].shape[0])
 
 
+def _outputs(state: Mapping[str, Tensor], name: str) -> int:
+    """Output channels of a convolution.  Raises: ValueError where it is missing."""
+    if name not in state:
+        raise ValueError(f"it lacks {name!r}")
+    return int(state[name].shape[0])
+
+
 def read_ddrnet(state: Mapping[str, Tensor], classes: int) -> Result:
-    """DDRNet as its authors publish it; the auxiliary head `seghead_extra` is left out."""
+    """DDRNet-23-slim or -23 as its authors publish it; the auxiliary head `seghead_extra` is left out."""
     state = rename(state, drop=[r"seghead_extra\."])
-    return state, {"width": _width(state, "conv1.0.weight", "final_layer.conv2.weight", classes, "DDRNet")}
+    width = _width(state, "conv1.0.weight", "final_layer.conv2.weight", classes, "DDRNet")
+    return state, {"width": width, "pyramid": _outputs(state, "spp.scale0.2.weight")}
 
 
 def read_pidnet(state: Mapping[str, Tensor], classes: int) -> Result:
-    """PIDNet-S as its authors publish it; the auxiliary heads `seghead_p` and `seghead_d` are left out."""
+    """PIDNet-S or -M as its authors publish it; the auxiliary heads `seghead_p`, `seghead_d` are left out."""
     state = rename(state, drop=[r"seghead_[pd]\."])
     width = _width(state, "conv1.0.weight", "final_layer.conv2.weight", classes, "PIDNet")
-    if "layer3_d.conv1.weight" not in state:
-        raise ValueError("it is PIDNet-M or -L, whose boundary branch is another one; only S is built")
-    return state, {"width": width}
+    if "spp.process1.0.weight" in state:
+        raise ValueError("it is PIDNet-L, whose pyramid and boundary branch are others; S and M are built")
+    pyramid, head = (_outputs(state, f"{name}.weight") for name in ("spp.scale0.2", "final_layer.conv1"))
+    return state, {"width": width, "pyramid": pyramid, "head": head}
 
 
 # Convolutions of VGG-16 in order: (stage, position) to the index in torchvision's flat list.

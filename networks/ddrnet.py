@@ -68,7 +68,8 @@ class DDRNet(SegmentationNetwork):
 
     Args:
         classes: output channels.
-        width: channels of the stem; 32 is the published "slim", 64 gives the layout of DDRNet-23.
+        width: channels of the stem; 32 is the published "slim".
+        pyramid: channels inside DAPPM; None: 4 times the width, as in slim.  DDRNet-23 is width 64 with 128.
     Shape:
         float32 [N,3,H,W] -> logits float32 [N,classes,H/8,W/8]; H and W multiples of 8.  Training needs
         two frames or more in a batch: the whole-map mean is batch-normalised, as published.
@@ -78,7 +79,7 @@ class DDRNet(SegmentationNetwork):
     size_multiple = 8
     EXAMPLES = ({}, {"width": 8})
 
-    def __init__(self, *, classes: int, width: int = 32) -> None:
+    def __init__(self, *, classes: int, width: int = 32, pyramid: int | None = None) -> None:
         super().__init__()
         w = width
         self.conv1 = stem(w)
@@ -88,7 +89,7 @@ class DDRNet(SegmentationNetwork):
         self.layer3 = basic_stage(2 * w, 4 * w, 2, 2)
         self.layer4 = basic_stage(4 * w, 8 * w, 2, 2)
         self.layer5 = bottleneck_stage(8 * w, 8 * w, 1, 2)  # 1/64
-        self.spp = DAPPM(16 * w, 4 * w, 4 * w)
+        self.spp = DAPPM(16 * w, pyramid or 4 * w, 4 * w)
         # … the one of high resolution (names with an underscore, as published) …
         self.layer3_ = basic_stage(2 * w, 2 * w, 2)
         self.layer4_ = basic_stage(2 * w, 2 * w, 2)

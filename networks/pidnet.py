@@ -104,6 +104,9 @@ class PIDNet(SegmentationNetwork):
     Args:
         classes: output channels.
         width: channels of the stem; 32 is the published S.
+        pyramid: channels of a scale of PAPPM; None: 3 times the width, as in S.
+        head: channels inside the head; None: 4 times the width, as in S.
+            PIDNet-M is width 64 with 96 and 128; PIDNet-L has other modules and is not built here.
     Shape:
         float32 [N,3,H,W] -> logits float32 [N,classes,H/8,W/8]; H and W multiples of 8.  Training needs
         two frames or more in a batch: the whole-map mean is batch-normalised, as published.
@@ -113,7 +116,9 @@ class PIDNet(SegmentationNetwork):
     size_multiple = 8
     EXAMPLES = ({}, {"width": 8})
 
-    def __init__(self, *, classes: int, width: int = 32) -> None:
+    def __init__(
+        self, *, classes: int, width: int = 32, pyramid: int | None = None, head: int | None = None
+    ) -> None:
         super().__init__()
         w = width
         self.conv1 = stem(w)
@@ -123,7 +128,7 @@ class PIDNet(SegmentationNetwork):
         self.layer3 = basic_stage(2 * w, 4 * w, 3, 2)
         self.layer4 = basic_stage(4 * w, 8 * w, 3, 2)
         self.layer5 = bottleneck_stage(8 * w, 8 * w, 2, 2)  # 1/64
-        self.spp = PAPPM(16 * w, 3 * w, 4 * w)
+        self.spp = PAPPM(16 * w, pyramid or 3 * w, 4 * w)
         # P: detail.
         self.layer3_ = basic_stage(2 * w, 2 * w, 2)
         self.layer4_ = basic_stage(2 * w, 2 * w, 2)
@@ -139,7 +144,7 @@ class PIDNet(SegmentationNetwork):
         self.diff3 = project(4 * w, w, 3)
         self.diff4 = project(8 * w, 2 * w, 3)
         self.dfm = LightBag(4 * w)
-        self.final_layer = Head(4 * w, 4 * w, classes)
+        self.final_layer = Head(4 * w, head or 4 * w, classes)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:

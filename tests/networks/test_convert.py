@@ -84,11 +84,10 @@ def stem_and_head(w, head_inputs, head_width, classes):
     for index, inputs in ((0, 3), (3, w)):
         state |= unit("conv1", index, inputs, w, 3)
         state[f"conv1.{index}.bias"] = torch.randn(w)
-    state |= head("final_layer", head_inputs, head_width, classes)
-    return state
+    return state | classifier("final_layer", head_inputs, head_width, classes)
 
 
-def head(name, inputs, width, classes):
+def classifier(name, inputs, width, classes):
     return {
         **normalisation(f"{name}.bn1", inputs),
         f"{name}.conv1.weight": torch.randn(width, inputs, 3, 3),
@@ -98,7 +97,7 @@ def head(name, inputs, width, classes):
     }
 
 
-def pyramid(inputs, width, outputs):
+def scales(inputs, width, outputs):
     state = activated("spp.scale0", 0, inputs, width)
     for i in (1, 2, 3, 4):
         state |= activated(f"spp.scale{i}", 1, inputs, width)
@@ -121,18 +120,18 @@ def both(w, blocks):
     return state | unit("compression3", 0, 4 * w, 2 * w) | unit("compression4", 0, 8 * w, 2 * w)
 
 
-def published_ddrnet(w=8, classes=5):
-    state = stem_and_head(w, 4 * w, 2 * w, classes) | both(w, 2) | pyramid(16 * w, 4 * w, 4 * w)
+def published_ddrnet(w=8, classes=5, pyramid=32):
+    state = stem_and_head(w, 4 * w, 2 * w, classes) | both(w, 2) | scales(16 * w, pyramid, 4 * w)
     for i in (1, 2, 3, 4):
-        state |= activated(f"spp.process{i}", 0, 4 * w, 4 * w, 3)
+        state |= activated(f"spp.process{i}", 0, pyramid, pyramid, 3)
     state |= unit("down3", 0, 2 * w, 4 * w, 3) | unit("down4", 0, 2 * w, 4 * w, 3)
     state |= unit("down4", 3, 4 * w, 8 * w, 3)
-    return state | head("seghead_extra", 2 * w, 2 * w, classes)
+    return state | classifier("seghead_extra", 2 * w, 2 * w, classes)
 
 
-def published_pidnet(w=8, classes=5):
-    state = stem_and_head(w, 4 * w, 4 * w, classes) | both(w, 3) | pyramid(16 * w, 3 * w, 4 * w)
-    state |= activated("spp.scale_process", 0, 12 * w, 12 * w, 3, groups=4)
+def published_pidnet(w=8, classes=5, pyramid=24, head=32):
+    state = stem_and_head(w, 4 * w, head, classes) | both(w, 3) | scales(16 * w, pyramid, 4 * w)
+    state |= activated("spp.scale_process", 0, 4 * pyramid, 4 * pyramid, 3, groups=4)
     state |= bottleneck("layer5.1", 16 * w, 8 * w)
     for name in ("pag3", "pag4"):
         state |= unit(f"{name}.f_x", 0, 2 * w, w) | unit(f"{name}.f_y", 0, 2 * w, w)
@@ -141,7 +140,7 @@ def published_pidnet(w=8, classes=5):
     state |= bottleneck("layer4_d.0", w, w) | shortcut("layer4_d.0", w, 2 * w)
     state |= bottleneck("layer5_d.0", 2 * w, 2 * w) | shortcut("layer5_d.0", 2 * w, 4 * w)
     state |= unit("diff3", 0, 4 * w, w, 3) | unit("diff4", 0, 8 * w, 2 * w, 3)
-    return state | head("seghead_p", 2 * w, 4 * w, classes) | head("seghead_d", 2 * w, w, 1)
+    return state | classifier("seghead_p", 2 * w, 4 * w, classes) | classifier("seghead_d", 2 * w, w, 1)
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "module.model."])
@@ -153,11 +152,23 @@ def test_the_real_time_networks_load_under_their_authors_names(name, published, 
     assert torch.equal(network.layer4[1].conv2.weight, theirs[prefix + "layer4.1.conv2.weight"])
 
 
-def test_a_larger_pidnet_is_refused():
-    theirs = published_pidnet()
-    theirs["layer3_d.0.conv1.weight"] = theirs.pop("layer3_d.conv1.weight")
-    with pytest.raises(ValueError, match="PIDNet-M or -L"):
+def test_pidnet_l_is_refused():
+    theirs = published_pidnet() | activated("spp.process1", 0, 24, 24, 3)
+    with pytest.raises(ValueError, match="it is PIDNet-L"):
         convert.read_pidnet(theirs, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "widths"),
+    [
+        ("ddrnet", published_ddrnet, {"pyramid": 24}),
+        ("pidnet", published_pidnet, {"pyramid": 20, "head": 12}),
+    ],
+)
+def test_the_widths_of_the_larger_forms_are_read_from_the_file(name, published, widths):
+    state, arguments = getattr(convert, f"read_{name}")(published(**widths), 5)
+    assert arguments == {"width": 8, **widths}
+    fits(name, (state, arguments))
 
 
 # torchvision's VGG-16, "features": index of each convolution, its inputs and outputs.

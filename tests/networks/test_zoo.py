@@ -23,17 +23,18 @@ def outline(name, **arguments):
 # Parameters in millions as published: the papers' tables for the first three, ResNet-101 and the ASPP of
 # 19 classes (42.5 + 1.4) for DeepLab, Table 1's convolutions and the "2 conv" classifier for ResNet-38.
 @pytest.mark.parametrize(
-    ("name", "millions", "tolerance"),
+    ("name", "arguments", "millions", "tolerance"),
     [
-        ("ddrnet", 5.7, 0.05),
-        ("pidnet", 7.6, 0.05),
-        ("fcn8s", 134, 0.5),
-        ("resnet38", 125, 1.5),
-        ("deeplabv2", 43.9, 0.1),
+        ("ddrnet", {}, 5.7, 0.05),
+        ("ddrnet", {"width": 64, "pyramid": 128}, 20.1, 0.05),  # DDRNet-23
+        ("pidnet", {}, 7.6, 0.05),
+        ("fcn8s", {}, 134, 0.5),
+        ("resnet38", {}, 125, 1.5),
+        ("deeplabv2", {}, 43.9, 0.1),
     ],
 )
-def test_parameters_are_as_many_as_published(name, millions, tolerance):
-    count = sum(p.numel() for p in outline(name).parameters()) / 1e6
+def test_parameters_are_as_many_as_published(name, arguments, millions, tolerance):
+    count = sum(p.numel() for p in outline(name, **arguments).parameters()) / 1e6
     assert abs(count - millions) < tolerance
 
 
