@@ -203,7 +203,8 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"threshold step alone (labels and 16-bit confidences given): {step['ours_seconds']:.3f} s against "
         f"{step['sort_seconds']:.3f} s by sorting float32, {step['ratio']:.1f} x "
-        f"({step['sort16_seconds']:.3f} s sorting uint16, {step['ratio16']:.1f} x); state {a['state_bytes'] / 1e6:.1f} MB"
+        f"({step['sort16_seconds']:.3f} s sorting uint16, {step['ratio16']:.1f} x); "
+        f"state {a['state_bytes'] / 1e6:.1f} MB"
     )
     summary = {
         "machine": described, "frames": arguments.frames, "classes": arguments.classes,

@@ -6,6 +6,7 @@ text a command line gives.  No network, no training in here.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -24,6 +25,7 @@ __all__ = [
     "open_dataset",
     "read_frame",
     "read_label",
+    "refuse_overlap",
     "resize_frame",
     "resize_label",
 ]
@@ -151,6 +153,24 @@ def iterate(dataset: Dataset) -> Iterator[tuple[str, np.ndarray, np.ndarray | No
         yield dataset.name(i), frame, label
 
 
+def refuse_overlap(train: Dataset, evaluation: Dataset) -> None:
+    """Adapting on what one is scored on proves nothing: raise DataError where a frame is in both sets.
+
+    Frames are compared by content (after decoding), so that a renamed copy is found.
+    """
+
+    def digest(dataset: Dataset, i: int) -> bytes:
+        return hashlib.sha256(np.ascontiguousarray(dataset[i][0]).tobytes()).digest()
+
+    held = {digest(evaluation, i): evaluation.name(i) for i in range(len(evaluation))}
+    for i in range(len(train)):
+        twin = held.get(digest(train, i))
+        if twin is not None:
+            raise DataError(
+                f"frame {train.name(i)} is also the evaluation frame {twin}: take it out of one of the sets"
+            )
+
+
 # ------------------------------------------------------------------------------------- by description
 def _camvid(text: str) -> Dataset:
     from adapt.data.camvid import CamVid
@@ -181,7 +201,24 @@ def _street(text: str) -> Dataset:
         raise DataError(f"street:{text}: {error}; write street:DOMAIN[:COUNT[:FIRST_SEED]]") from error
 
 
-_OPENERS: dict[str, Callable[[str], Dataset]] = {"camvid": _camvid, "folder": _folder, "street": _street}
+def _driving(kind: str) -> Callable[[str], Dataset]:
+    def opener(text: str) -> Dataset:
+        from adapt.data.driving import SETS, Driving
+
+        if not SETS[kind].needs_split:
+            return Driving(kind, text)
+        root, _, split = text.rpartition(":")
+        return Driving(kind, root or text, split if root else "")
+
+    return opener
+
+
+_OPENERS: dict[str, Callable[[str], Dataset]] = {
+    "camvid": _camvid,
+    "folder": _folder,
+    "street": _street,
+    **{kind: _driving(kind) for kind in ("acdc", "bdd100k", "cityscapes", "darkzurich", "gta5", "synthia")},
+}
 
 
 def kinds() -> list[str]:
@@ -190,7 +227,8 @@ def kinds() -> list[str]:
 
 
 def open_dataset(text: str) -> Dataset:
-    """The data set a description names: camvid:ROOT:LIST, folder:PATH, street:DOMAIN[:COUNT[:FIRST_SEED]].
+    """The data set a description names: camvid:ROOT:LIST, folder:PATH, street:DOMAIN[:COUNT[:FIRST_SEED]],
+    and the published sets of `adapt.data.driving`, such as cityscapes:ROOT:SPLIT or gta5:ROOT.
 
     Raises DataError with the remedy.
     """
