@@ -6,6 +6,7 @@ comes to be live (`runtime/swap.py`).
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,31 +18,30 @@ from runtime.accounts import Account, Durations, Statistics
 from runtime.config import ServerConfig
 from runtime.errors import Code, ServiceError
 from runtime.scheduler import Job, Scheduler
+from runtime.shm import Place
 from runtime.slot import Slot
 from runtime.tap import Observation
-from runtime.tensors import DTYPES, Array, TensorSpec, datatype, decode_bytes
+from runtime.tensors import DTYPES, Array, TensorSpec, TextError, datatype, decode_bytes
 
 Parameter = bool | int | float | str
 
 
 @dataclass(slots=True)
 class InputTensor:
-    """`data`: raw little-endian bytes, or an array already (typed contents); None = the request brought
-    none.
-    """
+    """`data`: raw little-endian bytes, an array (typed contents), or a place in shared memory that the
+    service turns into bytes; None = the request brought none."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: bytes | memoryview | Array | None
+    data: bytes | memoryview | Array | Place | None
 
 
 @dataclass(slots=True)
 class OutputRequest:
     name: str
-    classification: int = 0
-    # where the answer goes when it does not go into the message: (region, offset, byte_size)
-    region: tuple[str, int, int] | None = None
+    classification: int = 0  # the k highest values as "value:index:label" instead of the tensor
+    place: Place | None = None  # where the answer goes when it does not go into the message
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ class Answer:
     id: str
     outputs: list[tuple[str, str, Array]]
     parameters: dict[str, str]
-    spec_outputs: list[OutputRequest] = field(default_factory=list)
+    places: dict[str, Place] = field(default_factory=dict)  # outputs that lie in shared memory
 
 
 @dataclass(slots=True)
@@ -88,6 +88,7 @@ class ModelHost:
         self.name = name
         self.account = Account()
         self.reason = "no version has been loaded"  # why the model is not ready, while it is not
+        self.unloaded: tuple[int, ...] = ()  # versions that answered until the model was unloaded
         self.observers: tuple[Callable[[Observation], None], ...] = ()
         self._config = config
         self._lock = threading.Lock()
@@ -121,6 +122,7 @@ class ModelHost:
         """
         with self._lock:
             displaced, self._previous, self._live = self._previous, self._live, slot
+            self.unloaded = ()
             self._statistics.setdefault(slot.version, Statistics())
         if displaced is not None:
             displaced.retire()
@@ -163,6 +165,7 @@ class ModelHost:
             slots = [slot for slot in (self._live, self._previous) if slot is not None]
             self._live = self._previous = None
             self.reason = reason
+            self.unloaded = tuple(slot.version for slot in slots)
         for slot in slots:
             slot.retire()
 
@@ -174,6 +177,12 @@ class ModelHost:
         for slot in self.loaded():
             if number is None or slot.version == number:
                 return slot
+        if number is not None and self.unloaded and number in self.unloaded:
+            raise ServiceError(
+                Code.UNAVAILABLE,
+                f"Request for unknown model: '{self.name}' version {number} is not at ready state",
+                "not-loaded",
+            )
         if number is None:
             raise ServiceError(
                 Code.NOT_FOUND,
@@ -220,8 +229,8 @@ class ModelHost:
         """
         begun = time.monotonic_ns()
         slot = self.slot(request.version)
+        names = self._names(request, slot)  # before the inputs, as Triton: of two faults the same is reported
         inputs = self._inputs(request, slot)
-        names = self._names(request, slot)
         work = _Work(inputs, names, parse_version(request.version), str(request.parameters.get("source", "")))
         stages = work.stages
         stages.compute_input = time.monotonic_ns() - begun
@@ -243,8 +252,10 @@ class ModelHost:
             id=request.id,
             outputs=[(name, datatype(outputs[name].dtype), outputs[name]) for name in names],
             parameters=used.provenance.parameters(),
-            spec_outputs=request.outputs,
         )
+        for output in request.outputs:
+            if output.classification:
+                _classify(answer, output, used)
         stages.compute_output += time.monotonic_ns() - ended
         self.statistics_of(used.version).succeeded(time.monotonic_ns() - begun, stages, job.size)
         self._observed(work, used, outputs)
@@ -273,59 +284,70 @@ class ModelHost:
         return job
 
     def _inputs(self, request: InferRequest, slot: Slot) -> dict[str, Array]:
+        """The checks in Triton's order, so that of two faults the same one is reported."""
         spec = slot.engine.spec
-        given = {tensor.name: tensor for tensor in request.inputs}
-        expected = [tensor.name for tensor in spec.inputs]
+        given: dict[str, InputTensor] = {}
         prefix, model = request.label, self.name
-        for name in given:
-            if name not in expected:
-                raise _invalid(f"{prefix}unexpected inference input '{name}' for model '{model}'")
+        for tensor in request.inputs:
+            if tensor.name in given:
+                raise _invalid(f"{prefix}input '{tensor.name}' already exists in request")
+            given[tensor.name] = tensor
+            if tensor.data is None:
+                raise _invalid(
+                    f"unable to find data for input tensor '{tensor.name}' for model '{model}' in request."
+                )
+        expected = [tensor.name for tensor in spec.inputs]
         missing = [name for name in expected if name not in given]
-        if missing or len(given) != len(request.inputs):
+        if len(given) != len(expected):
             raise _invalid(
-                f"{prefix}expected {len(expected)} inputs but got {len(request.inputs)} "
-                f"inputs for model '{model}'. "
-                f"Got input(s) {_names(list(given))}, but missing required input(s) {_names(missing)}. "
+                f"{prefix}expected {len(expected)} inputs but got {len(given)} inputs for model '{model}'. "
+                f"Got input(s) {_quoted(sorted(given))}, but missing required input(s) {_quoted(missing)}. "
                 "Please provide all required input(s)."
             )
-        return {tensor.name: self._array(given[tensor.name], tensor, prefix) for tensor in spec.inputs}
+        for name in given:
+            if name not in expected:
+                raise _invalid(f"unexpected inference input '{name}' for model '{model}'")
+        for want in spec.inputs:
+            kind = given[want.name].datatype
+            if kind != want.datatype:
+                kind = kind if kind in DTYPES else "<invalid>"
+                raise _invalid(
+                    f"{prefix}inference input '{want.name}' data-type is '{kind}', "
+                    f"but model '{model}' expects '{want.datatype}'"
+                )
+        for want in spec.inputs:
+            shape = given[want.name].shape
+            if not want.fits(shape):
+                raise _invalid(
+                    f"{prefix}unexpected shape for input '{want.name}' for model '{model}'. "
+                    f"Expected {_shape(want.shape)}, got {_shape(shape)}. "
+                )
+            if min(shape, default=0) < 0:
+                raise _invalid(
+                    f"{prefix}All input dimensions should be specified for input '{want.name}' "
+                    f"for model '{model}', got {_shape(shape)}"
+                )
+        return {want.name: self._array(given[want.name], want, prefix) for want in spec.inputs}
 
     def _array(self, given: InputTensor, spec: TensorSpec, prefix: str) -> Array:
-        model = self.name
-        if given.datatype != spec.datatype:
-            raise _invalid(
-                f"{prefix}inference input '{spec.name}' data-type is '{given.datatype}', "
-                f"but model '{model}' expects '{spec.datatype}'"
-            )
-        if min(given.shape, default=0) < 0 or not spec.fits(given.shape):
-            raise _invalid(
-                f"{prefix}unexpected shape for input '{spec.name}' for model '{model}'. "
-                f"Expected {_shape(spec.shape)}, got {_shape(given.shape)}. "
-            )
-        data = given.data
-        if data is None:
-            raise _invalid(
-                f"{prefix}unable to find data for input tensor '{spec.name}' for model '{model}' in request"
-            )
-        if isinstance(data, np.ndarray):
-            if data.size != _count(given.shape):
-                raise _invalid(
-                    f"{prefix}unable to find data for input tensor '{spec.name}' for model '{model}': "
-                    f"expected {_count(given.shape)} elements, got {data.size}"
-                )
-            return data.reshape(given.shape)
+        model, data = self.name, given.data
+        assert data is not None
+        assert not isinstance(data, Place), "the service resolves places"
         if spec.datatype == "BYTES":
             try:
-                return decode_bytes(data, given.shape)
-            except ValueError as error:
-                raise _invalid(f"{prefix}{error} for input '{spec.name}' for model '{model}'") from error
+                return _text(data, given.shape)
+            except TextError as error:
+                raise _invalid(_text_message(error, prefix, spec.name, model)) from error
         dtype = DTYPES[spec.datatype]
-        size = _count(given.shape) * dtype.itemsize
-        if len(data) != size:
+        size = math.prod(given.shape) * dtype.itemsize
+        got = data.nbytes if isinstance(data, np.ndarray) else len(data)
+        if got != size:
             raise _invalid(
                 f"{prefix}input byte size mismatch for input '{spec.name}' for model '{model}'. "
-                f"Expected {size}, got {len(data)}"
+                f"Expected {size}, got {got}"
             )
+        if isinstance(data, np.ndarray):
+            return data.view(dtype).reshape(given.shape)
         array: Array = np.frombuffer(data, dtype=dtype).reshape(given.shape)
         return array if array.flags.aligned else array.copy()
 
@@ -333,9 +355,7 @@ class ModelHost:
         spec = slot.engine.spec
         for output in request.outputs:
             if spec.output(output.name) is None:
-                raise _invalid(
-                    f"{request.label}unexpected inference output '{output.name}' for model '{self.name}'"
-                )
+                raise _invalid(f"unexpected inference output '{output.name}' for model '{self.name}'")
         if request.outputs:
             return tuple(dict.fromkeys(output.name for output in request.outputs))
         if spec.segmentation:  # probabilities are large, and sent only where the request names them
@@ -411,14 +431,18 @@ class ModelHost:
 
 
 def parse_version(version: str) -> int | None:
-    """A request's version string; None for "" (and "-1", as Triton).  Raises
-    ServiceError(INVALID_ARGUMENT).
-    """
-    if version in ("", "-1"):
+    """A request's version string; None for "".  Raises ServiceError(INVALID_ARGUMENT) in Triton's words."""
+    if not version:
         return None
-    if not version.isascii() or not version.isdigit() or len(version) > 18:
+    digits = version.removeprefix("-")
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 18:
         raise _invalid(
-            f"failed to get model version from specified version string '{version[:80]}' (details: stol)"
+            f"failed to get model version from specified version string '{version[:80]}' (details: stol), "
+            "version should be an integral value > 0"
+        )
+    if version != digits:
+        raise _invalid(
+            f"invalid model version specified '{version}' , version should be an integral value > 0"
         )
     return int(version)
 
@@ -427,18 +451,58 @@ def _invalid(message: str) -> ServiceError:
     return ServiceError(Code.INVALID_ARGUMENT, message, "invalid")
 
 
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
 def _shape(shape: Sequence[int]) -> str:
     return "[" + ",".join(str(size) for size in shape) + "]"
 
 
-def _names(names: list[str]) -> str:
+def _text(data: bytes | memoryview | Array, shape: Sequence[int]) -> Array:
+    if not isinstance(data, np.ndarray):
+        return decode_bytes(data, shape)
+    if data.dtype.kind != "O":  # shared memory
+        return decode_bytes(data.data, shape)
+    count = math.prod(shape)
+    if data.size != count:
+        few = data.size < count
+        raise TextError("few" if few else "many", count if few else count + 1, data.size if few else count)
+    return data.reshape(tuple(shape))
+
+
+def _text_message(error: TextError, prefix: str, name: str, model: str) -> str:
+    """Triton's words."""
+    where = f"inference input '{name}' for model '{model}'"
+    if error.kind == "few":
+        return f"{prefix}expected {error.expected} string elements for {where}, got {error.got}"
+    if error.kind == "many":
+        found = f"unexpected number of string elements {error.expected} for {where}"
+        return f"{prefix}{found}, expecting {error.got}"
+    if error.kind == "short":
+        return (
+            f"incomplete string data for inference input '{name}', expecting string of length "
+            f"{error.expected} but only {error.got} bytes available"
+        )
+    return (
+        f"{prefix}incomplete string length indicator for {where}, expecting {error.expected} bytes but only "
+        f"{error.got} bytes available. Please make sure the string length indicator is in one buffer."
+    )
+
+
+def _classify(answer: Answer, output: OutputRequest, slot: Slot) -> None:
+    """Replaces a tensor by its highest values, "value:index[:label]": Triton's classification extension."""
+    labels = slot.classes if output.name == "probabilities" else ()
+    for position, (name, _, array) in enumerate(answer.outputs):
+        if name != output.name or array.dtype.kind == "O":
+            continue
+        flat = array.reshape(-1)
+        order = np.argsort(-flat.astype(np.float64), kind="stable")[: output.classification]
+        texts = np.empty(len(order), np.object_)
+        for rank, index in enumerate(order):
+            value = f"{float(flat[index]):f}" if flat.dtype.kind == "f" else str(int(flat[index]))
+            label = f":{labels[index]}" if index < len(labels) else ""
+            texts[rank] = f"{value}:{index}{label}".encode()
+        answer.outputs[position] = (name, "BYTES", texts)
+
+
+def _quoted(names: list[str]) -> str:
     return "[" + ",".join(f"'{name}'" for name in names) + "]"
 
 

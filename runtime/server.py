@@ -72,10 +72,11 @@ class Server:
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
             ),
         )
+        streams = Streams(config.streams)
         self._grpc.add_generic_rpc_handlers(
             (
-                InferenceEdge(self.service).handler(),
-                ControlEdge(self.service, Streams(config.streams)).handler(),
+                InferenceEdge(self.service, streams).handler(),
+                ControlEdge(self.service, streams).handler(),
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)

@@ -22,17 +22,22 @@ from runtime.events import Bus, Event
 from runtime.host import Answer, InferRequest, ModelHost, parse_version
 from runtime.memory import Ledger
 from runtime.repository import Repository
+from runtime.shm import Place, Region, Regions
 from runtime.slot import Slot
 from runtime.swap import SwapController, Ticket
 from runtime.tap import Tap
+from runtime.tensors import raw
 
 log = logging.getLogger("roadworthy.service")
 EXTENSIONS = (
+    "classification",
     "model_repository",
     "model_configuration",
+    "system_shared_memory",
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "logging",
     "roadworthy.v1",
 )
 
@@ -63,6 +68,7 @@ class Service:
         self.account = Account()
         self.bus = Bus()
         self.tap = Tap(config.tap)
+        self.regions = Regions()
         self.ledger = Ledger(config.guard)
         self.started = time.monotonic()
         self.draining = False
@@ -151,9 +157,39 @@ class Service:
         on_job: Callable[[Callable[[], None]], None] | None = None,
     ) -> Answer:
         """One request, accounted for whatever happens.  Raises ServiceError."""
-        return self.accounted(
-            request.model, lambda: self.host(request.model).infer(request, deadline=deadline, on_job=on_job)
-        )
+        return self.accounted(request.model, lambda: self._answer(request, deadline, on_job))
+
+    def _answer(
+        self,
+        request: InferRequest,
+        deadline: float | None,
+        on_job: Callable[[Callable[[], None]], None] | None,
+    ) -> Answer:
+        parse_version(request.version)
+        host = self.host(request.model)
+        held: list[Region] = []
+        try:
+            for tensor in request.inputs:
+                if isinstance(tensor.data, Place):
+                    region = self.regions.hold(tensor.data)
+                    held.append(region)
+                    tensor.data = region.read(tensor.data)
+            places: dict[str, tuple[Place, Region]] = {}
+            for output in request.outputs:
+                if output.place is not None:
+                    region = self.regions.hold(output.place)
+                    held.append(region)
+                    places[output.name] = (output.place, region)
+            answer = host.infer(request, deadline=deadline, on_job=on_job)
+            for name, kind, array in answer.outputs:
+                if name in places:
+                    place, region = places[name]
+                    _write(region, place, name, raw(kind, array))
+                    answer.places[name] = place
+            return answer
+        finally:
+            for region in held:
+                region.release()
 
     def accounted(self, model: str, answer: Callable[[], Answer]) -> Answer:
         """Runs `answer` inside the accounts of the server and, where it is known, of the model."""
@@ -201,6 +237,8 @@ class Service:
         return True
 
     def slot(self, model: str, version: str) -> Slot:
+        """The slot that would answer; raises ServiceError in Triton's order: version, model, loaded."""
+        parse_version(version)
         return self.host(model).slot(version)
 
     def properties(self, slot: Slot) -> dict[str, str]:
@@ -294,6 +332,17 @@ def _status(controller: SwapController, ledger: Ledger) -> ModelStatus:
         memory_bytes=sum(ledger.need(slot.engine.memory_bytes) for slot in host.loaded()),
         account=host.account,
     )
+
+
+def _write(region: Region, place: Place, name: str, content: bytes | memoryview) -> None:
+    if len(content) > place.byte_size:
+        raise ServiceError(
+            Code.INTERNAL,
+            f"shared memory size specified with the request for output '{name}' ({place.byte_size} bytes) "
+            f"should be at least {len(content)} bytes to hold the results",
+            "shared-memory",
+        )
+    region.write(place, content)
 
 
 def server_version() -> str:

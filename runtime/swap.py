@@ -451,6 +451,18 @@ class SwapController:
             state = self._repository.live(self.model) or {}
             self._write({**state, "unloaded": True})
 
+    def reload(self) -> None:
+        """Serves the model again after `unload`, with the version that was live."""
+        with self._lock:
+            state = self._repository.live(self.model) or {}
+            self._write({key: value for key, value in state.items() if key != "unloaded"})
+        self.start()
+
+    def newest(self) -> int | None:
+        """The highest version that has been neither rejected nor rolled back."""
+        out = {e.get("version") for e in self._repository.history(self.model) if e.get("state") in _OUT}
+        return max((n for n in self._repository.versions(self.model) if n not in out), default=None)
+
     def _record(self, live: int, previous: int | None) -> None:
         self._write(
             {

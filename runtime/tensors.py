@@ -5,6 +5,7 @@ Knows numpy only.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -92,26 +93,38 @@ class EngineSpec:
         return bool(tensors) and all(spec.shape[:1] == (-1,) for spec in tensors)
 
 
+class TextError(ValueError):
+    """A BYTES tensor that is not one.  kind: many, few (elements), torn (length), short (data)."""
+
+    def __init__(self, kind: str, expected: int, got: int) -> None:
+        super().__init__(f"text tensor: {kind}: expected {expected}, got {got}")
+        self.kind = kind
+        self.expected = expected
+        self.got = got
+
+
 def decode_bytes(buffer: bytes | memoryview, shape: Sequence[int]) -> Array:
     """A BYTES tensor (each element: 4-byte little-endian length, then the bytes) as an object array.
 
-    Raises ValueError when the lengths do not add up to the buffer or the shape.
+    Raises TextError when the lengths do not add up to the buffer or the shape.
     """
     view = memoryview(buffer)
     values: list[bytes] = []
     offset = 0
+    count = math.prod(shape)
     while offset < len(view):
+        if len(values) >= count:
+            raise TextError("many", len(values) + 1, count)
         if offset + 4 > len(view):
-            raise ValueError("incomplete string length indicator")
+            raise TextError("torn", 4, len(view) - offset)
         (length,) = struct.unpack_from("<I", view, offset)
         offset += 4
         if offset + length > len(view):
-            raise ValueError("incomplete string data")
+            raise TextError("short", length, len(view) - offset)
         values.append(bytes(view[offset : offset + length]))
         offset += length
-    count = int(np.prod(shape, dtype=np.int64)) if len(shape) else 1
     if len(values) != count:
-        raise ValueError(f"expected {count} string elements, got {len(values)}")
+        raise TextError("few", count, len(values))
     array = np.empty(count, dtype=np.object_)
     array[:] = values
     return array.reshape(tuple(shape))
@@ -124,3 +137,10 @@ def encode_bytes(array: Array) -> bytes:
         content = element if isinstance(element, bytes) else str(element).encode()
         parts += (struct.pack("<I", len(content)), content)
     return b"".join(parts)
+
+
+def raw(kind: str, array: Array) -> bytes | memoryview:
+    """The tensor's bytes on the wire; a view where the array is contiguous."""
+    if kind == "BYTES":
+        return encode_bytes(array)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -11,32 +12,32 @@ from google.protobuf.message import DecodeError
 
 from protos import inference_pb2 as pb
 from runtime import wire
-from runtime.edge.common import handler, typed, unary
+from runtime.edge.common import Streams, handler, typed, unary
+from runtime.edge.repository import RepositoryEdge
 from runtime.errors import Code, ServiceError
 from runtime.host import Answer, InferRequest, InputTensor, OutputRequest, Parameter
 from runtime.service import EXTENSIONS, Service, server_version
-from runtime.tensors import DTYPES, Array, encode_bytes
+from runtime.shm import Place
+from runtime.tensors import DTYPES, Array, raw
 
 SERVICE = "inference.GRPCInferenceService"
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
+_CONTENTS = {  # field -> (the type that Triton's messages give it, the types it may carry)
+    "bool_contents": ("BOOL", ("BOOL",)),
+    "int_contents": ("INT32", ("INT8", "INT16", "INT32")),
+    "int64_contents": ("INT64", ("INT64",)),
+    "uint_contents": ("UINT32", ("UINT8", "UINT16", "UINT32")),
+    "uint64_contents": ("UINT64", ("UINT64",)),
+    "fp32_contents": ("FP32", ("FP32",)),
+    "fp64_contents": ("FP64", ("FP64",)),
+    "bytes_contents": ("BYTES", ("BYTES",)),
 }
+_RESERVED = "triton_enable_empty_final_response"
 
 
 class InferenceEdge:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, streams: Streams | None = None) -> None:
         self._service = service
+        self._streams = streams or Streams(1)
 
     def handler(self) -> Any:
         methods = {
@@ -51,7 +52,9 @@ class InferenceEdge:
         }
         # Bytes in, bytes out: protobuf would copy every frame twice.
         methods["ModelInfer"] = grpc.unary_unary_rpc_method_handler(unary(self.model_infer))
-        return handler(SERVICE, methods)
+        stream = self._streams.stream(self.model_stream_infer)
+        methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(stream)
+        return handler(SERVICE, methods | RepositoryEdge(self._service).methods())
 
     # -- server and models -----------------------------------------------------------
 
@@ -94,6 +97,22 @@ class InferenceEdge:
 
         return self.infer(message, deadline=deadline, on_job=on_job)
 
+    def model_stream_infer(self, messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        """Requests answered in the order they come; a refusal is an answer and does not end the stream."""
+        for message in messages:
+            try:
+                yield self._streamed(message)
+            except ServiceError as error:
+                refusal = pb.ModelStreamInferResponse(error_message=error.message)
+                refusal.infer_response.id = _id(message)
+                yield refusal.SerializeToString()
+
+    def _streamed(self, message: bytes) -> bytes:
+        # Each answer is whole, and says so.  Serialised messages merge when they are joined.
+        final = pb.ModelInferResponse()
+        final.parameters["triton_final_response"].bool_param = True
+        return wire.join(b"", 2, [self.infer(message) + final.SerializeToString()])
+
     def infer(self, message: bytes, *, deadline: float | None = None, on_job: Any = None) -> bytes:
         """A serialised ModelInferRequest to a serialised ModelInferResponse.  Raises ServiceError."""
         try:
@@ -109,73 +128,84 @@ class InferenceEdge:
         return encode(self._service.infer(request, deadline=deadline, on_job=on_job))
 
 
+def _id(message: bytes) -> str:
+    try:
+        return pb.ModelInferRequest.FromString(wire.split(message, wire.REQUEST_CONTENTS)[0]).id
+    except (wire.Malformed, DecodeError):
+        return ""
+
+
 def decode(message: bytes) -> InferRequest:
     """Raises ServiceError(INVALID_ARGUMENT) for anything that is not a whole ModelInferRequest."""
     try:
-        head, raw = wire.split(message, wire.REQUEST_CONTENTS)
+        head, raw_contents = wire.split(message, wire.REQUEST_CONTENTS)
         request = pb.ModelInferRequest.FromString(head)
     except (wire.Malformed, DecodeError) as error:
         raise ServiceError(
             Code.INVALID_ARGUMENT, f"malformed ModelInferRequest: {error}", "malformed"
         ) from error
-    label = f"[request id: {request.id or '<id_unknown>'}] "
+    model, label = request.model_name, f"[request id: {request.id or '<id_unknown>'}] "
     inputs: list[InputTensor] = []
-    used = 0
+    used = places = 0
     for tensor in request.inputs:
-        data: bytes | memoryview | Array | None
-        if raw:
+        data: bytes | memoryview | Array | Place | None = _place(tensor) if tensor.parameters else None
+        if data is not None:
+            places += 1
+        elif raw_contents:
             if tensor.HasField("contents"):
                 raise _invalid(
-                    f"{label}contents field must not be specified when using raw_input_contents for "
-                    f"'{tensor.name}' for model '{request.model_name}'"
+                    "contents field must not be specified when using raw_input_contents for "
+                    f"'{tensor.name}' for model '{model}'"
                 )
-            data = raw[used] if used < len(raw) else None
+            data = raw_contents[used] if used < len(raw_contents) else None
             used += 1
-        else:
-            data = _contents(tensor, label) if tensor.HasField("contents") else None
+        elif tensor.HasField("contents"):
+            data = _contents(tensor, model, label)
         inputs.append(InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
-    if raw and used < len(raw):
+    if used < len(raw_contents) and not places and inputs:
         raise _invalid(
-            f"{label}expected {used} raw input contents, got {len(raw)}, for model '{request.model_name}'"
+            f"{label}expected {used} raw input contents, got {len(raw_contents)}, for model '{model}'"
         )
-    outputs = [_output(tensor, label) for tensor in request.outputs]
     return InferRequest(
-        model=request.model_name,
+        model=model,
         version=request.model_version,
         id=request.id,
-        parameters={key: _parameter(value) for key, value in request.parameters.items()},
+        parameters=_parameters(request.parameters) if request.parameters else {},
         inputs=inputs,
-        outputs=outputs,
+        outputs=[_output(tensor) for tensor in request.outputs],
     )
 
 
 def encode(answer: Answer) -> bytes:
+    """A serialised ModelInferResponse; outputs that lie in shared memory are named, not sent."""
     response = pb.ModelInferResponse(model_name=answer.model, model_version=str(answer.version), id=answer.id)
     for key, value in answer.parameters.items():
         response.parameters[key].string_param = value
     payloads: list[bytes | memoryview] = []
     for name, datatype, array in answer.outputs:
         response.outputs.add(name=name, datatype=datatype, shape=array.shape)
-        payloads.append(_raw(datatype, array))
+        # one entry an output, empty where the tensor is in shared memory
+        payloads.append(b"" if name in answer.places else raw(datatype, array))
     return wire.join(response.SerializeToString(), wire.RESPONSE_CONTENTS, payloads)
 
 
-def _raw(datatype: str, array: Array) -> bytes | memoryview:
-    if datatype == "BYTES":
-        return encode_bytes(array)
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _contents(tensor: Any, label: str) -> Array | None:
-    field = _CONTENTS.get(tensor.datatype)
-    if field is None:
-        raise _invalid(
-            f"{label}datatype '{tensor.datatype[:80]}' of input '{tensor.name}' has no typed "
-            f"contents; send it raw"
+def _contents(tensor: Any, model: str, label: str) -> Array | None:
+    """The typed contents as an array of the tensor's type; None when there are none."""
+    values: Any = None
+    for field, (kind, carries) in _CONTENTS.items():
+        these = getattr(tensor.contents, field)
+        if len(these) == 0:
+            continue
+        if tensor.datatype not in carries:
+            raise _invalid(
+                f"unexpected explicit tensor data for input tensor '{tensor.name}' for model '{model}' "
+                f"of type '{kind}', expected datatype '{tensor.datatype}'"
+            )
+        values = these
+    if values is None:
+        return (
+            np.empty(0, DTYPES[tensor.datatype]) if tensor.datatype in DTYPES and 0 in tensor.shape else None
         )
-    values = getattr(tensor.contents, field)
-    if len(values) == 0:
-        return None if any(size != 0 for size in tensor.shape) else np.empty(0, DTYPES[tensor.datatype])
     try:
         return np.array(values, dtype=DTYPES[tensor.datatype])
     except (OverflowError, ValueError) as error:
@@ -184,13 +214,69 @@ def _contents(tensor: Any, label: str) -> Array | None:
         ) from error
 
 
-def _output(tensor: Any, label: str) -> OutputRequest:
-    return OutputRequest(tensor.name)
+def _place(tensor: Any) -> Place | None:
+    """Where in shared memory a tensor lies, from its parameters; None when it does not."""
+    parameters = tensor.parameters
+    if "shared_memory_region" not in parameters:
+        if "shared_memory_byte_size" in parameters:
+            raise _invalid(
+                "'shared_memory_byte_size' can not be specified without 'shared_memory_region' parameter "
+                f"for tensor '{tensor.name}'"
+            )
+        return None
+    region = _typed(parameters, "shared_memory_region", "string_param", tensor.name)
+    if "shared_memory_byte_size" not in parameters:
+        raise _invalid(
+            "'shared_memory_byte_size' must be specified along with 'shared_memory_region' parameter "
+            f"for tensor '{tensor.name}'"
+        )
+    size = _typed(parameters, "shared_memory_byte_size", "int64_param", tensor.name)
+    offset = 0
+    if "shared_memory_offset" in parameters:
+        offset = _typed(parameters, "shared_memory_offset", "int64_param", tensor.name)
+    return Place(region, offset, size)
 
 
-def _parameter(value: Any) -> Parameter:
-    chosen = value.WhichOneof("parameter_choice")
-    return "" if chosen is None else getattr(value, chosen)  # type: ignore[no-any-return]
+def _typed(parameters: Any, key: str, kind: str, tensor: str) -> Any:
+    if parameters[key].WhichOneof("parameter_choice") != kind:
+        raise _invalid(f"invalid value type for '{key}' parameter for tensor '{tensor}', expected {kind}.")
+    return getattr(parameters[key], kind)
+
+
+def _output(tensor: Any) -> OutputRequest:
+    if not tensor.parameters:
+        return OutputRequest(tensor.name)
+    count = 0
+    if "classification" in tensor.parameters:
+        if tensor.parameters["classification"].WhichOneof("parameter_choice") != "int64_param":
+            raise _invalid("invalid value type for 'classification' parameter, expected int64_param")
+        count = tensor.parameters["classification"].int64_param
+        if count <= 0:
+            raise _invalid("invalid value for 'classification' parameter, expected >= 0")
+    return OutputRequest(tensor.name, count, _place(tensor))
+
+
+def _parameters(parameters: Any) -> dict[str, Parameter]:
+    """The request's parameters, those that mean something checked."""
+    values: dict[str, Parameter] = {}
+    for key, value in parameters.items():
+        kind = value.WhichOneof("parameter_choice")
+        if key == "timeout" and kind != "int64_param":
+            raise _invalid("invalid value type for 'timeout' parameter, expected int64_param.")
+        if key == "priority":
+            if kind not in ("int64_param", "uint64_param"):
+                raise _invalid(
+                    "invalid value type for 'priority' parameter, expected int64_param or uint64_param."
+                )
+            if getattr(value, kind) < 0:
+                raise _invalid("invalid value for 'priority', expected value >= 0.")
+        if key.startswith("triton_") and key != _RESERVED:
+            raise _invalid(
+                "parameter keys starting with 'triton_' are reserved for Triton usage. "
+                f"Only the following keys starting with 'triton_' are allowed: {_RESERVED}"
+            )
+        values[key] = "" if kind is None else getattr(value, kind)
+    return values
 
 
 def _invalid(message: str) -> ServiceError:

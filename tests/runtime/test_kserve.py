@@ -182,7 +182,7 @@ BAD = {
         [("INPUT0", X), ("INPUT1", X), ("ZZ", X)],
         None,
         "INVALID_ARGUMENT",
-        "unexpected inference input 'ZZ' for model 'simple'",
+        "expected 2 inputs but got 3 inputs for model 'simple'. Got input(s) ['INPUT0','INPUT1','ZZ']",
     ),
     "unknown output": (
         "simple",

@@ -1,0 +1,312 @@
+"""The calls of the inference service that are not inference: repository, configuration, statistics,
+shared memory, settings.  Codes and words are Triton's, recorded in tests/peers."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from protos import inference_pb2 as pb
+from protos import model_config_pb2 as config_pb
+from runtime.accounts import StatisticsSnapshot
+from runtime.edge.common import typed
+from runtime.errors import Code, ServiceError
+from runtime.events import State
+from runtime.host import parse_version
+from runtime.service import Service
+from runtime.tensors import TensorSpec
+
+log = logging.getLogger("roadworthy")
+_TRACE = {
+    "trace_level": ["OFF"],
+    "trace_rate": ["1000"],
+    "trace_count": ["-1"],
+    "log_frequency": ["0"],
+    "trace_file": [""],
+    "trace_mode": ["triton"],
+}
+_LOG_FLAGS = ("log_error", "log_warning", "log_info")
+
+
+class RepositoryEdge:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._log: dict[str, Any] = {
+            "log_file": "",
+            "log_info": True,
+            "log_warning": True,
+            "log_error": True,
+            "log_verbose_level": 0,
+            "log_format": "default",
+        }
+
+    def methods(self) -> dict[str, Any]:
+        calls = {
+            "ModelConfig": self.model_config,
+            "ModelStatistics": self.model_statistics,
+            "RepositoryIndex": self.index,
+            "RepositoryModelLoad": self.load,
+            "RepositoryModelUnload": self.unload,
+            "SystemSharedMemoryStatus": self.shm_status,
+            "SystemSharedMemoryRegister": self.shm_register,
+            "SystemSharedMemoryUnregister": self.shm_unregister,
+            "CudaSharedMemoryStatus": self.cuda_status,
+            "CudaSharedMemoryRegister": self.cuda_register,
+            "CudaSharedMemoryUnregister": self.cuda_unregister,
+            "TraceSetting": self.trace,
+            "LogSettings": self.log_settings,
+        }
+        return {
+            name: typed(function, getattr(pb, f"{name}Request"), getattr(pb, f"{name}Response"))
+            for name, function in calls.items()
+        }
+
+    # -- configuration and statistics ------------------------------------------------
+
+    def model_config(self, request: pb.ModelConfigRequest, context: Any) -> pb.ModelConfigResponse:
+        spec = self._service.slot(request.name, request.version).engine.spec
+        config = config_pb.ModelConfig(
+            name=request.name,
+            platform="onnxruntime_onnx" if spec.kind == "onnxruntime" else "tensorrt_plan",
+            backend=spec.kind,
+            input=[
+                config_pb.ModelInput(name=t.name, data_type=_config_type(t), dims=t.shape)
+                for t in spec.inputs
+            ],
+            output=[
+                config_pb.ModelOutput(name=t.name, data_type=_config_type(t), dims=t.shape)
+                for t in spec.outputs
+            ],
+        )
+        return pb.ModelConfigResponse(config=config)
+
+    def model_statistics(
+        self, request: pb.ModelStatisticsRequest, context: Any
+    ) -> pb.ModelStatisticsResponse:
+        number = parse_version(request.version)
+        hosts = self._service.hosts()
+        if request.name:
+            host = hosts.get(request.name)
+            if host is None or host.live is None:
+                raise _invalid(f"requested model '{request.name}' is not available")
+            hosts = {request.name: host}
+        response = pb.ModelStatisticsResponse()
+        for name, host in sorted(hosts.items()):
+            for slot in host.loaded():
+                if number in (None, slot.version):
+                    now = host.statistics_of(slot.version).snapshot()
+                    response.model_stats.append(_statistics(name, slot.version, now))
+        if number is not None and request.name and not response.model_stats:
+            raise _invalid(f"requested model version is not available for model '{request.name}'")
+        return response
+
+    # -- repository ------------------------------------------------------------------
+
+    def index(self, request: pb.RepositoryIndexRequest, context: Any) -> pb.RepositoryIndexResponse:
+        _no_repository_name(request.repository_name)
+        response = pb.RepositoryIndexResponse()
+        hosts = self._service.hosts()
+        for name in self._service.repository.models():
+            host = hosts.get(name)
+            loaded = {slot.version for slot in host.loaded()} if host is not None else set()
+            for version in self._service.repository.versions(name):
+                if version in loaded:
+                    response.models.add(name=name, version=str(version), state="READY")
+                elif not request.ready:
+                    reason = host.reason if host is not None and host.live is None else "not loaded"
+                    response.models.add(name=name, version=str(version), state="UNAVAILABLE", reason=reason)
+        return response
+
+    def load(self, request: pb.RepositoryModelLoadRequest, context: Any) -> pb.RepositoryModelLoadResponse:
+        """The newest version of the repository goes through the guarded swap; OK when it is live."""
+        _no_repository_name(request.repository_name)
+        model = request.model_name
+        failure = ServiceError(
+            Code.INTERNAL, f"failed to load '{model}', failed to poll from model repository", "load"
+        )
+        for key, value in request.parameters.items():
+            expected = "string_param" if key == "config" else "bytes_param"
+            if key != "config" and not key.startswith("file:"):
+                raise _invalid(f"unrecognized load parameter '{key}'.")
+            if value.WhichOneof("parameter_choice") != expected:
+                raise _invalid(f"invalid value type for load parameter '{key}', expected {expected}.")
+            raise failure  # versions come from the repository alone: they are immutable and verified
+        try:
+            controller = self._service.controller(model)
+        except ServiceError:
+            raise failure from None
+        if controller.host.live is None and controller.host.unloaded:
+            controller.reload()
+            if controller.host.live is None:
+                raise _invalid(f"failed to load '{model}': {controller.host.reason}")
+        version = controller.newest()
+        live = controller.host.live
+        if version is None or (live is not None and live.version >= version):
+            return pb.RepositoryModelLoadResponse()
+        event = self._service.submit(model, version).result()
+        if event.state is not State.LIVE:
+            raise _invalid(f"failed to load '{model}', version {version}: {event.check}: {event.reason}")
+        return pb.RepositoryModelLoadResponse()
+
+    def unload(
+        self, request: pb.RepositoryModelUnloadRequest, context: Any
+    ) -> pb.RepositoryModelUnloadResponse:
+        _no_repository_name(request.repository_name)
+        controller = self._service.controllers().get(request.model_name)
+        if controller is not None:
+            controller.unload()
+        return pb.RepositoryModelUnloadResponse()
+
+    # -- shared memory ---------------------------------------------------------------
+
+    def shm_status(
+        self, request: pb.SystemSharedMemoryStatusRequest, context: Any
+    ) -> pb.SystemSharedMemoryStatusResponse:
+        response = pb.SystemSharedMemoryStatusResponse()
+        for region in self._service.regions.status(request.name):
+            entry = response.regions[region.name]
+            entry.name, entry.key = region.name, region.key
+            entry.offset, entry.byte_size = region.offset, region.byte_size
+        return response
+
+    def shm_register(
+        self, request: pb.SystemSharedMemoryRegisterRequest, context: Any
+    ) -> pb.SystemSharedMemoryRegisterResponse:
+        self._service.regions.register(request.name, request.key, request.offset, request.byte_size)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    def shm_unregister(
+        self, request: pb.SystemSharedMemoryUnregisterRequest, context: Any
+    ) -> pb.SystemSharedMemoryUnregisterResponse:
+        self._service.regions.unregister(request.name)
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    def cuda_status(
+        self, request: pb.CudaSharedMemoryStatusRequest, context: Any
+    ) -> pb.CudaSharedMemoryStatusResponse:
+        if request.name:
+            message = f"Unable to find cuda shared memory region: '{request.name}'"
+            raise ServiceError(Code.NOT_FOUND, message, "shared-memory")
+        return pb.CudaSharedMemoryStatusResponse()
+
+    def cuda_register(
+        self, request: pb.CudaSharedMemoryRegisterRequest, context: Any
+    ) -> pb.CudaSharedMemoryRegisterResponse:
+        # Triton's words on a machine without a device; engines here take host memory.
+        raise _invalid("failed to register shared memory region: invalid args")
+
+    def cuda_unregister(
+        self, request: pb.CudaSharedMemoryUnregisterRequest, context: Any
+    ) -> pb.CudaSharedMemoryUnregisterResponse:
+        return pb.CudaSharedMemoryUnregisterResponse()
+
+    # -- settings --------------------------------------------------------------------
+
+    def trace(self, request: pb.TraceSettingRequest, context: Any) -> pb.TraceSettingResponse:
+        """There are no traces: the settings can be read, and set to what they are."""
+        if request.model_name and request.model_name not in self._service.hosts():
+            raise _invalid(f"Request for unknown model : {request.model_name}")
+        for key, setting in request.settings.items():
+            values = list(setting.value)
+            for number in ("trace_rate", "trace_count", "log_frequency"):
+                if key == number and values and not values[0].lstrip("-").isdigit():
+                    raise _invalid(f"Unable to parse '{key}', got: {values[0]}")
+            if key in _TRACE and values not in ([], _TRACE[key]):
+                message = f"traces are not collected by this server; '{key}' stays {_TRACE[key][0]!r}"
+                raise ServiceError(Code.UNIMPLEMENTED, message, "invalid")
+        response = pb.TraceSettingResponse()
+        for key, value in _TRACE.items():
+            response.settings[key].value.extend(value)
+        return response
+
+    def log_settings(self, request: pb.LogSettingsRequest, context: Any) -> pb.LogSettingsResponse:
+        changed = dict(self._log)
+        for key, setting in request.settings.items():
+            if key not in changed:
+                continue
+            kind = {bool: "bool", int: "uint32", str: "string"}[type(changed[key])]
+            if setting.WhichOneof("parameter_choice") != f"{kind}_param":
+                word = {"bool": "boolean", "uint32": "unsigned integer", "string": "string"}[kind]
+                raise _invalid(f"expect {word} for '{key}'")
+            value = getattr(setting, f"{kind}_param")
+            if key == "log_format" and value not in ("default", "ISO8601"):
+                raise _invalid(f"invalid argument for log_format, got: {value}")
+            if key in ("log_file", "log_format") and value != changed[key]:
+                message = f"'{key}' is set by who starts the server, not over the network"
+                raise ServiceError(Code.UNIMPLEMENTED, message, "invalid")
+            changed[key] = value
+        if changed != self._log:
+            self._log = changed
+            log.setLevel(_level(changed))
+        response = pb.LogSettingsResponse()
+        for key, value in self._log.items():
+            setting = response.settings[key]
+            if isinstance(value, bool):
+                setting.bool_param = value
+            elif isinstance(value, int):
+                setting.uint32_param = value
+            else:
+                setting.string_param = value
+        return response
+
+
+def _level(settings: dict[str, Any]) -> int:
+    if settings["log_verbose_level"]:
+        return logging.DEBUG
+    for flag, level in (
+        ("log_info", logging.INFO),
+        ("log_warning", logging.WARNING),
+        ("log_error", logging.ERROR),
+    ):
+        if settings[flag]:
+            return level
+    return logging.CRITICAL
+
+
+def _config_type(tensor: TensorSpec) -> config_pb.DataType:
+    name = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
+    return config_pb.DataType.Value(f"TYPE_{name}")
+
+
+def _statistics(name: str, version: int, now: StatisticsSnapshot) -> pb.ModelStatistics:
+    stages = now.stages
+
+    def duration(count: int, ns: int) -> pb.StatisticDuration:
+        return pb.StatisticDuration(count=count, ns=ns)
+
+    return pb.ModelStatistics(
+        name=name,
+        version=str(version),
+        last_inference=now.last_inference_ms,
+        inference_count=now.inferences,
+        execution_count=now.executions,
+        inference_stats=pb.InferStatistics(
+            success=duration(now.success, now.success_ns),
+            fail=duration(now.fail, now.fail_ns),
+            queue=duration(now.success, stages.queue),
+            compute_input=duration(now.success, stages.compute_input),
+            compute_infer=duration(now.success, stages.compute_infer),
+            compute_output=duration(now.success, stages.compute_output),
+            cache_hit=duration(0, 0),
+            cache_miss=duration(0, 0),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(
+                batch_size=size,
+                compute_input=duration(count, first),
+                compute_infer=duration(count, second),
+                compute_output=duration(count, third),
+            )
+            for size, (count, first, second, third) in sorted(now.batches.items())
+        ],
+    )
+
+
+def _no_repository_name(name: str) -> None:
+    if name:
+        message = "'repository_name' specification is not supported"
+        raise ServiceError(Code.UNIMPLEMENTED, message, "invalid")
+
+
+def _invalid(message: str) -> ServiceError:
+    return ServiceError(Code.INVALID_ARGUMENT, message, "invalid")

@@ -1,0 +1,175 @@
+"""System shared memory: named regions that a client registers, and tensors in them.
+
+A region is read and written through its descriptor, not through a mapping: a client that
+shortens the file under a running server then gets a short read instead of killing the
+server with SIGBUS, and what an observer keeps is a snapshot that the client's next frame
+does not overwrite.  A region that is unregistered while requests hold it stays until the
+last of them is answered.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.errors import Code, ServiceError
+from runtime.tensors import Array
+
+_DIRECTORY = "/dev/shm"
+_2_64 = 1 << 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: as a request names it, not yet checked."""
+
+    region: str
+    offset: int
+    byte_size: int
+
+
+class Region:
+    """`byte_size` bytes of the shared-memory object `key`, from `offset` on."""
+
+    def __init__(self, name: str, key: str, offset: int, byte_size: int, descriptor: int) -> None:
+        self.name = name
+        self.key = key
+        self.offset = offset
+        self.byte_size = byte_size
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._held = 0
+        self._gone = False
+
+    def check(self, place: Place) -> None:
+        """Raises ServiceError unless the whole place is inside.  Python's integers do not overflow."""
+        if not 0 <= place.offset < self.byte_size:
+            raise _invalid(f"Invalid offset for shared memory region: '{self.name}'")
+        if place.byte_size <= 0 or place.offset + place.byte_size > self.byte_size:
+            raise _invalid(f"Invalid offset + byte size for shared memory region: '{self.name}'")
+
+    def read(self, place: Place) -> Array:
+        """A copy of the place, uint8 [byte_size]."""
+        self.check(place)
+        content = np.empty(place.byte_size, np.uint8)
+        if os.preadv(self._descriptor, [content.data], self.offset + place.offset) != place.byte_size:
+            raise _invalid(f"shared memory region '{self.name}' has been shortened since it was registered")
+        return content
+
+    def write(self, place: Place, content: bytes | memoryview) -> None:
+        """Writes `content` at the start of the place, which must be large enough."""
+        self.check(place)
+        os.pwrite(self._descriptor, content, self.offset + place.offset)
+
+    def hold(self) -> bool:
+        with self._lock:
+            if self._gone:
+                return False
+            self._held += 1
+            return True
+
+    def release(self) -> None:
+        with self._lock:
+            self._held -= 1
+            close = self._gone and self._held == 0
+        if close:
+            os.close(self._descriptor)
+
+    def remove(self) -> None:
+        """No new holders; closes with the last one."""
+        with self._lock:
+            if self._gone:
+                return
+            self._gone = True
+            close = self._held == 0
+        if close:
+            os.close(self._descriptor)
+
+
+class Regions:
+    """The registered regions, with Triton's codes and words."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._regions: dict[str, Region] = {}
+
+    def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
+        with self._lock:
+            if name in self._regions:
+                message = f"shared memory region '{name}' already in manager"
+                raise ServiceError(Code.ALREADY_EXISTS, message, "shared-memory")
+            if any(region.key == key for region in self._regions.values()):
+                raise ServiceError(Code.INTERNAL, f"Invalid shared memory region: '{key}'", "shared-memory")
+            descriptor = _open(key)
+            try:
+                _check(name, offset, byte_size, os.fstat(descriptor).st_size)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            self._regions[name] = Region(name, key, offset, byte_size, descriptor)
+
+    def unregister(self, name: str) -> None:
+        """ "" = all.  An unknown region is no error, as with Triton."""
+        with self._lock:
+            names = [name] if name else list(self._regions)
+            gone = [self._regions.pop(one) for one in names if one in self._regions]
+        for region in gone:
+            region.remove()
+
+    def status(self, name: str) -> list[Region]:
+        """ "" = all."""
+        with self._lock:
+            if name and name not in self._regions:
+                message = f"Unable to find system shared memory region: '{name}'"
+                raise ServiceError(Code.NOT_FOUND, message, "shared-memory")
+            return [self._regions[name]] if name else list(self._regions.values())
+
+    def hold(self, place: Place) -> Region:
+        """The region of a place, checked and held; release it."""
+        with self._lock:
+            region = self._regions.get(place.region)
+            if region is None or not region.hold():
+                message = f"Unable to find shared memory region: '{place.region}'"
+                raise ServiceError(Code.NOT_FOUND, message, "shared-memory")
+        try:
+            region.check(place)
+        except ServiceError:
+            region.release()
+            raise
+        return region
+
+
+def _open(key: str) -> int:
+    """A descriptor of a POSIX shared-memory object; the key cannot leave the directory they live in."""
+    name = key.removeprefix("/")
+    failure = ServiceError(Code.INTERNAL, f"Unable to open shared memory region: '{key}'", "shared-memory")
+    if not name or "/" in name or "\0" in name or name in (".", "..") or len(name) > 255:
+        raise failure
+    try:
+        descriptor = os.open(f"{_DIRECTORY}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        raise failure from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise failure
+    return descriptor
+
+
+def _check(name: str, offset: int, byte_size: int, size: int) -> None:
+    """What mmap would have refused is refused in its words, so that the codes are Triton's."""
+    prefix = f"failed to register shared memory region '{name}': "
+    if offset + byte_size >= _2_64:
+        raise _invalid(f"{prefix}unable to process address spaceValue too large for defined data type")
+    if offset + byte_size > size:
+        raise _invalid(f"{prefix}invalid args")
+    if byte_size == 0 or offset % mmap.PAGESIZE:
+        raise _invalid(f"{prefix}unable to process address spaceInvalid argument")
+
+
+def _invalid(message: str) -> ServiceError:
+    return ServiceError(Code.INVALID_ARGUMENT, message, "shared-memory")
