@@ -57,7 +57,7 @@ def _unfilter(kind: int, line: np.ndarray, above: np.ndarray, step: int) -> np.n
     if kind == 0:
         return line
     if kind == 2:
-        return (line + above) & 255
+        return np.asarray((line + above) & 255)
     out = line.copy()
     if kind == 1:
         columns = out.reshape(-1, step)
