@@ -295,7 +295,7 @@ def pack_facts(pack: Pack) -> dict[str, str]:
 def configuration(model: str, backend: str, graph: onnx.ModelProto) -> str:
     """config.pbtxt of a graph under the graph contract."""
     inputs, outputs = triton.tensors(graph.graph.input), triton.tensors(graph.graph.output)
-    return triton.config(model, backend, inputs, outputs, labels=("labels",))
+    return triton.config(model, backend, inputs, outputs)
 
 
 def metadata(pack: Pack) -> dict[str, str]:

@@ -60,13 +60,11 @@ def tensors(values: Sequence[onnx.ValueInfoProto]) -> list[Tensor]:
     return result
 
 
-def config(
-    model: str, kind: str, inputs: list[Tensor], outputs: list[Tensor], *, labels: Sequence[str] = ()
-) -> str:
-    """config.pbtxt.  `labels`: outputs whose values index labels.txt.
+def config(model: str, kind: str, inputs: list[Tensor], outputs: list[Tensor]) -> str:
+    """config.pbtxt.
 
     Where every tensor has an open first dimension it becomes Triton's batch, else the dimensions are given
-    as they are.
+    as they are.  No `label_filename`: Triton looks names up by position in an output, not by its values.
     """
     backend, platform = _PLATFORMS[kind]
     batched = all(t.shape[:1] == (-1,) for t in (*inputs, *outputs))
@@ -81,8 +79,6 @@ def config(
             dims = tensor.shape[1:] if batched else tensor.shape
             lines += [f"{field} {{", f'  name: "{tensor.name}"', f"  data_type: {tensor.type}"]
             lines.append(f"  dims: [ {', '.join(map(str, dims))} ]")
-            if tensor.name in labels and field == "output":
-                lines.append('  label_filename: "labels.txt"')
             lines.append("}")
     if batched:
         lines.append("dynamic_batching { }")

@@ -117,7 +117,6 @@ def test_tritons_own_schema_reads_the_configuration(pack, repository, batch):
         "confidence": (schema.TYPE_UINT8, [*lead, *SIZE]),
         "probabilities": (schema.TYPE_FP32, [*lead, 12, SIZE[0] // 4, SIZE[1] // 4]),
     }
-    assert config.output[0].label_filename == "labels.txt"
 
 
 def test_progress_names_every_stage(pack, repository):
