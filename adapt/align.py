@@ -1,4 +1,5 @@
-"""``python -m adapt.align``: move the edge labels of a data set onto the ridges a network sees (SEAL, gated)."""
+"""``python -m adapt.align``: move the edge labels of a data set onto the ridges a network sees (SEAL,
+gated)."""
 
 from __future__ import annotations
 
@@ -50,11 +51,12 @@ written to --out: NAME.npz (bit fields), report.json, and pictures/ with --pictu
 only after, yellow both.
 
 examples:
-  python -m adapt.align --labels sbd/edges --images sbd/img --model packs/casenet --out out/aligned --preset
-  sbd # edges of a drive's pseudo-labels, aligned to the same network's ridges python -m adapt.align
-  --segmentation --labels pseudo --images frames --model packs/dusk --out out/edges # how far off is a data
-  set? F against a better annotation at several tolerances python -m adapt.align --labels old --images img
-  --probabilities maps --out out --reference better
+  python -m adapt.align --labels sbd/edges --images sbd/img --model packs/casenet --preset sbd --out out/a
+  # edges of a drive's pseudo-labels, aligned to the same network's ridges
+  python -m adapt.align --segmentation --labels pseudo --images frames --model packs/dusk --out out/edges
+  # how far off is a data set? F against a better annotation at several tolerances
+  python -m adapt.align --labels old --images img --probabilities maps --classes 20 --out out \\
+      --reference better
 
 exit codes: 0 aligned, 1 refused or failed (one line on stderr says why), 2 wrong usage
 """
@@ -116,7 +118,8 @@ class Report:
         alignments: Sequence[Alignment],
         reference: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Count one image: bool [K,H,W] before, what ``align_classes`` gave, and a better annotation if any."""
+        """Count one image: bool [K,H,W] before, what ``align_classes`` gave, and a better annotation if
+        any."""
         self.images += 1
         self.referenced += reference is not None
         for k, alignment in enumerate(alignments):
@@ -158,7 +161,8 @@ class Report:
             out["reference"] = {
                 "images": self.referenced,
                 "f": {
-                    str(t): {"before": f(total[i, 0]), "after": f(total[i, 1])} for i, t in enumerate(TOLERANCES)
+                    str(t): {"before": f(total[i, 0]), "after": f(total[i, 1])}
+                    for i, t in enumerate(TOLERANCES)
                 },
             }
         return out
@@ -166,10 +170,14 @@ class Report:
 
 def markdown(summary: dict[str, Any]) -> str:
     """A summary as Markdown."""
-    lines = ["| class | pixels | mean shift | median | 90 % | moved | kept by gate |", "|---|---:|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| class | pixels | mean shift | median | 90 % | moved | kept by gate |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for name, r in summary["classes"].items():
         lines.append(
-            f"| {name} | {r['pixels']} | {r['shift_mean']:.2f} | {r['shift_median']:.2f} | {r['shift_p90']:.2f} "
+            f"| {name} | {r['pixels']} | {r['shift_mean']:.2f} | {r['shift_median']:.2f} | "
+            f"{r['shift_p90']:.2f} "
             f"| {100 * r['moved']:.0f} % | {100 * r['kept_by_gate']:.0f} % |"
         )
     if "reference" in summary:
@@ -202,7 +210,9 @@ def _label(path: Path, classes: int, size: tuple[int, int], segmentation: bool) 
     except (OSError, UnidentifiedImageError) as error:
         raise EdgeError(f"{path} is no readable label ({error})") from None
     if labels.ndim != 2 or labels.shape != size:
-        raise EdgeError(f"{path} is {list(labels.shape)}, its image {list(size)}: one channel of one size is needed")
+        raise EdgeError(
+            f"{path} is {list(labels.shape)}, its image {list(size)}: one channel of one size is needed"
+        )
     return category_edges(labels, classes), labels == 255
 
 
@@ -226,7 +236,9 @@ def _files(folder: Path, segmentation: bool) -> list[Path]:
     return files
 
 
-def picture(frame: NDArray[np.uint8], before: NDArray[np.bool_], after: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def picture(
+    frame: NDArray[np.uint8], before: NDArray[np.bool_], after: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
     """The dimmed frame with labels of all classes: red only before, green only after, yellow both."""
     out = (frame * 0.45).astype(np.uint8)
     first, second = before.any(0), after.any(0)
@@ -239,8 +251,10 @@ def picture(frame: NDArray[np.uint8], before: NDArray[np.bool_], after: NDArray[
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m adapt.align",
-        description="Refine the edge labels of a data set by SEAL's alignment: each label pixel moves to a pixel of "
-        "its own on a ridge of the network's edge probability, mostly across the edge, together with its neighbours.",
+        description="Refine the edge labels of a data set by SEAL's alignment: "
+        "each label pixel moves to a pixel of "
+        "its own on a ridge of the network's edge probability, mostly across the edge, together "
+        "with its neighbours.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -263,8 +277,15 @@ def parser() -> argparse.ArgumentParser:
         add(f"--{name}", type=float, metavar="X", help=f"{text} (the preset's)")
     add("--solver", choices=("exact", "auction"), default="auction", help="auction: within 1e-4 of exact")
     add("--no-gate", action="store_true", help="move every label, as published")
-    add("--strength", type=float, default=Gate.strength, help=f"gate: mean ridge of a piece ({Gate.strength})")
-    add("--contrast", type=float, default=Gate.contrast, help=f"gate: ridge above surroundings ({Gate.contrast})")
+    add(
+        "--strength", type=float, default=Gate.strength, help=f"gate: mean ridge of a piece ({Gate.strength})"
+    )
+    add(
+        "--contrast",
+        type=float,
+        default=Gate.contrast,
+        help=f"gate: ridge above surroundings ({Gate.contrast})",
+    )
     add("--gain", type=float, default=Gate.gain, help=f"gate: cost saved a pixel ({Gate.gain})")
     add("--tile", type=int, default=0, metavar="N", help="run the network on N×N tiles (whole frames)")
     add("--pictures", type=int, default=0, metavar="N", help="draw the first N images")
@@ -274,7 +295,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def _ridges(a: argparse.Namespace) -> tuple[tuple[str, ...], Callable[[str, NDArray[np.uint8]], NDArray[Any]]]:
+def _ridges(
+    a: argparse.Namespace,
+) -> tuple[tuple[str, ...], Callable[[str, NDArray[np.uint8]], NDArray[Any]]]:
     """The classes, and (name, frame) -> probabilities [K,H,W]."""
     if a.probabilities:
         if not a.classes:

@@ -1,7 +1,6 @@
 """Semantic edges in a new domain: the edge head of a joint network follows its segmentation there.
 
-    label  class-balanced pseudo-segmentation of the target frames (λ_c, see ``labels.cbst``); its category
-    edges,
+    label   class-balanced pseudo-segmentation of the target frames (λ_c, see ``labels.cbst``); its edges,
             nothing along pixels without a label
     align   SEAL on the student's own ridges, gated: such labels are off by construction, but a head that sees
             nothing yet must not move them
@@ -51,7 +50,7 @@ class EdgeRoundConfig:
     portion: p of the pseudo-labels; steps, batch, crop, rate: the training; replay: share of source crops
     in it; alignment: pseudo-edges are aligned to the student's ridges, ``gate`` says which; source_drop:
     how far the source hold-out's MF may fall; agreement_drop: how far MF against the confident pseudo-edges
-    may; vanish: smallest share of a class's edge pixels (over .5) that must be left. """
+    may; vanish: smallest share of a class's edge pixels (over .5) that must be left."""
 
     portion: float = 0.5
     steps: int = 60
@@ -82,7 +81,8 @@ class EdgeRoundResult:
 def edge_score(
     network: Any, spec: Any, pairs: Sequence[Pair], classes: int, max_distance: float = 0.0075
 ) -> EdgeCounts:
-    """Thin counts of a network's edges against the category edges (radius 1) of class maps; 255 is no edge."""
+    """Thin counts of a network's edges against the category edges (radius 1) of class maps; 255 is no
+    edge."""
     table = EdgeCounts(max_distance, thin=True, classes=classes)
     for frame, label in pairs:
         p = edge_probability(network, spec, frame)
@@ -98,7 +98,9 @@ def _near_unknown(label: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.asarray(binary_dilation(label == 255, np.ones((3, 3)), iterations=2))
 
 
-def label_frames(network: Any, pack: Pack, frames: Sequence[NDArray[np.uint8]], portion: float) -> list[NDArray[np.uint8]]:
+def label_frames(
+    network: Any, pack: Pack, frames: Sequence[NDArray[np.uint8]], portion: float
+) -> list[NDArray[np.uint8]]:
     """Class-balanced pseudo-labels uint8 [H,W] of every frame, by the network's segmentation."""
     classes = len(pack.spec.classes)
     histograms = ClassHistograms(classes)
@@ -123,16 +125,23 @@ def _mixed(source: Draw | None, target: Draw, share: float) -> Draw:
 def _check_frames(pack: Pack, frames: Sequence[NDArray[np.uint8]], config: EdgeRoundConfig) -> None:
     network: Any = pack.network()
     if not hasattr(network, "joint"):
-        raise EdgeRoundError(f"{pack.path} is {pack.spec.network}, which has no edge head; use espnetv2_edges")
+        raise EdgeRoundError(
+            f"{pack.path} is {pack.spec.network}, which has no edge head; use espnetv2_edges"
+        )
     if network.edge_head.classes != len(pack.spec.classes):
         raise EdgeRoundError(
-            f"{pack.path} has {network.edge_head.classes} edge classes and {len(pack.spec.classes)} of segmentation; "
+            f"{pack.path} has {network.edge_head.classes} edge classes and "
+            f"{len(pack.spec.classes)} of segmentation; "
             "pseudo-edges need the same"
         )
     if len(frames) < 4:
-        raise EdgeRoundError(f"{len(frames)} frames of the target: 4 at least are needed, some are kept aside")
+        raise EdgeRoundError(
+            f"{len(frames)} frames of the target: 4 at least are needed, some are kept aside"
+        )
     if any(side % network.size_multiple for side in frames[0].shape[:2]):
-        raise EdgeRoundError(f"frames are {frames[0].shape[:2]}: sides must be multiples of {network.size_multiple}")
+        raise EdgeRoundError(
+            f"frames are {frames[0].shape[:2]}: sides must be multiples of {network.size_multiple}"
+        )
     if any(side % network.size_multiple for side in config.crop):
         raise EdgeRoundError(f"crop {config.crop}: sides must be multiples of {network.size_multiple}")
 
@@ -168,8 +177,8 @@ def adapt_edges(
     source = crops_of_segmentation(replay, classes, augmentation) if replay else None
     draw = _mixed(source, crops_of_segmentation(pairs, classes, augmentation), config.replay)
     recipe = EdgeRecipe(
-        config.steps, batch=config.batch, round=max(config.batch, config.batch * config.steps // 3), rate=config.rate,
-        aligned=config.alignment, unaligned=0, gate=config.gate, parts=("edge_head.",),
+        config.steps, batch=config.batch, round=max(config.batch, config.batch * config.steps // 3),
+        rate=config.rate, aligned=config.alignment, unaligned=0, gate=config.gate, parts=("edge_head.",),
     )  # fmt: skip
     history = train(network, pack.spec, draw, recipe, seed=config.seed, progress=progress)
     checks = _gate(parent, network, pack, source_holdout, target_holdout, config)
@@ -199,11 +208,18 @@ def adapt_edges(
 
 
 def _shares(network: Any, pack: Pack, pairs: Sequence[Pair]) -> NDArray[np.float64]:
-    return np.asarray(np.mean([(edge_probability(network, pack.spec, f) >= 0.5).mean((1, 2)) for f, _ in pairs], 0))
+    return np.asarray(
+        np.mean([(edge_probability(network, pack.spec, f) >= 0.5).mean((1, 2)) for f, _ in pairs], 0)
+    )
 
 
 def _gate(
-    parent: Any, child: Any, pack: Pack, source: Sequence[Pair], target: Sequence[Pair], config: EdgeRoundConfig
+    parent: Any,
+    child: Any,
+    pack: Pack,
+    source: Sequence[Pair],
+    target: Sequence[Pair],
+    config: EdgeRoundConfig,
 ) -> list[dict[str, Any]]:
     """The checks by name: value, limit, passed."""
     checks = []

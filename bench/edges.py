@@ -79,7 +79,8 @@ class Streets:
         self.names = [str(i) for i in range(images)]
         self.labels = [street(i, (512, 1024)) for i in range(images)]
         self.maps = [
-            [soft(m, 100 * i + k) for k, m in enumerate(category_edges(label, 19))] for i, label in enumerate(self.labels)
+            [soft(m, 100 * i + k) for k, m in enumerate(category_edges(label, 19))]
+            for i, label in enumerate(self.labels)
         ]
 
     def truth(self, i: int, mode: str) -> NDArray[np.bool_]:
@@ -102,7 +103,9 @@ def crop472() -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.bool_]
     corners = np.linspace(-np.pi, np.pi, 31)
     polygon = distance < np.interp(angle, corners, radius(corners) + rng.normal(0, 2.0, 31))
     truth, annotation = seg2edge(inside), seg2edge(polygon)
-    ridge = gaussian_filter((inside ^ np.roll(inside, 1, 0) | inside ^ np.roll(inside, 1, 1)).astype(float), 1.2)
+    ridge = gaussian_filter(
+        (inside ^ np.roll(inside, 1, 0) | inside ^ np.roll(inside, 1, 1)).astype(float), 1.2
+    )
     return annotation, np.clip(0.97 * ridge / ridge.max() + 0.005, 0, 0.975), truth
 
 
@@ -125,9 +128,13 @@ def matching(data: Path | None, quick: bool) -> list[dict[str, Any]]:
     rows = [
         {
             "figure": "thin match, one 321x481 pair, .0075",
-            "value": round(1e3 * t, 2), "unit": "ms", "target": 10, "note": f"{what}, {prediction.sum()} x {truth.sum()} px",
+            "value": round(1e3 * t, 2), "unit": "ms", "target": 10,
+            "note": f"{what}, {prediction.sum()} x {truth.sum()} px",
         },
-        {"figure": "thinning of a 321x481 edge map, radius 2", "value": round(1e3 * t_thin, 2), "unit": "ms"},
+        {
+            "figure": "thinning of a 321x481 edge map, radius 2",
+            "value": round(1e3 * t_thin, 2), "unit": "ms",
+        },
     ]  # fmt: skip
     edge = seg2edge(street(5, (642, 962), 9))
     level = levels_of(soft(edge, 5))
@@ -157,7 +164,8 @@ def evaluation(images: int) -> list[dict[str, Any]]:
         {
             "figure": f"Cityscapes-val-sized evaluation, thin + raw, {cores} cores",
             "value": round(wall / images * 500 / 60, 1), "unit": "min", "target": 30,
-            "note": f"extrapolated from {images} images x 19 classes at 512x1024, {100 * present:.0f} % present; "
+            "note": f"extrapolated from {images} images x 19 classes at 512x1024, "
+                f"{100 * present:.0f} % present; "
             f"{used / wall:.2f} cores busy",
         },
         {
@@ -178,13 +186,15 @@ def alignment() -> list[dict[str, Any]]:
     ):
         costs = {}
         for solver in ("exact", "auction"):
-            def run(solver: str = solver, **more: Any) -> Any:
+
+            def run(solver: str = solver, kind: dict[str, float] = kind, **more: Any) -> Any:
                 return align_details(annotation, ridge, tangents=angle, solver=solver, **{**kind, **more})
 
             t = seconds(run, 5, time.process_time)
             costs[solver] = run(smoothness=0.0).cost_after
             better = [
-                (a & truth).sum() / (a | truth).sum() for a in (annotation, run().aligned, run(gate=Gate()).aligned)
+                (a & truth).sum() / (a | truth).sum()
+                for a in (annotation, run().aligned, run(gate=Gate()).aligned)
             ]
             rows.append(
                 {
@@ -227,7 +237,14 @@ def published(data: Path | None) -> list[dict[str, Any]]:
     """Counts and alignments against the published solvers' answers."""
     folder = data / "edge_fixtures" if data else None
     if folder is None or not (folder / "match.npz").is_file():
-        return [{"figure": "published solvers' answers", "value": None, "unit": "", "note": "no edge_fixtures at hand"}]
+        return [
+            {
+                "figure": "published solvers' answers",
+                "value": None,
+                "unit": "",
+                "note": "no edge_fixtures at hand",
+            }
+        ]
     given = np.load(folder / "match.npz")
     over = []
     for i in range(12):
@@ -248,7 +265,8 @@ def published(data: Path | None) -> list[dict[str, Any]]:
         rows.append(
             {
                 "figure": f"aligned pixels the same as the published solver's, {name}",
-                "value": round(100 * (ours & z["aligned"]).sum() / z["aligned"].sum(), 2), "unit": "%", "target": 99.5,
+                "value": round(100 * (ours & z["aligned"]).sum() / z["aligned"].sum(), 2), "unit": "%",
+                "target": 99.5,
             }
         )  # fmt: skip
     return rows
@@ -283,10 +301,17 @@ def real_time(size: tuple[int, int], repeats: int) -> list[dict[str, Any]]:
             {
                 "figure": f"{name} engine, {size[0]}x{size[1]}, 19 classes, one thread",
                 "value": round(1e3 * t, 1), "unit": "ms",
-                "note": f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters, random weights",
+                "note": f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f} M "
+                    "parameters, random weights",
             }
         )  # fmt: skip
-    rows.append({"figure": "light over CASENet-R101", "value": round(rows[1]["value"] / rows[0]["value"], 1), "unit": "x"})
+    rows.append(
+        {
+            "figure": "light over CASENet-R101",
+            "value": round(rows[1]["value"] / rows[0]["value"], 1),
+            "unit": "x",
+        }
+    )
     return rows
 
 
@@ -311,7 +336,18 @@ def main(argv: list[str] | None = None) -> int:
     about["load_after"] = round(os.getloadavg()[0], 2)
     print(machine.line(about))
     print()
-    print(machine.table(rows, (("figure", "figure"), ("value", "value"), ("unit", "unit"), ("target", "target"), ("note", "note"))))
+    print(
+        machine.table(
+            rows,
+            (
+                ("figure", "figure"),
+                ("value", "value"),
+                ("unit", "unit"),
+                ("target", "target"),
+                ("note", "note"),
+            ),
+        )
+    )
     print(json.dumps({"bench": "edges", "machine": about, "figures": rows}))
     return 0
 

@@ -6,7 +6,7 @@ labels.
 Source: ESPNetv2 s = 0.5's Cityscapes encoder under both heads, trained on CamVid's day frames.  Target: the
 first half of the dusk drive, no labels; scored on the second half.  The last stdout line is one JSON
 object.  Figures are of one seed; sizes and steps are what a small machine does in minutes, not the best the
-method gives. """
+method gives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ import networks
 from adapt import batchnorm, predict
 from adapt.data.base import open_dataset, resize_frame, resize_label
 from adapt.edges_round import EdgeRoundConfig, adapt_edges, edge_score
-from adapt.labels.seal import Gate
 from adapt.progress import Bars
 from adapt.train.augment import Augmentation
 from adapt.train.edges import EdgeRecipe, crops_of_segmentation, train
@@ -59,8 +58,8 @@ def source_pack(a: argparse.Namespace, bars: Any) -> Any:
     encoder = {k: v for k, v in read_state(weights).items() if k.startswith("base_net.")}
     network.load_state_dict(encoder, strict=False)
     spec = PackSpec(
-        name="camvid-joint", version="1.0.0", network="espnetv2_edges", arguments={"scale": 0.5}, classes=space.classes,
-        colours=space.colours, size=SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+        name="camvid-joint", version="1.0.0", network="espnetv2_edges", arguments={"scale": 0.5},
+        classes=space.classes, colours=space.colours, size=SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD,
         training=f"CamVid day at {SIZE}, {a.source_steps} steps, Cityscapes encoder", licence="research only",
     )  # fmt: skip
     day = frames_of(a.data, "day_train", 250)
@@ -78,12 +77,16 @@ def source_pack(a: argparse.Namespace, bars: Any) -> Any:
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m bench.edges_domain", description=__doc__.split("\n\n")[0])
     here = Path(__file__).resolve().parent.parent
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="packs and reports; never to be published")
+    p.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="packs and reports; never to be published"
+    )
     p.add_argument(
         "--data", type=Path, default=Path(os.environ.get("ROADWORTHY_DATA", here.parent / "shared" / "data")),
         metavar="DIR", help="the folder that holds camvid/ and weights/",
     )  # fmt: skip
-    p.add_argument("--source-steps", type=int, default=240, metavar="N", help="steps of the source training (240)")
+    p.add_argument(
+        "--source-steps", type=int, default=240, metavar="N", help="steps of the source training (240)"
+    )
     p.add_argument("--steps", type=int, default=45, metavar="N", help="steps of a round (45)")
     a = p.parse_args(argv)
     about = machine.describe()
@@ -100,8 +103,8 @@ def main(argv: list[str] | None = None) -> int:
             by_day, by_dusk = (edge_score(network, pack.spec, pairs, k) for pairs in (day, dusk))
             rows.append(
                 {
-                    "what": what, "dusk MF": round(100 * by_dusk.ods(), 1), "dusk AP": round(100 * by_dusk.ap(), 1),
-                    "day MF": round(100 * by_day.ods(), 1), "gate": accepted,
+                    "what": what, "dusk MF": round(100 * by_dusk.ods(), 1), "dusk AP": round(100 *
+                    by_dusk.ap(), 1), "day MF": round(100 * by_day.ods(), 1), "gate": accepted,
                 }
             )  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
@@ -141,12 +144,19 @@ def main(argv: list[str] | None = None) -> int:
                 if c["name"] in ("source-mf", "pseudo-agreement")
             ]
             vanish = next(c["value"] for c in checks if c["name"] == "vanish") >= strict.vanish
-            score(what, load_pack(folder / "pack").network(), "passes" if all(passed) and vanish else "refused")
+            score(
+                what, load_pack(folder / "pack").network(), "passes" if all(passed) and vanish else "refused"
+            )
     about["load_after"] = round(os.getloadavg()[0], 2)
     print(machine.line(about))
     keys = ("what", "dusk MF", "dusk AP", "day MF", "gate")
     print(machine.table(rows, [(key, key) for key in keys]))
-    result = {"bench": "edges_domain", "machine": about, "cpu_seconds": round(time.process_time() - start), "rows": rows}
+    result = {
+        "bench": "edges_domain",
+        "machine": about,
+        "cpu_seconds": round(time.process_time() - start),
+        "rows": rows,
+    }
     print(json.dumps(result))
     return 0
 

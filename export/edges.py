@@ -1,14 +1,13 @@
 """Edge networks as ONNX, under the edge half of the graph contract.
 
-    frame uint8 [N,H,W,3] RGB -> edges uint8 [N,K,H,W]  255 · sigmoid, rounded as an 8-bit PNG of it would
-    be
+    frame uint8 [N,H,W,3] RGB -> edges uint8 [N,K,H,W]      255 · sigmoid, rounded (an 8-bit PNG)
                                  edge_bits int32 [N,H,W]    bit k: class k at or over its threshold
 
 The fusion is exported in its dense form (``fused()``): one 1x1 convolution of K + 3 channels.  Initialisers
-bear the names of that form's state_dict.  A joint network is exported by its edge head.
+bear the names of that form's state_dict.
 
 ``python -m export.edges PACK --out FILE.onnx`` writes one file and compares it with torch.  Serving it is
-not part of the runtime's contract yet: ``export.build`` refuses edge packs and says so. """
+not part of the runtime's contract yet: ``export.build`` refuses edge packs and says so."""
 
 from __future__ import annotations
 
@@ -58,13 +57,17 @@ class _Head(nn.Module):
 
 
 def _thresholds(thresholds: float | Sequence[float], classes: int) -> np.ndarray:
-    values = np.broadcast_to(np.asarray(thresholds, np.float64), (classes,)) if np.ndim(thresholds) == 0 else (
-        np.asarray(thresholds, np.float64)
-    )  # fmt: skip
+    values = np.asarray(thresholds, np.float64)
+    if values.ndim == 0:
+        values = np.broadcast_to(values, (classes,))
     if values.shape != (classes,) or not ((values > 0) & (values < 1)).all():
-        raise ExportError(f"thresholds {thresholds!r}: one, or one for each of {classes} classes, between 0 and 1")
+        raise ExportError(
+            f"thresholds {thresholds!r}: one, or one for each of {classes} classes, between 0 and 1"
+        )
     if classes > MAX_CLASSES:
-        raise ExportError(f"{classes} edge classes: edge_bits is one int32, {MAX_CLASSES} fit; split the head")
+        raise ExportError(
+            f"{classes} edge classes: edge_bits is one int32, {MAX_CLASSES} fit; split the head"
+        )
     # sigmoid(x) >= t  <=>  x >= log(t / (1 - t)): compared on logits, before any rounding
     return np.log(values / (1 - values)).astype(np.float32)
 
@@ -105,7 +108,9 @@ def write(
     head = _Head(network)
     height, width = size
     if height <= 0 or width <= 0 or height % head.size_multiple or width % head.size_multiple:
-        raise ExportError(f"size {height}x{width} must be a multiple of {head.size_multiple} for {spec.network}")
+        raise ExportError(
+            f"size {height}x{width} must be a multiple of {head.size_multiple} for {spec.network}"
+        )
     graph = writer.Graph(opset)
     folding = Folding(head.network)
     emitter = writer._Emitter(folding, graph, folding.weights(head.network.state_dict()))
@@ -141,8 +146,11 @@ def write(
     return model
 
 
-def compare(model: onnx.ModelProto, network: nn.Module, spec: PackSpec, frames: np.ndarray, **how: Any) -> dict[str, Any]:
-    """ONNX Runtime against torch on uint8 [n,H,W,3]: largest difference of a byte, share of equal bit fields."""
+def compare(
+    model: onnx.ModelProto, network: nn.Module, spec: PackSpec, frames: np.ndarray, **how: Any
+) -> dict[str, Any]:
+    """ONNX Runtime against torch on uint8 [n,H,W,3]: largest difference of a byte, share of equal bit
+    fields."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -173,7 +181,9 @@ usage""",
     p.add_argument("pack", metavar="PACK", help="a pack of casenet or casenet_light")
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ONNX file")
     p.add_argument("--size", metavar="HxW", help="frame size (the pack's)")
-    p.add_argument("--threshold", type=float, nargs="+", default=[0.5], metavar="P", help="one, or one a class (0.5)")
+    p.add_argument(
+        "--threshold", type=float, nargs="+", default=[0.5], metavar="P", help="one, or one a class (0.5)"
+    )
     p.add_argument("--json", action="store_true", help="print one JSON object")
     return p
 

@@ -21,6 +21,8 @@ class SegmentationNetwork(nn.Module):
 
     output_stride: int
     size_multiple: int
+    #: What its packs are for: "segmentation", or "edges" where the logits are sigmoids of edge classes.
+    TASK: ClassVar[str] = "segmentation"
     #: Keyword arguments besides `classes`, for documentation and tests: one small instance of each form.
     EXAMPLES: ClassVar[tuple[dict[str, object], ...]] = ({},)
 

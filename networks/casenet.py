@@ -149,6 +149,7 @@ class CASENet(SegmentationNetwork):
 
     output_stride = 1
     size_multiple = 8
+    TASK = "edges"
     EXAMPLES = ({"depth": 14, "width": 8},)
     #: Parameters made for this task: the published recipe moves them ten times as fast (biases twenty).
     NEW = ("score_", "ce_fusion")
@@ -267,8 +268,7 @@ def read_checkpoint(state: Mapping[str, Tensor], classes: int) -> tuple[dict[str
     """A published state dict under our names, and the depth it was made for.
 
     Taken: the PyTorch ports (our names; their fixed ``upsample_*`` weights are dropped after a look),
-    extracted
-    Caffe blobs (``res2a_branch2a_0``, ``bn2a_branch2a_1``, …), either with the wrapper ``module.``.
+    extracted Caffe blobs (``res2a_branch2a_0``, …), either with the wrapper ``module.``.
 
     Raises:
         ValueError: another class count, learned deconvolutions, or names of none of these.

@@ -2,8 +2,7 @@
 
 What makes CASENet slow is its stem: 64 channels at full resolution.  Here the stem has stride 2 and the head
 answers at 1/2, which is where the Cityscapes edge benchmark scores.  Taps: 1/2, 1/4, 1/8 for the shared
-sides;
-the last one sees 1/8 and the enlarged 1/16 together.
+sides; the last one sees 1/8 and the enlarged 1/16 together.
 
 Encoder attribute names are ESPNetv2's, so a trained segmentation network starts it by name
 (``load_encoder``).
@@ -50,8 +49,9 @@ class EdgeHead(nn.Module):
             nn.init.normal_(score.weight, std=0.01)
         self.ce_fusion = shared_fusion(classes)
 
-    def forward(self, half: Tensor, quarter: Tensor, eighth: Tensor, sixteenth: Tensor) -> tuple[Tensor,
-    Tensor]:
+    def forward(
+        self, half: Tensor, quarter: Tensor, eighth: Tensor, sixteenth: Tensor
+    ) -> tuple[Tensor, Tensor]:
         deep = F.interpolate(sixteenth, scale_factor=2.0, mode="bilinear", align_corners=False)
         a5 = enlarge(self.score_cls_side5(self.context(torch.cat([eighth, deep], 1))), 4)
         side1 = self.score_edge_side1(half)
@@ -72,6 +72,7 @@ class CASENetLight(SegmentationNetwork):
 
     output_stride = 2
     size_multiple = 16
+    TASK = "edges"
     EXAMPLES = ({"scale": 0.5},)
     UNUSED = (r"level\d_0\.eesp\.module_act",)
     NEW = ("edge_head.",)

@@ -125,6 +125,7 @@ def import_checkpoint(
         name=name or network,
         version=version,
         network=network,
+        task=networks.architecture(network).TASK,
         arguments={**found, **(arguments or {})},
         classes=space.classes,
         colours=space.colours,

@@ -32,15 +32,19 @@ from adapt.labels.edges import category_edges, cityscapes_edges, instance_edges
 __all__ = ["CLASSES", "EdgeSet", "Predictions", "open_truth"]
 
 CLASSES: dict[str, tuple[str, ...]] = {
-    "sbd": tuple(
-        "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-        "pottedplant sheep sofa train tvmonitor".split()
+    "sbd": (
+        "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+        "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
     ),
     "cityscapes": (
-        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
-        "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
+        "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle",
+        "bicycle",
     ),
-    "camvid": tuple("sky building pole road sidewalk tree sign fence car pedestrian bicyclist".split()),
+    "camvid": (
+        "sky", "building", "pole", "road", "sidewalk", "tree", "sign", "fence", "car", "pedestrian",
+        "bicyclist",
+    ),
     "bsds": ("boundary",),
 }  # fmt: skip
 
@@ -116,7 +120,11 @@ class SBD:
     classes = CLASSES["sbd"]
 
     def __init__(self, root: Path, listing: str = "val", protocol: str = "sbd") -> None:
-        self.root, self.names, self.protocol = root, _listed(root / f"{listing}.txt"), edges.PROTOCOLS[protocol]
+        self.root, self.names, self.protocol = (
+            root,
+            _listed(root / f"{listing}.txt"),
+            edges.PROTOCOLS[protocol],
+        )
 
     def truth(self, i: int, mode: str) -> NDArray[np.bool_]:
         """bool [20,H,W]."""
@@ -238,7 +246,9 @@ def open_truth(text: str) -> EdgeSet:
     """The set that "KIND:ROOT[:PART]" describes.  Raises EdgeError for unknown kinds and missing folders."""
     kind, _, rest = text.partition(":")
     if kind not in _KINDS or not rest:
-        raise EdgeError(f"{text!r} is no edge truth: write KIND:ROOT:PART with KIND one of {', '.join(_KINDS)}")
+        raise EdgeError(
+            f"{text!r} is no edge truth: write KIND:ROOT:PART with KIND one of {', '.join(_KINDS)}"
+        )
     root, _, part = rest.partition(":")
     if not Path(root).is_dir():
         raise EdgeError(f"{root} is no folder: give the data set's root")
@@ -263,7 +273,14 @@ class Predictions:
         self.root, self.classes = root, tuple(classes)
         self.folders: list[Path | None] = []
         for k, name in enumerate(self.classes):
-            spellings = (name, name.replace(" ", "_"), str(k + 1), f"{k + 1:03d}", f"class_{k + 1}", f"class_{k + 1:03d}")
+            spellings = (
+                name,
+                name.replace(" ", "_"),
+                str(k + 1),
+                f"{k + 1:03d}",
+                f"class_{k + 1}",
+                f"class_{k + 1:03d}",
+            )
             self.folders.append(next((root / s for s in spellings if (root / s).is_dir()), None))
         if len(self.classes) > 1 and any(self.folders) and not all(self.folders):
             missing = [n for n, f in zip(self.classes, self.folders, strict=True) if f is None]
@@ -277,13 +294,17 @@ class Predictions:
                 with np.load(packed, allow_pickle=False) as file:
                     maps = list(file["probability"])
             except Exception as error:  # damaged archives raise many kinds
-                raise EdgeError(f"{packed} holds no 'probability' [K,H,W] ({str(error).splitlines()[0]})") from None
+                raise EdgeError(
+                    f"{packed} holds no 'probability' [K,H,W] ({str(error).splitlines()[0]})"
+                ) from None
         elif len(self.classes) == 1 and (self.root / f"{name}.png").is_file():
             maps = [_image(self.root / f"{name}.png")]
         elif all(self.folders):
             maps = [_image(folder / f"{name}.png") for folder in self.folders if folder]
         else:
-            raise EdgeError(f"{self.root} has no prediction of {name}: NAME.npz, or NAME.png in a folder a class")
+            raise EdgeError(
+                f"{self.root} has no prediction of {name}: NAME.npz, or NAME.png in a folder a class"
+            )
         if len(maps) != len(self.classes):
             raise EdgeError(f"{packed} holds {len(maps)} maps, the truth has {len(self.classes)} classes")
         return [_fit(m, size, f"{self.root}/{name}") for m in maps]
@@ -299,7 +320,8 @@ def _fit(probability: NDArray[Any], size: tuple[int, int], where: str) -> NDArra
         return p
     if abs(p.shape[0] * size[1] - p.shape[1] * size[0]) > max(size[0], size[1], *p.shape):
         raise EdgeError(
-            f"{where}: the prediction is {list(p.shape)}, its truth {list(size)}: another image, or transposed?"
+            f"{where}: the prediction is {list(p.shape)}, its truth {list(size)}: another image, "
+            "or transposed?"
         )
     real = p / 255.0 if p.dtype == np.uint8 else p
     return np.clip(resize_bicubic(real, size), 0.0, 1.0)

@@ -25,11 +25,11 @@ __all__ = ["evaluate", "main", "table"]
 
 EPILOG = """\
 truth:
-  sbd:ROOT:LIST  ROOT/cls, ROOT/inst, ROOT/LIST.txt  protocol sbd (or --protocol sbd-reanno)
-  cityscapes:ROOT:SPLIT  ROOT/gtFine/SPLIT  protocol cityscapes, half resolution bsds:ROOT[:PREFIX]
-  ROOT/groundTruth or ROOT/edges  protocol bsds, several annotators camvid:ROOT:LIST  ROOT/labels,
-  ROOT/LIST.txt  .0075 of the diagonal labels:ROOT:CLASSES  edge labels as .npz, .mat or .png  protocol sbd-
-  reanno
+  sbd:ROOT:LIST            ROOT/cls, ROOT/inst, ROOT/LIST.txt        sbd (or --protocol sbd-reanno)
+  cityscapes:ROOT:SPLIT    ROOT/gtFine/SPLIT                         cityscapes, half resolution
+  bsds:ROOT[:PREFIX]       ROOT/groundTruth or ROOT/edges            bsds, several annotators
+  camvid:ROOT:LIST         ROOT/labels, ROOT/LIST.txt                .0075 of the diagonal
+  labels:ROOT:CLASSES      edge labels as .npz, .mat or .png         sbd-reanno
 
 predictions, whichever is there for an image NAME:
   DIR/NAME.npz             'probability' [K,H,W], uint8 or float
@@ -166,7 +166,8 @@ def _shard(text: str) -> tuple[int, int]:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m adapt.evaluate edges",
-        description="Score edge probability maps: MF (ODS), OIS and AP per class, thin and raw, at 99 thresholds, "
+        description="Score edge probability maps: MF (ODS), OIS and AP per "
+        "class, thin and raw, at 99 thresholds, "
         "with exact deterministic matching. No MATLAB.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -174,9 +175,20 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     add("--truth", metavar="SET", help="KIND:ROOT[:PART], see below")
     add("--predictions", type=Path, metavar="DIR", help="folder of probability maps")
-    add("--merge", type=Path, nargs="+", metavar="FILE", help="score saved count tables instead, added together")
+    add(
+        "--merge",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="score saved count tables instead, added together",
+    )
     add("--protocol", choices=sorted(edges.PROTOCOLS), help="distance and margin (the truth's own)")
-    add("--mode", choices=("thin", "raw", "both"), default=None, help="what to score (what the protocol reports)")
+    add(
+        "--mode",
+        choices=("thin", "raw", "both"),
+        default=None,
+        help="what to score (what the protocol reports)",
+    )
     add("--max-distance", type=float, metavar="F", help="another matching distance, fraction of the diagonal")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every N-th image from the I-th")
     add("--save", type=Path, metavar="FILE", help="also save the count table (one mode only)")

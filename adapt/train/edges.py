@@ -31,12 +31,21 @@ from adapt.train.augment import Augmentation, crop
 from adapt.train.loop import Progress, generator, silent
 from networks.pack import PackSpec, normalise
 
-__all__ = ["PRESETS", "EdgeRecipe", "Sample", "crops_of_edges", "crops_of_segmentation", "refine_crf", "train"]
+__all__ = [
+    "PRESETS",
+    "EdgeRecipe",
+    "Sample",
+    "crops_of_edges",
+    "crops_of_segmentation",
+    "refine_crf",
+    "train",
+]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One crop: frame uint8 [h,w,3], bits uint32 [channels,h,w], labels uint8 [h,w] or None (joint networks)."""
+    """One crop: frame uint8 [h,w,3], bits uint32 [channels,h,w], labels uint8 [h,w] or None (joint
+    networks)."""
 
     frame: NDArray[np.uint8]
     bits: NDArray[np.uint32]
@@ -54,8 +63,8 @@ class EdgeRecipe:
     rounds keep the labels as they are.  round: crops a round; batch: crops a step.  optimiser: "sgd" (the
     published: momentum .9, decay 5e-4, new layers ×10, their biases ×20) or "adamw" (new layers ×1).  rate
     falls by ``gamma`` every ``every`` steps (0: never).  frozen_bn: as published.  parts: prefixes of the
-    parameters that move, () = all. alignment: parameters of ``align``; gate: None is SEAL as published.
-    segmentation: weight of the segmentation loss of joint networks. """
+    parameters that move, () = all.  alignment: parameters of ``align``; gate: None is SEAL as published.
+    segmentation: weight of the segmentation loss of joint networks."""
 
     steps: int
     reweighted: bool = False
@@ -87,8 +96,8 @@ class EdgeRecipe:
 _CITYSCAPES = {"sigma_x": 1.0, "sigma_y": 3.0, "max_cost": 2.0, "smoothness": 0.02}
 _SBD = {"sigma_x": 1.0, "sigma_y": 4.0, "max_cost": 4.5, "smoothness": 0.02}
 
-#: The published recipes: crops of 472, mirrored; the loss is a sum, hence the rates.  S, C and SEAL start from a
-#: short warm-up with the unweighted loss; C is S on labels that a dense CRF refined (``refine_crf``).
+#: The published recipes: crops of 472, mirrored; the loss is a sum, hence the rates.  S, C and SEAL start
+#: from a short warm-up with the unweighted loss; C is S on labels a dense CRF refined (``refine_crf``).
 PRESETS: dict[str, EdgeRecipe] = {
     f"{name}-{data}": replace(
         EdgeRecipe(
@@ -130,7 +139,8 @@ def crops_of_segmentation(
 def crops_of_edges(
     pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint32]]], size: tuple[int, int], *, flip: bool = True
 ) -> Draw:
-    """Crops of frames with bit-field edge labels; a crop larger than the frame is padded and ignored there."""
+    """Crops of frames with bit-field edge labels; a crop larger than the frame is padded and ignored
+    there."""
     if not pairs:
         raise ValueError("edge training: no labelled frame")
     height, width = size
@@ -139,7 +149,10 @@ def crops_of_edges(
         frame, bits = pairs[int(rng.integers(len(pairs)))]
         top = int(rng.integers(max(frame.shape[0] - height, 0) + 1))
         left = int(rng.integers(max(frame.shape[1] - width, 0) + 1))
-        f, b = frame[top : top + height, left : left + width], bits[:, top : top + height, left : left + width]
+        f, b = (
+            frame[top : top + height, left : left + width],
+            bits[:, top : top + height, left : left + width],
+        )
         down, right = height - f.shape[0], width - f.shape[1]
         if down or right:
             f = np.pad(f, ((0, down), (0, right), (0, 0)))
@@ -155,7 +168,12 @@ def crops_of_edges(
 
 
 def refine_crf(
-    frame: NDArray[np.uint8], labels: NDArray[np.uint8], classes: int, *, certainty: float = 0.7, steps: int = 5
+    frame: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    classes: int,
+    *,
+    certainty: float = 0.7,
+    steps: int = 5,
 ) -> NDArray[np.uint8]:
     """CASENet-C's labels: a class map refined by a dense CRF on the frame; 255 stays 255.
 
@@ -186,7 +204,9 @@ def _groups(network: nn.Module, recipe: EdgeRecipe) -> list[dict[str, Any]]:
         if not moves:
             continue
         bias = p.ndim == 1
-        factor = (20.0 if bias else 10.0) if recipe.optimiser == "sgd" and name.startswith(new) and new else 1.0
+        factor = (
+            (20.0 if bias else 10.0) if recipe.optimiser == "sgd" and name.startswith(new) and new else 1.0
+        )
         decay = 0.0 if bias else (5e-4 if recipe.optimiser == "sgd" else 1e-2)
         groups.append({"params": [p], "lr": recipe.rate * factor, "factor": factor, "weight_decay": decay})
     if not groups:
@@ -199,7 +219,9 @@ def _forward(network: nn.Module, x: Tensor, joint: bool) -> tuple[Tensor | None,
     parts: list[Tensor | None] = [None, *network.sides(x)] if not joint else list(network.joint(x))  # type: ignore[operator]
     size = x.shape[2:]
     full = [
-        t if t is None or t.shape[2:] == size else F.interpolate(t, size, mode="bilinear", align_corners=False)
+        t
+        if t is None or t.shape[2:] == size
+        else F.interpolate(t, size, mode="bilinear", align_corners=False)
         for t in parts
     ]
     a5, fused = full[1], full[2]
@@ -233,7 +255,9 @@ def train(
     Raises ValueError for a network without ``sides``, FloatingPointError where the loss is not finite.
     """
     if not hasattr(network, "sides"):
-        raise ValueError(f"edge training: {type(network).__name__} answers no edges; use casenet or casenet_light")
+        raise ValueError(
+            f"edge training: {type(network).__name__} answers no edges; use casenet or casenet_light"
+        )
     joint = hasattr(network, "joint") and recipe.segmentation > 0 and not recipe.parts
     groups = _groups(network, recipe)
     optimiser: torch.optim.Optimizer = (
@@ -253,7 +277,9 @@ def train(
             drop = recipe.gamma ** (len(history) // recipe.every) if recipe.every else 1.0
             for group in optimiser.param_groups:
                 group["lr"] = recipe.rate * group["factor"] * drop
-            history.append(_step(network, spec, samples[start : start + recipe.batch], recipe, optimiser, joint))
+            history.append(
+                _step(network, spec, samples[start : start + recipe.batch], recipe, optimiser, joint)
+            )
             progress("train", len(history), recipe.steps, loss=history[-1])
         number += 1
     for p in network.parameters():

@@ -23,23 +23,23 @@ __all__ = ["main"]
 
 EPILOG = """\
 data, one of:
-  --data SET  labelled frames (camvid:ROOT:LIST, folder:PATH, street:DOMAIN:COUNT:SEED); edges of
-                            radius 2 are made from the class maps on the fly, also after scaling
-  --labels DIR --images DIR edge labels (.npz, .bin, .mat, .png, see adapt.labels.edge_codec) and their images
+  --data SET                 labelled frames (camvid:ROOT:LIST, folder:PATH, street:DOMAIN:COUNT:SEED); edges
+                             of radius 2 are made from the class maps on the fly, also after scaling
+  --labels DIR --images DIR  edge labels (.npz, .bin, .mat, .png: adapt.labels.edge_codec), their images
 
-presets (the published recipes; name-cityscapes or name-sbd):
-  casenet  reweighted loss  casenet-c  -s on labels refined by a dense CRF (--data only, casenet-s
-  unweighted, half the rate  needs pydensecrf) seal  -s with labels aligned every round  without a preset:
-  AdamW, mean loss, --seal to align (gated)
--s, -c and seal start from a short warm-up: train one with --preset casenet-s first and give it to --init.
+presets (the published recipes; NAME-cityscapes or NAME-sbd):
+  casenet      reweighted loss
+  casenet-s    unweighted, half the rate
+  casenet-c    -s on labels refined by a dense CRF (--data only, needs pydensecrf)
+  seal         -s with labels aligned every round
+  (none)       AdamW, mean loss; --seal aligns, gated
+-s, -c and seal start from a short warm-up: train one with --preset casenet-s first, give it to --init.
 
 examples:
-  python -m adapt.train edges --network casenet_light --classes camvid11 --data camvid:data/camvid:day_train
-  \\
-      --crop 256x320 --steps 2000 --seal --out packs/edges
-  python -m adapt.train edges --network casenet --preset seal-sbd --classes 20 --labels sbd/edges --images
-  sbd/img \\
-      --crop 472x472 --init packs/warm --out packs/seal
+  python -m adapt.train edges --network casenet_light --classes camvid11 --crop 256x320 --steps 2000 \\
+      --data camvid:data/camvid:day_train --seal --out packs/edges
+  python -m adapt.train edges --network casenet --preset seal-sbd --classes 20 --crop 472x472 \\
+      --labels sbd/edges --images sbd/img --init packs/warm --out packs/seal
 
 exit codes: 0 the pack was written, 1 refused or failed (one line on stderr says why), 2 wrong usage
 """
@@ -57,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
 
     p = argparse.ArgumentParser(
         prog="python -m adapt.train edges",
-        description="Train an edge network (casenet, casenet_light) or a joint one (espnetv2_edges) and write its pack.",
+        description="Train an edge network (casenet, casenet_light) or a joint "
+        "one (espnetv2_edges) and write its pack.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -68,7 +69,12 @@ def parser() -> argparse.ArgumentParser:
     add("--data", metavar="SET", help="labelled frames")
     add("--labels", type=Path, metavar="DIR", help="edge labels")
     add("--images", type=Path, metavar="DIR", help="their images")
-    add("--init", type=Path, metavar="PACK", help="start from this pack's weights, all or its encoder's, by name")
+    add(
+        "--init",
+        type=Path,
+        metavar="PACK",
+        help="start from this pack's weights, all or its encoder's, by name",
+    )
     add("--preset", choices=sorted(PRESETS), help="a published recipe")
     add("--crop", type=_size, default=(256, 320), metavar="HxW", help="training crops (256x320)")
     add("--steps", type=int, metavar="N", help="optimiser steps (the preset's, or 1000)")
@@ -90,7 +96,9 @@ def _space(text: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]
 
     if text.isdigit() and int(text):
         names = tuple(f"class{k}" for k in range(int(text)))
-        return names, tuple(((37 * k) % 256, (91 * k + 60) % 256, (151 * k + 120) % 256) for k in range(len(names)))
+        return names, tuple(
+            ((37 * k) % 256, (91 * k + 60) % 256, (151 * k + 120) % 256) for k in range(len(names))
+        )
     if text not in SPACES:
         raise ValueError(f"label space {text!r} is unknown; a number, or one of: {', '.join(sorted(SPACES))}")
     return SPACES[text].classes, SPACES[text].colours
@@ -178,8 +186,9 @@ def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
     spec = PackSpec(
         name=a.name or a.network, version="1.0.0", network=a.network, arguments=arguments, classes=names,
         colours=colours, size=a.crop, mean=mean, std=std, channel_order=order,
-        task="segmentation" if hasattr(network, "joint") else "edges",
-        training=f"{a.preset or 'edges'}{', SEAL' if recipe.aligned else ''}: {recipe.steps} steps of {recipe.batch}, "
+        task=network.TASK,
+        training=f"{a.preset or 'edges'}{', SEAL' if recipe.aligned else ''}: "
+            f"{recipe.steps} steps of {recipe.batch}, "
         f"rate {recipe.rate:g}, crops {a.crop[0]}x{a.crop[1]}, seed {a.seed}",
     )  # fmt: skip
     history = train(network, spec, draw, recipe, seed=a.seed, progress=progress)

@@ -23,7 +23,9 @@ SIZE = (64, 80)
 
 def region(shift=(0, 0)):
     yy, xx = np.mgrid[: SIZE[0], : SIZE[1]]
-    inside = np.hypot(yy - 30 - shift[0], xx - 40 - shift[1]) < 18 + 3 * np.sin(4 * np.arctan2(yy - 30, xx - 40))
+    inside = np.hypot(yy - 30 - shift[0], xx - 40 - shift[1]) < 18 + 3 * np.sin(
+        4 * np.arctan2(yy - 30, xx - 40)
+    )
     return inside.astype(np.uint8)
 
 

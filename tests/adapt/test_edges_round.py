@@ -21,9 +21,9 @@ SIZE = (64, 96)
 def pack(tmp_path_factory):
     torch.manual_seed(0)
     spec = PackSpec(
-        name="joint", version="1.0.0", network="espnetv2_edges", arguments={"scale": 0.5}, classes=STREET.classes,
-        colours=STREET.colours, size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), training="none",
-        licence="Apache-2.0",
+        name="joint", version="1.0.0", network="espnetv2_edges", arguments={"scale": 0.5},
+        classes=STREET.classes, colours=STREET.colours, size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25,
+        0.25), training="none", licence="Apache-2.0",
     )  # fmt: skip
     network = networks.create("espnetv2_edges", classes=len(spec.classes), scale=0.5)
     day = [render(i, "day", SIZE) for i in range(4)]
@@ -55,7 +55,9 @@ def test_only_the_edge_head_moves_and_the_pack_names_its_parent(pack, tmp_path):
 
 
 def test_a_round_can_refuse_its_own_result(pack, tmp_path):
-    result = adapt_edges(pack, target(), config=quick(agreement_drop=-2.0, source_drop=1.0, vanish=0.0), out=tmp_path / "o")
+    result = adapt_edges(
+        pack, target(), config=quick(agreement_drop=-2.0, source_drop=1.0, vanish=0.0), out=tmp_path / "o"
+    )
     assert not result.accepted
     assert result.pack is None
     assert not (tmp_path / "o" / "pack").exists()

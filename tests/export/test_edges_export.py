@@ -15,7 +15,11 @@ from export.build import build
 from export.errors import ExportError
 from networks.pack import PackSpec, write_pack
 
-CASES = [("casenet", {"depth": 14, "width": 8}, 3), ("casenet_light", {"scale": 0.5}, 19), ("casenet", {"depth": 14, "width": 8}, 1)]
+CASES = [
+    ("casenet", {"depth": 14, "width": 8}, 3),
+    ("casenet_light", {"scale": 0.5}, 19),
+    ("casenet", {"depth": 14, "width": 8}, 1),
+]
 
 
 def make(name, arguments, classes):
@@ -32,8 +36,6 @@ def make(name, arguments, classes):
         channel_order="bgr", training="none", licence="Apache-2.0",
     )  # fmt: skip
     return network, spec
-
-
 
 
 def frames(n=2, size=(48, 64)):

@@ -97,9 +97,10 @@ def test_forward_is_the_published_graph_written_out():
     a5 = caffe_deconvolution(score(five, "score_cls_side5"), 8)
     fused = torch.cat(
         [
-            sum(s["ce_fusion.weight"][k, i] * t[:, 0] for i, t in enumerate((a5[:, k : k + 1], side1, side2,
-            side3)))
-            .unsqueeze(1)
+            sum(
+                s["ce_fusion.weight"][k, i] * t[:, 0]
+                for i, t in enumerate((a5[:, k : k + 1], side1, side2, side3))
+            ).unsqueeze(1)
             + s["ce_fusion.bias"][k]
             for k in range(4)
         ],
@@ -266,6 +267,22 @@ def test_the_joint_network_segments_as_espnetv2_does_and_answers_edges_beside():
         assert torch.equal(both[0], segmentation(x))
         assert both[1].shape == both[2].shape == (1, 4, 32, 48)
         assert all(torch.equal(a, b) for a, b in zip(joint.sides(x), both[1:], strict=True))
+
+
+def test_a_checkpoint_becomes_an_edge_pack(tmp_path):
+    from networks.import_checkpoint import main
+    from networks.pack import load_pack
+
+    torch.save({"state_dict": small(19).state_dict()}, tmp_path / "casenet.pth")
+    arguments = ["casenet", str(tmp_path / "casenet.pth"), "--classes", "cityscapes19", "--size", "64x96"]
+    arguments += ["--channel-order", "bgr", "--mean", "0.40787,0.45753,0.48108"]
+    arguments += ["--std", "0.0039216,0.0039216,0.0039216", "--out", str(tmp_path / "pack")]
+    assert main(arguments) == 0
+    pack = load_pack(tmp_path / "pack")
+    assert pack.spec.task == "edges"
+    assert pack.spec.channel_order == "bgr"
+    x = torch.randn(1, 3, 16, 24)
+    assert torch.equal(pack.network()(x), small(19)(x))
 
 
 def test_unknown_depth_and_scale_are_named():

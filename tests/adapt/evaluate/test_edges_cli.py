@@ -49,7 +49,15 @@ def camvid(tmp_path):
 
 def test_the_command_prints_what_the_table_holds(camvid, capsys):
     root, predictions = camvid
-    arguments = ["edges", "--truth", f"camvid:{root}:val", "--predictions", str(predictions), "--quiet", "--json"]
+    arguments = [
+        "edges",
+        "--truth",
+        f"camvid:{root}:val",
+        "--predictions",
+        str(predictions),
+        "--quiet",
+        "--json",
+    ]
     assert evaluate_main.main(arguments) == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result) == {"thin", "raw"}
@@ -70,7 +78,16 @@ def test_the_command_prints_what_the_table_holds(camvid, capsys):
 
 def test_shards_of_any_number_of_threads_merge_to_the_whole(camvid, tmp_path, capsys):
     root, predictions = camvid
-    common = ["--truth", f"camvid:{root}:val", "--predictions", str(predictions), "--mode", "raw", "--quiet", "--json"]
+    common = [
+        "--truth",
+        f"camvid:{root}:val",
+        "--predictions",
+        str(predictions),
+        "--mode",
+        "raw",
+        "--quiet",
+        "--json",
+    ]
     assert edges_cli.main([*common, "--jobs", "3"]) == 0
     whole = json.loads(capsys.readouterr().out)["raw"]
     files = []
@@ -112,7 +129,9 @@ def test_a_nan_map_is_refused_with_its_image(camvid, capsys):
     maps = np.zeros((11, 48, 64), np.float32)
     maps[2, 3, 3] = np.nan
     np.savez(predictions / "f1.npz", probability=maps)
-    assert edges_cli.main(["--truth", f"camvid:{root}:val", "--predictions", str(predictions), "--quiet"]) == 1
+    assert (
+        edges_cli.main(["--truth", f"camvid:{root}:val", "--predictions", str(predictions), "--quiet"]) == 1
+    )
     error = capsys.readouterr().err
     assert "f1" in error
     assert "NaN" in error
@@ -202,7 +221,7 @@ def test_predictions_come_in_three_layouts_and_are_resized_as_matlab_does(tmp_pa
     with pytest.raises(EdgeError, match="transposed"):
         Predictions(tmp_path / "folders", CLASSES["sbd"]).read("a", (8, 6))
     (tmp_path / "deep").mkdir()
-    Image.fromarray((maps[0].astype(np.uint16) * 256)).save(tmp_path / "deep" / "a.png")
+    Image.fromarray(maps[0].astype(np.uint16) * 256).save(tmp_path / "deep" / "a.png")
     deep = Predictions(tmp_path / "deep", ("boundary",)).read("a", (6, 8))[0]
     np.testing.assert_allclose(deep, maps[0] / 256.0)
     np.savez(tmp_path / "deep" / "b.npz", probability=maps[:3])

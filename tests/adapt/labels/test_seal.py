@@ -78,8 +78,9 @@ def scene(seed=0, size=(96, 112), shift=3):
     inside = np.hypot(yy - size[0] / 2, xx - size[1] / 2) < radius
     truth = seg2edge(inside)
     annotation = seg2edge(np.roll(inside, (shift, -shift), (0, 1)))
-    contour = gaussian_filter((inside ^ np.roll(inside, 1, 0) | inside ^ np.roll(inside, 1,
-    1)).astype(float), 1)
+    contour = gaussian_filter(
+        (inside ^ np.roll(inside, 1, 0) | inside ^ np.roll(inside, 1, 1)).astype(float), 1
+    )
     ridge = np.clip(contour / contour.max() * 0.95 + 0.02 * rng.random(size), 0.001, 0.999)
     return truth, annotation, ridge.astype(np.float32)
 
@@ -157,8 +158,9 @@ def test_a_good_ridge_pulls_a_shifted_label_onto_the_truth(solver):
     truth, annotation, ridge = scene()
     aligned = align(annotation, ridge, sigma_y=4, max_cost=4.5, smoothness=0.02, solver=solver)
     assert aligned.sum() == annotation.sum()
-    hits = [match(label, truth, 1.5 / np.hypot(*truth.shape)) / truth.sum() for label in (annotation,
-    aligned)]
+    hits = [
+        match(label, truth, 1.5 / np.hypot(*truth.shape)) / truth.sum() for label in (annotation, aligned)
+    ]
     assert hits[1] > hits[0] + 0.2
     assert hits[1] > 0.9
 

@@ -31,7 +31,18 @@ def edge_files(tmp_path):
 
 def test_a_pack_comes_out_of_edge_files_and_another_starts_from_it(edge_files, capsys):
     files = ["--labels", str(edge_files / "labels"), "--images", str(edge_files / "images"), "--classes", "4"]
-    small = ["--network", "casenet", "--set", "depth=14", "--set", "width=8", "--crop", "32x40", "--quiet", "--json"]
+    small = [
+        "--network",
+        "casenet",
+        "--set",
+        "depth=14",
+        "--set",
+        "width=8",
+        "--crop",
+        "32x40",
+        "--quiet",
+        "--json",
+    ]
     first = [*files, *small, "--steps", "3", "--batch", "2", "--preset", "casenet-s-sbd"]
     assert train_main.main(["edges", *first, "--out", str(edge_files / "a")]) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -40,7 +51,19 @@ def test_a_pack_comes_out_of_edge_files_and_another_starts_from_it(edge_files, c
     assert pack.spec.channel_order == "bgr"
     assert pack.sha256 == summary["sha256"]
     assert np.isfinite(summary["loss_last"])
-    second = [*files, *small, "--steps", "3", "--batch", "1", "--round", "2", "--seal", "--init", str(edge_files / "a")]
+    second = [
+        *files,
+        *small,
+        "--steps",
+        "3",
+        "--batch",
+        "1",
+        "--round",
+        "2",
+        "--seal",
+        "--init",
+        str(edge_files / "a"),
+    ]
     assert edges_cli.main([*second, "--out", str(edge_files / "b")]) == 0
     assert json.loads(capsys.readouterr().out)["loaded"] == len(pack.state())
     assert edges_cli.main([*second, "--out", str(edge_files / "b")]) == 1
@@ -49,8 +72,28 @@ def test_a_pack_comes_out_of_edge_files_and_another_starts_from_it(edge_files, c
 
 def test_class_maps_train_a_joint_network(tmp_path, capsys):
     arguments = [
-        *("--network", "espnetv2_edges", "--set", "scale=0.5", "--classes", "street", "--data", "street:day:2:0"),
-        *("--crop", "64x64", "--steps", "2", "--batch", "2", "--out", str(tmp_path / "p"), "--quiet", "--json"),
+        *(
+            "--network",
+            "espnetv2_edges",
+            "--set",
+            "scale=0.5",
+            "--classes",
+            "street",
+            "--data",
+            "street:day:2:0",
+        ),
+        *(
+            "--crop",
+            "64x64",
+            "--steps",
+            "2",
+            "--batch",
+            "2",
+            "--out",
+            str(tmp_path / "p"),
+            "--quiet",
+            "--json",
+        ),
     ]
     assert edges_cli.main(arguments) == 0
     assert load_pack(json.loads(capsys.readouterr().out)["pack"]).spec.task == "segmentation"

@@ -120,7 +120,12 @@ def test_joint_training_moves_both_heads_and_parts_move_alone(pairs):
     network = networks.create("espnetv2_edges", classes=3, **arguments)
     draw = crops_of_segmentation(pairs, 3, Augmentation((64, 64), scale=(1.0, 1.0)))
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    train(network, spec("espnetv2_edges", arguments), draw, EdgeRecipe(2, batch=2, round=2, parts=("edge_head.",)))
+    train(
+        network,
+        spec("espnetv2_edges", arguments),
+        draw,
+        EdgeRecipe(2, batch=2, round=2, parts=("edge_head.",)),
+    )
     changed = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
     assert changed
     assert all(k.startswith("edge_head.") for k in changed)
@@ -152,7 +157,9 @@ def test_crops_of_edge_files_are_cut_flipped_and_padded_as_ignored():
 
 
 def test_presets_are_the_published_recipes():
-    assert set(PRESETS) == {f"{n}-{d}" for n in ("casenet", "casenet-s", "casenet-c", "seal") for d in ("sbd", "cityscapes")}
+    assert set(PRESETS) == {
+        f"{n}-{d}" for n in ("casenet", "casenet-s", "casenet-c", "seal") for d in ("sbd", "cityscapes")
+    }
     seal = PRESETS["seal-sbd"]
     assert (seal.rate, seal.steps, seal.every, seal.gamma, seal.round) == (5e-8, 22000, 10000, 0.1, 300)
     assert seal.aligned
