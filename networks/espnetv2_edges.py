@@ -1,8 +1,8 @@
 """Segmentation and semantic edges from one ESPNetv2 encoder: two heads, one backbone.
 
 ``forward`` answers the segmentation, so that the network is trained, adapted, exported and served as any
-other; ``joint`` answers both.  Trained with both losses the edge head sharpens the encoder at no cost when only the
-segmentation is asked for (SBCB, Ishikawa and Aoki 2023).  Attribute names outside ``edge_head`` are
+other; ``joint`` answers both.  Trained with both losses the edge head sharpens the encoder at no cost when
+only the segmentation is asked for (SBCB, Ishikawa and Aoki 2023).  Attribute names outside ``edge_head`` are
 ESPNetv2's.
 """
 

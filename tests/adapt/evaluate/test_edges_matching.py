@@ -80,6 +80,14 @@ def test_thinning_equals_the_papers_algorithm_on_blobs_and_solid_maps():
         assert not (skeleton & ~mask).any()
 
 
+@pytest.mark.peers
+def test_thinning_equals_scikit_image():
+    morphology = pytest.importorskip("skimage.morphology", reason="scikit-image is not installed")
+    rng = np.random.default_rng(3)
+    for mask in [blob(rng, (80, 90)) for _ in range(60)] + [np.ones((50, 70), bool)]:
+        assert (thin(mask) == morphology.thin(mask)).all()
+
+
 def test_thinning_refuses_what_is_no_bool_map():
     with pytest.raises(EdgeError, match="bool"):
         thin(np.ones((3, 3), np.uint8))
