@@ -197,6 +197,28 @@ def better(one: Measures, other: Measures, limits: Limits) -> bool:
     return one.flip > other.flip + limits.statistics_gain
 
 
+def share_distance(share: np.ndarray, source: np.ndarray) -> float:
+    """KL(source ‖ share) in nats between class shares float64 [C]; a class that vanished counts as 1e-4."""
+    known = source > 0
+    return float((source[known] * np.log(source[known] / np.maximum(share[known], 1e-4))).sum())
+
+
+def nearer(one: Measures, other: Measures, source: np.ndarray, limits: Limits) -> bool:
+    """Is `one` the better guess of two sets of batch statistics, by class shares?  Judged without labels.
+
+    For roads of the same kind as the source's, where light or weather changed and not the town: the classes
+    should then cover about what they covered there.  Agreement with the mirrored answer can mislead where a
+    network is wrong with confidence: on rendered streets with statistics kept to 1, ½ and 0 it is .885 .872
+    .874 at dusk with mIoU 42.9 54.8 59.9, and .932 .893 .833 in fog with 10.3 25.6 38.8; the distance of the
+    shares is .404 .064 .014 and 2.155 .582 .028.  Where the scenery itself differs, use `better`.
+    """
+    if one.variety < limits.variety * other.variety:
+        return False
+    if other.variety < limits.variety * one.variety:
+        return True
+    return share_distance(one.share, source) < share_distance(other.share, source)
+
+
 def decide(
     candidate: Measures,
     reference: Measures,

@@ -64,7 +64,9 @@ class RoundConfig:
         label_flip, label_scales: MST for the labelling.
         prior: use the pack's spatial prior (CBST-SP) where it has one.
         adabn: re-estimate batch statistics, adabn_batch frames at a time; adabn_keep: the shares of the
-            present statistics that are tried, beside keeping them all.
+            present statistics that are tried, beside keeping them all; adabn_by: how they are compared,
+            "mirror" (agreement with the mirrored answer, `gate.better`) or "shares" (class shares near the
+            source's, `gate.nearer`).
         from_parent: every training starts from the parent's weights (False: from the last stage's).
         holdout: share of the target frames kept aside for the gate (at least 2).
         source_free: True ignores a replay set; False demands one; None takes what there is.
@@ -102,6 +104,7 @@ class RoundConfig:
     adabn: bool = True
     adabn_batch: int = 6
     adabn_keep: tuple[float, ...] = (0.0, 0.5)
+    adabn_by: str = "mirror"
     from_parent: bool = True
     holdout: float = 0.15
     source_free: bool | None = None
@@ -119,6 +122,8 @@ class RoundConfig:
     def __post_init__(self) -> None:
         if not all(0 < p <= 1 for p in self.portions):
             raise RoundError(f"portions {self.portions}: each is more than 0 and at most 1")
+        if self.adabn_by not in ("mirror", "shares"):
+            raise RoundError(f"adabn_by {self.adabn_by!r}: choose mirror or shares")
         if self.policy not in ("cbst", "st"):
             raise RoundError(f"policy {self.policy!r}: choose cbst or st")
         if self.compat and (self.compat not in CODES or self.prior):
@@ -390,9 +395,13 @@ class _Round:
     ) -> float:
         """Target statistics, mixed with the present ones in each share of `adabn_keep`, or the present ones.
 
-        The choice is the one whose answers agree best with those on the mirrored frame.  Returns the share
-        of the present statistics in it (1 = nothing changed).
+        The choice is the one whose answers agree best with those on the mirrored frame, or whose class
+        shares are nearest to the source's (`adabn_by`).  Returns the share of the present statistics in it
+        (1 = nothing changed).
         """
+        source = self._source_share() if self.config.adabn_by == "shares" else None
+        if self.config.adabn_by == "shares" and source is None:
+            raise RoundError("adabn_by is shares and the pack knows no class shares: use mirror")
         # Mixed order, so that a batch is a sample and not one street.
         order = np.random.default_rng([self.config.seed, 31]).permutation(len(self.target))
         present = batchnorm.statistics(network)
@@ -403,7 +412,8 @@ class _Round:
         for keep in self.config.adabn_keep:
             mixed = batchnorm.mix(target, present, keep)
             found = self._look(network, mixed)
-            if gate.better(found, best, self.config.limits):
+            limits = self.config.limits
+            if gate.better(found, best, limits) if source is None else gate.nearer(found, best, source, limits):
                 best, chosen, kept = found, mixed, keep
         batchnorm.load(network, chosen)
         return kept
