@@ -158,7 +158,7 @@ def _report(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.soak_serving",
-        description="Send many requests with a swap every so often; check that none is lost and nothing leaks.",
+        description="Many requests with a swap every so often; check that none is lost and nothing leaks.",
         epilog="examples:\n  python -m bench.soak_serving\n  python -m bench.soak_serving --requests 1000\n\n"
         "exit codes: 0 every promise was kept, 1 one was not (the table says which), 2 usage",
         formatter_class=argparse.RawDescriptionHelpFormatter,
