@@ -413,7 +413,10 @@ class _Round:
             mixed = batchnorm.mix(target, present, keep)
             found = self._look(network, mixed)
             limits = self.config.limits
-            if gate.better(found, best, limits) if source is None else gate.nearer(found, best, source, limits):
+            won = gate.better(found, best, limits)
+            if source is not None:
+                won = gate.nearer(found, best, source, limits)
+            if won:
                 best, chosen, kept = found, mixed, keep
         batchnorm.load(network, chosen)
         return kept
