@@ -232,6 +232,7 @@ def render(content: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
         phases=PHASES,
         facts=list(facts.items()),
         recovered=_recovered,
+        arrows=lambda words: words.replace("->", "→"),
         colour={"before": figures.BEFORE, "after": figures.AFTER, "upper": figures.UPPER, "bad": figures.BAD},
         pct=lambda v: "–" if v is None else f"{100 * v:.1f}",
         ms=lambda v: "–" if v is None else f"{v:.0f}",
