@@ -6,12 +6,14 @@ synchronisation shows as stale data, not as luck.  Breaking a rule raises `RuleB
 Under a type checker the fakes derive from the stubs of the real bindings, so a fake whose signature drifts
 from TensorRT's fails `make typecheck-tensorrt` (an overloaded method excepted: a fake has one overload).
 
-The fake network has an input `frame` uint8 [N,H,W,3], a refittable float32 weight `mix` [3], and the outputs
-`brightest` uint8 [N,H,W] = max over channels and `mixed` float32 [N,H,W] = frame · mix.
+A plan is JSON.  Its network is `Plain`, with an input `frame` uint8 [N,H,W,3], a refittable float32 weight
+`mix` [3], and the outputs `brightest` uint8 [N,H,W] = max over channels and `mixed` float32 [N,H,W] = frame ·
+mix; or `Onnx`, a graph with the input `frame` that ONNX Runtime computes on the CPU.
 """
 
 from __future__ import annotations
 
+import base64
 import enum
 import json
 import threading
@@ -271,12 +273,63 @@ class Prototype(Weights_):
         return self._size
 
 
+class Plain:
+    """See the module's docstring."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.weights = {"mix": np.asarray(plan["mix"], np.float32)}
+        self.outputs = {"brightest": DataType.UINT8, "mixed": DataType.FLOAT}
+
+    def shape(self, name: str, frame: tuple[int, ...]) -> tuple[int, ...]:
+        return frame[:3]
+
+    def compute(self, frame: Array) -> dict[str, Array]:
+        mixed = frame.astype(np.float32) @ self.weights["mix"]
+        return {"brightest": frame.max(-1), "mixed": mixed.astype(np.float32)}
+
+    def written(self) -> dict[str, Any]:
+        return {"mix": self.weights["mix"].tolist()}
+
+
+class Onnx:
+    """A graph computed by ONNX Runtime; initialisers with "head" in their names can be refitted."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        from onnx import ModelProto, numpy_helper
+
+        self.model = ModelProto.FromString(base64.b64decode(plan["onnx"]))
+        kinds = {1: DataType.FLOAT, 2: DataType.UINT8}
+        graph = self.model.graph
+        self.outputs = {v.name: kinds[v.type.tensor_type.elem_type] for v in graph.output}
+        self.weights = {t.name: numpy_helper.to_array(t) for t in graph.initializer if "head" in t.name}
+
+    def shape(self, name: str, frame: tuple[int, ...]) -> tuple[int, ...]:
+        value = next(value for value in self.model.graph.output if value.name == name)
+        return (frame[0], *(size.dim_value for size in value.type.tensor_type.shape.dim[1:]))
+
+    def compute(self, frame: Array) -> dict[str, Array]:
+        import onnxruntime
+        from onnx import ModelProto, numpy_helper
+
+        model = ModelProto.FromString(self.model.SerializeToString())
+        for tensor in model.graph.initializer:
+            if tensor.name in self.weights:
+                tensor.CopyFrom(numpy_helper.from_array(self.weights[tensor.name], tensor.name))
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        names = list(self.outputs)
+        return dict(zip(names, session.run(names, {"frame": frame}), strict=True))
+
+    def written(self) -> dict[str, Any]:
+        return {}
+
+
 class FakeEngine(Engine_):
-    """`plan` is JSON: shape, profile, mix, refittable, memory, graph (whether it can be captured)."""
+    """`plan`: shape, profile, mix or onnx, refittable, memory, graph (whether it can be captured), …"""
 
     def __init__(self, device: Device, plan: dict[str, Any], log: Any) -> None:
         self.device, self.plan, self.log = device, plan, log
-        self.mix = np.asarray(plan["mix"], np.float32)
+        self.network: Plain | Onnx = Onnx(plan) if "onnx" in plan else Plain(plan)
+        self.names: tuple[str, ...] = ("frame", *self.network.outputs)
         self.pending = 0
         self.contexts = 0
 
@@ -290,13 +343,13 @@ class FakeEngine(Engine_):
 
     @property
     def num_io_tensors(self) -> int:
-        return 3
+        return len(self.names)
 
     def get_tensor_name(self, index: Any) -> str | None:
-        return ("frame", "brightest", "mixed")[index]
+        return str(self.names[index])
 
     def get_tensor_dtype(self, name: str) -> Any:
-        return {"frame": DataType.UINT8, "brightest": DataType.UINT8, "mixed": DataType.FLOAT}[name]
+        return DataType.UINT8 if name == "frame" else self.network.outputs[name]
 
     def get_tensor_mode(self, name: str) -> Any:
         return TensorIOMode.INPUT if name == "frame" else TensorIOMode.OUTPUT
@@ -309,7 +362,7 @@ class FakeEngine(Engine_):
 
     def get_tensor_shape(self, name: str) -> Any:
         shape = tuple(self.plan["shape"])
-        return shape if name == "frame" else shape[:3]
+        return shape if name == "frame" else self.network.shape(name, shape)
 
     def get_tensor_profile_shape(self, name: str, profile_index: Any) -> Any:
         rule(name == "frame", "get_tensor_profile_shape of an output crashes")
@@ -331,7 +384,7 @@ class FakeEngine(Engine_):
     def serialize_with_config(self, arg0: Any, /) -> Any:
         """A plan; it can be refitted again only if that was asked for."""
         again = SerializationFlag.INCLUDE_REFIT in arg0.given
-        return json.dumps({**self.plan, "mix": self.mix.tolist(), "refittable": again}).encode()
+        return json.dumps({**self.plan, **self.network.written(), "refittable": again}).encode()
 
 
 class SerializationConfig(Config_):
@@ -391,7 +444,7 @@ class FakeContext(Context_):
         shape = self.shape or self.fake.get_tensor_shape("frame")
         if name == "mixed" and self.fake.plan.get("data_dependent"):
             return (-1, *shape[1:3])
-        return shape if name == "frame" else shape[:3]
+        return shape if name == "frame" else self.fake.network.shape(name, tuple(shape))
 
     def set_tensor_address(self, name: str, memory: Any) -> bool:
         self._mine()
@@ -406,7 +459,7 @@ class FakeContext(Context_):
         rule(shape is not None, "run before the input shape was set")
         assert shape is not None
         rule(stream_handle != 0, "the default stream costs extra synchronisations")
-        rule(set(self.addresses) == {"frame", "brightest", "mixed"}, "run before every address was set")
+        rule(set(self.addresses) == set(engine.names), "run before every address was set")
         capturing = stream_handle in device.capturing
         rule(self.flushed or not capturing, "captured before one ordinary run had flushed the new shape")
         if engine.plan.get("fails"):
@@ -415,15 +468,14 @@ class FakeContext(Context_):
         if capturing and not engine.plan.get("graph", True):
             engine.log(Severity.ERROR, "operation not permitted when stream is capturing")
             return False
-        addresses, pixels, captured = dict(self.addresses), shape[0] * shape[1] * shape[2], self.shape
+        addresses, captured = dict(self.addresses), self.shape
 
         def work() -> None:
             rule(self.shape == captured, "a graph was launched after its context had got another shape")
-            frame = np.frombuffer(bytes(device.read(addresses["frame"], pixels * 3)[: pixels * 3]), np.uint8)
-            frame = frame.reshape(-1, 3)
-            device.read(addresses["brightest"], pixels)[:pixels] = frame.max(1).tobytes()
-            mixed = (frame.astype(np.float32) @ engine.mix).astype(np.float32)
-            device.read(addresses["mixed"], 4 * pixels)[: 4 * pixels] = mixed.tobytes()
+            nbytes = int(np.prod(shape))
+            raw = bytes(device.read(addresses["frame"], nbytes)[:nbytes])
+            for name, answer in engine.network.compute(np.frombuffer(raw, np.uint8).reshape(shape)).items():
+                device.read(addresses[name], answer.nbytes)[: answer.nbytes] = answer.tobytes()
             if self.reports is not None:
                 self.reports.report_layer_time("max", 0.25)
                 self.reports.report_layer_time("dot", 0.5)
@@ -485,27 +537,31 @@ def library(device: Device, version: str = "11.4.0.106", **quirks: Any) -> Libra
             self.given: dict[str, Weights] = {}
 
         def get_all_weights(self) -> list[str]:
-            return ["mix"]
+            return list(self.engine.network.weights)
 
         def get_missing_weights(self) -> list[str]:
-            return [name for name in ("mix",) if name not in self.given]
+            return [name for name in self.engine.network.weights if name not in self.given]
 
         def get_weights_prototype(self, weights_name: str) -> Any:
-            return Prototype(DataType[quirks.get("refit_dtype", "FLOAT")], 3)
+            size = self.engine.network.weights[weights_name].size
+            return Prototype(DataType[quirks.get("refit_dtype", "FLOAT")], size)
 
         def set_named_weights(self, name: str, weights: Weights) -> bool:  # type: ignore[override]
-            rule(weights.array.size == 3, "a weight of another size")
+            rule(weights.array.size == self.engine.network.weights[name].size, "a weight of another size")
             self.given[name] = weights
             return True
 
         def refit_cuda_engine(self) -> bool:
             rule(self.engine.pending == 0, "refit with pending work is undefined")
             rule(not self.engine.contexts, "refit of an engine in service (a standby one has no context yet)")
-            self.engine.mix = np.full(3, np.nan, np.float32)  # half changed
+            held = self.engine.network.weights
+            for name in held:
+                held[name] = np.full_like(held[name], np.nan)  # half changed
             if quirks.get("refit_fails"):
                 self.logger_.log(Severity.ERROR, "refit ran out of memory")
                 return False
-            self.engine.mix = self.given["mix"].array.astype(np.float32)
+            for name in held:
+                held[name] = self.given[name].array.astype(np.float32).reshape(held[name].shape)
             return True
 
     module = ModuleType("tensorrt")
@@ -518,6 +574,13 @@ def library(device: Device, version: str = "11.4.0.106", **quirks: Any) -> Libra
     }.items():
         setattr(module, name, value)
     return Library("tensorrt", module, tuple(int(part) for part in version.split(".")))
+
+
+def onnx_plan(model: bytes, profile: Sequence[Sequence[int]], *, free: bool = False) -> bytes:
+    """A plan whose network is an ONNX graph with the input `frame`."""
+    shape = [-1 if free else profile[1][0], *profile[1][1:]]
+    text = base64.b64encode(model).decode()
+    return json.dumps({"onnx": text, "shape": shape, "profile": [list(s) for s in profile]}).encode()
 
 
 def plan(
@@ -533,4 +596,4 @@ def plan(
     ).encode()
 
 
-__all__ = ["CudaError", "Device", "RuleBroken", "library", "plan"]
+__all__ = ["CudaError", "Device", "RuleBroken", "library", "onnx_plan", "plan"]
