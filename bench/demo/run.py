@@ -378,6 +378,9 @@ def timings(
     submitted = next((e["time"] for e in swap if e["state"] == "SUBMITTED"), None)
     version = next((e["version"] for e in swap if e["state"] == "SUBMITTED"), None)
     live = next((e["time"] for e in swap if e["state"] == "LIVE" and e["version"] == version), None)
+    flip = next(
+        (e["detail"].get("flip_ms") for e in swap if e["state"] == "LIVE" and e["time"] == live), None
+    )
     done = (
         live
         if live is not None
@@ -392,6 +395,7 @@ def timings(
     }
     numbers: dict[str, Any] = {
         "swap_seconds": round(live - submitted, 3) if live is not None and submitted is not None else None,
+        "flip_ms": flip,
         "versions_seen": sorted({r["version"] for r in requests if r["outcome"] == "answered"}),
     }
     for name, (a, b) in edges.items():

@@ -72,6 +72,7 @@ def a_run(seed: int = 0) -> dict[str, Any]:
         **{f"miou_{name}": scores[name]["miou"] for name in scores},
         "miou_source_after": 0.6,
         "swap_seconds": 2.5 + seed,
+        "flip_ms": 0.03,
         "versions_seen": [1, 2],
         "swapped": True,
         "collected": 60,
