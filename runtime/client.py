@@ -17,10 +17,12 @@ import numpy as np
 
 from protos import inference_pb2, roadworthy_pb2, roadworthy_pb2_grpc
 from runtime import wire
+from runtime.lanes import Lanes
 from runtime.tensors import DTYPES, Array, datatype, decode_bytes, encode_bytes
 
 RpcError = grpc.RpcError
 T = TypeVar("T")
+_WORTH = 1 << 16  # bytes from which shared memory is worth its registration
 
 _REFUSALS = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -92,6 +94,8 @@ class Client:
     """`with Client("127.0.0.1:8001") as client: client.infer("road", frame)`.
 
     token: sent as "authorization: Bearer …".  credentials: grpc.ssl_channel_credentials(…) for TLS.
+    shared_memory: frames and answers go through memory that both sides see.  None (the default) does so where
+    the target is this machine and the server can open the memory; True insists; False never does.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Client:
         *,
         token: str = "",
         credentials: Any = None,
+        shared_memory: bool | None = None,
         max_message: int = 256 << 20,
     ) -> None:
         options = (
@@ -112,6 +117,9 @@ class Client:
             self._channel = grpc.secure_channel(target, credentials, options)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._infer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        self._insist = shared_memory is True
+        wanted = _local(target) if shared_memory is None else shared_memory
+        self._lanes: Lanes | None = Lanes(self._register, self._unregister) if wanted else None
         self._control: Any = roadworthy_pb2_grpc.RoadworthyStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Client:
@@ -121,6 +129,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        if self._lanes is not None:
+            self._lanes.close()
         self._channel.close()
 
     def wait_ready(self, timeout: float = 10.0) -> None:
@@ -147,15 +157,12 @@ class Client:
         """
         single = frame.ndim == 3
         batch = frame[None] if single else frame
-        answer = self.infer_tensors(
-            model,
-            {"frame": batch},
-            outputs=outputs,
-            parameters={"source": source} if source else {},
-            timeout=timeout,
-            version=version,
-            request_id=request_id,
-        )
+        request = _request(model, version, request_id, {"source": source} if source else {})
+        answer = None
+        if self._lanes is not None and batch.dtype == np.uint8 and batch.ndim == 4 and batch.nbytes >= _WORTH:
+            answer = self._through_lane(request, batch, outputs, timeout)
+        if answer is None:
+            answer = self._plain(request, {"frame": batch}, outputs, timeout)
         if not single:
             return answer
         named = {name: value[0] for name, value in answer.outputs.items()}
@@ -173,11 +180,16 @@ class Client:
         request_id: str = "",
     ) -> Answer:
         """Any model: named arrays in, named arrays out.  Raises as `infer`."""
-        request = inference_pb2.ModelInferRequest(
-            model_name=model, model_version=str(version) if version else "", id=request_id
-        )
-        for key, value in (parameters or {}).items():
-            _set(request.parameters[key], value)
+        request = _request(model, version, request_id, parameters or {})
+        return self._plain(request, inputs, outputs, timeout)
+
+    def _plain(
+        self,
+        request: inference_pb2.ModelInferRequest,
+        inputs: dict[str, Array],
+        outputs: Sequence[str],
+        timeout: float | None,
+    ) -> Answer:
         payloads: list[bytes | memoryview] = []
         for name, array in inputs.items():
             kind = datatype(array.dtype)
@@ -188,6 +200,72 @@ class Client:
         message = wire.join(request.SerializeToString(), wire.REQUEST_CONTENTS, payloads)
         with _translated():
             return _answer(self._infer(message, timeout=timeout, metadata=self._metadata))
+
+    # -- shared memory ---------------------------------------------------------------
+
+    def _through_lane(
+        self,
+        request: inference_pb2.ModelInferRequest,
+        batch: Array,
+        outputs: Sequence[str],
+        timeout: float | None,
+    ) -> Answer | None:
+        """The answer, or None when shared memory does not work here and the plain way must be taken."""
+        assert self._lanes is not None
+        batch = np.ascontiguousarray(batch)
+        shape = batch.shape[:3]
+        pixels = shape[0] * shape[1] * shape[2]
+        maps = [name for name in outputs if name in ("labels", "confidence")]
+        try:
+            lane = self._lanes.borrow(batch.nbytes + len(maps) * pixels)
+        except (OSError, grpc.RpcError):
+            if self._insist:
+                raise
+            self._lanes = None
+            return None
+        lane.put(batch)
+        sent = inference_pb2.ModelInferRequest()
+        sent.CopyFrom(request)
+        tensor = sent.inputs.add(name="frame", datatype="UINT8", shape=batch.shape)
+        _place(tensor, lane.name, 0, batch.nbytes)
+        for name in outputs:
+            output = sent.outputs.add(name=name)
+            if name in maps:
+                _place(output, lane.name, batch.nbytes + maps.index(name) * pixels, pixels)
+        try:
+            with _translated():
+                message = self._infer(sent.SerializeToString(), timeout=timeout, metadata=self._metadata)
+        except Rejected as refusal:
+            if (
+                "shared memory region" in refusal.reason
+            ):  # a server that has been started again knows no lanes
+                self._lanes.drop(lane)
+                return None
+            self._lanes.give_back(lane)
+            raise
+        except BaseException:
+            # The server may still write into it: it is not used again.
+            self._lanes.drop(lane)
+            raise
+        content = {name: lane.take(batch.nbytes + maps.index(name) * pixels, pixels) for name in maps}
+        self._lanes.give_back(lane)
+        return _answer(
+            message, {name: np.frombuffer(c, np.uint8).reshape(shape) for name, c in content.items()}
+        )
+
+    def _register(self, name: str, key: str, size: int) -> None:
+        request = inference_pb2.SystemSharedMemoryRegisterRequest(name=name, key=key, byte_size=size)
+        self._call("SystemSharedMemoryRegister", request)
+
+    def _unregister(self, name: str) -> None:
+        with contextlib.suppress(grpc.RpcError, ValueError):  # a server that is gone has forgotten it anyway
+            self._call(
+                "SystemSharedMemoryUnregister", inference_pb2.SystemSharedMemoryUnregisterRequest(name=name)
+            )
+
+    def _call(self, name: str, request: Any) -> None:
+        call = self._channel.unary_unary(f"/inference.GRPCInferenceService/{name}")
+        call(request.SerializeToString(), timeout=5.0, metadata=self._metadata)
 
     # -- control ---------------------------------------------------------------------
 
@@ -340,12 +418,39 @@ def _events(call: Any) -> Iterator[Event]:
     return follow()
 
 
-def _answer(message: bytes) -> Answer:
+def _request(
+    model: str, version: int, request_id: str, parameters: dict[str, bool | int | float | str]
+) -> inference_pb2.ModelInferRequest:
+    request = inference_pb2.ModelInferRequest(
+        model_name=model, model_version=str(version) if version else "", id=request_id
+    )
+    for key, value in parameters.items():
+        _set(request.parameters[key], value)
+    return request
+
+
+def _place(tensor: Any, region: str, offset: int, size: int) -> None:
+    tensor.parameters["shared_memory_region"].string_param = region
+    tensor.parameters["shared_memory_byte_size"].int64_param = size
+    if offset:
+        tensor.parameters["shared_memory_offset"].int64_param = offset
+
+
+def _local(target: str) -> bool:
+    """Whether the target is this machine by name; whether it really is, the server's shared memory shows."""
+    return target.startswith(("unix:", "127.", "localhost:", "[::1]:"))
+
+
+def _answer(message: bytes, elsewhere: dict[str, Array] | None = None) -> Answer:
+    """`elsewhere`: outputs that came through shared memory; their entries in the message are empty."""
     head, payloads = wire.split(message, wire.RESPONSE_CONTENTS)
     response = inference_pb2.ModelInferResponse.FromString(head)
     outputs: dict[str, Array] = {}
     for tensor, raw in zip(response.outputs, payloads, strict=True):
         shape = tuple(tensor.shape)
+        if elsewhere and tensor.name in elsewhere:
+            outputs[tensor.name] = elsewhere[tensor.name]
+            continue
         if tensor.datatype == "BYTES":
             outputs[tensor.name] = decode_bytes(raw, shape)
         else:

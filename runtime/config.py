@@ -198,7 +198,6 @@ class ServerConfig:
     max_message    bytes of one message
     drain          seconds that a stopping server waits for what is in flight
     models         which models of the repository to serve; empty = all
-    groups         frame groups: {name: [models]} that are swapped together
     """
 
     repository: str = ""
@@ -209,7 +208,6 @@ class ServerConfig:
     max_message: int = 64 << 20
     drain: float = 20.0
     models: list[str] = field(default_factory=list)
-    groups: dict[str, list[str]] = field(default_factory=dict)
     engine: EngineConfig = field(default_factory=EngineConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)

@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -199,11 +199,13 @@ class Repository:
         manifest: dict[str, Any],
         config_pbtxt: str = "",
         labels: list[str] | None = None,
+        sign: Callable[[str], bytes] | None = None,
     ) -> int:
         """Makes the staged directory the next version of `model`, durably, by one rename; returns its number.
 
         Adds "schema", "model", "version", "created", "files" and "digest" to the manifest.
-        Parallel publishers get different numbers.  Numbers are never reused.
+        Parallel publishers get different numbers.  Numbers are never reused.  `sign` makes the signature of
+        the digest (`runtime.signing.signer`).
         """
         home = self.path / check_name(model)
         if staged.parent != home or not staged.name.startswith(_STAGING):
@@ -234,6 +236,8 @@ class Repository:
                 staged / MANIFEST,
                 (json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
             )
+            if sign is not None:
+                _write(staged / SIGNATURE, sign(whole["digest"]))
             _fsync(staged)
             try:
                 # rename(2) refuses a directory that is not empty, so the loser of a race tries the next

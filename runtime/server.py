@@ -12,8 +12,10 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from protos._pool import POOL
 from runtime import metrics as metrics_module
 from runtime.config import ServerConfig
+from runtime.edge import security
 from runtime.edge.common import Streams
 from runtime.edge.control import SERVICE as CONTROL
 from runtime.edge.control import ControlEdge
@@ -63,6 +65,7 @@ class Server:
         threads = min(512, threads + config.streams + 16)
         self._grpc = grpc.server(
             futures.ThreadPoolExecutor(threads, "grpc"),
+            interceptors=security.interceptors(config.security),
             maximum_concurrent_rpcs=threads,  # beyond it gRPC itself answers RESOURCE_EXHAUSTED
             options=(
                 ("grpc.max_receive_message_length", config.max_message),
@@ -80,6 +83,7 @@ class Server:
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        self._reflect()
         self._listen()
         self._grpc.start()
         if config.metrics_port >= 0:
@@ -100,11 +104,24 @@ class Server:
         config = self.config
         address = config.host if config.host.startswith("unix:") else f"{config.host}:{config.port}"
         try:
-            self.port = self._grpc.add_insecure_port(address)
+            credentials = security.credentials(config.security)
+            if credentials is None:
+                self.port = self._grpc.add_insecure_port(address)
+            else:
+                self.port = self._grpc.add_secure_port(address, credentials)
         except RuntimeError as error:
             raise ConfigError(
                 f"cannot listen on {address}; is another server there? choose another port"
             ) from error
+
+    def _reflect(self) -> None:
+        """Server reflection, where grpcio-reflection is installed."""
+        try:
+            from grpc_reflection.v1alpha import reflection
+        except ImportError:
+            return
+        names = (INFERENCE, CONTROL, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._grpc, pool=POOL)
 
     def _keep_health(self) -> None:
         """Health follows readiness, which changes only with events."""

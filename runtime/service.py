@@ -23,6 +23,7 @@ from runtime.host import Answer, InferRequest, ModelHost, parse_version
 from runtime.memory import Ledger
 from runtime.repository import Repository
 from runtime.shm import Place, Region, Regions
+from runtime.signing import public_key
 from runtime.slot import Slot
 from runtime.swap import SwapController, Ticket
 from runtime.tap import Tap
@@ -79,7 +80,12 @@ class Service:
     # -- life ------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Sweeps what killed writers left and brings up the last live version of every model."""
+        """Sweeps what killed writers left and brings up the last live version of every model.
+
+        Raises ConfigError when a trusted key cannot be read.
+        """
+        for key in self.config.security.trusted_keys:
+            public_key(key)
         for path in self.repository.sweep():
             log.info("swept %s", path.name)
         for model in self.repository.models():

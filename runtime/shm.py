@@ -22,6 +22,7 @@ from runtime.tensors import Array
 
 _DIRECTORY = "/dev/shm"
 _2_64 = 1 << 64
+LIMIT = 1024  # regions; each holds a descriptor
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,9 @@ class Regions:
                 raise ServiceError(Code.ALREADY_EXISTS, message, "shared-memory")
             if any(region.key == key for region in self._regions.values()):
                 raise ServiceError(Code.INTERNAL, f"Invalid shared memory region: '{key}'", "shared-memory")
+            if len(self._regions) >= LIMIT:
+                message = f"{LIMIT} shared memory regions are registered; unregister one"
+                raise ServiceError(Code.RESOURCE_EXHAUSTED, message, "shared-memory")
             descriptor = _open(key)
             try:
                 _check(name, offset, byte_size, os.fstat(descriptor).st_size)

@@ -6,6 +6,7 @@ The digest covers the manifest and, through it, the hash of every file.  Needs t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,22 @@ from runtime.errors import ConfigError, Refused
 from runtime.repository import SIGNATURE
 
 
-def sign(directory: Path, manifest: dict[str, Any], private_key: Path) -> None:
-    """Writes manifest.sig beside the manifest of a published version."""
+def signer(private_key: Path | str) -> Callable[[str], bytes]:
+    """What `Repository.publish(sign=…)` takes: an Ed25519 signature of a digest, by the key in a PEM file.
+
+    Raises ConfigError when the file is not such a key.
+    """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    key = load_pem_private_key(private_key.read_bytes(), password=None)
+    remedy = "make one with 'openssl genpkey -algorithm ed25519'"
+    try:
+        key = load_pem_private_key(Path(private_key).read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{private_key}: not a private key in PEM form ({error}); {remedy}") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(
-            f"{private_key}: not an Ed25519 private key; make one with 'openssl genpkey -algorithm ed25519'"
-        )
-    (directory / SIGNATURE).write_bytes(key.sign(str(manifest["digest"]).encode()))
+        raise ConfigError(f"{private_key}: not an Ed25519 private key; {remedy}")
+    return lambda digest: key.sign(digest.encode())
 
 
 def check_signature(directory: Path, manifest: dict[str, Any], trusted_keys: list[str]) -> None:

@@ -182,6 +182,7 @@ def publish(
     size: tuple[int, int] = SIZE,
     batch: int | str = 1,
     foreign: bool = False,
+    sign: Any = None,
     **more: Any,
 ) -> int:
     """Publishes a version; the default is the good network.  `answers`: the golden set (default: the
@@ -200,9 +201,8 @@ def publish(
         assert not isinstance(model, bytes)
         answers = golden(model, size=size)
     np.savez(staged / "golden.npz", **answers)
-    return repository.publish(
-        name, staged, manifest(size=size, batch=batch, **more), "name: 'x'\n", list(CLASSES)
-    )
+    whole = manifest(size=size, batch=batch, **more)
+    return repository.publish(name, staged, whole, "name: 'x'\n", list(CLASSES), sign)
 
 
 def tree(path: Path) -> dict[str, bytes]:

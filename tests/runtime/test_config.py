@@ -18,7 +18,7 @@ def test_a_file_fills_the_sections(tmp_path):
     path = write(
         tmp_path,
         'repository = "engines"\nport = 9\n[shadow]\nframes = 3\ntimeout = 2\n[queue]\npolicy = "latest"\n'
-        '[security.tokens]\nsecret = ["infer"]\n[groups]\nfront = ["a", "b"]\n',
+        '[security.tokens]\nsecret = ["infer"]\n',
     )
     loaded = config.load(path, port=0, host=None)
     assert loaded.repository == "engines"
@@ -28,7 +28,6 @@ def test_a_file_fills_the_sections(tmp_path):
     assert loaded.shadow.timeout == 2.0
     assert loaded.queue.policy == "latest"
     assert loaded.security.tokens == {"secret": ["infer"]}
-    assert loaded.groups == {"front": ["a", "b"]}
 
 
 @pytest.mark.parametrize(

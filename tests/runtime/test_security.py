@@ -1,0 +1,247 @@
+"""Who may call what, over which connection, and whose versions are trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+
+import grpc
+import numpy as np
+import pytest
+
+from protos import inference_pb2, roadworthy_pb2
+from runtime.client import Client, Rejected
+from runtime.config import SecurityConfig
+from runtime.edge.security import roles_for
+from runtime.errors import ConfigError
+from runtime.server import Server
+from runtime.signing import signer
+from tests.runtime import builders as b
+
+FRAME = np.zeros((*b.SIZE, 3), np.uint8)
+
+
+def secured(config, **how):
+    return dataclasses.replace(config, security=SecurityConfig(**how))
+
+
+def openssl(*arguments, cwd):
+    subprocess.run(["openssl", *arguments], cwd=cwd, check=True, capture_output=True)
+
+
+TOKENS = {"cam": ["infer"], "eye": ["observe"], "learner": ["tap", "observe"], "boss": ["control"]}
+MAY = {
+    "cam": {"infer", "metadata"},
+    "eye": {"status", "watch", "metadata"},
+    "learner": {"status", "watch", "tap", "metadata"},
+    "boss": {"status", "watch", "freeze", "submit", "rollback", "metadata"},
+}
+
+
+@pytest.mark.parametrize("token", [*TOKENS, "wrong", ""])
+def test_a_token_may_do_what_its_roles_say(repository, quick, serve, token):
+    b.publish(repository)
+    server = serve(secured(quick, tokens=TOKENS))
+    with Client(server.target, token=token) as client:
+        stub = client._channel.unary_unary("/inference.GRPCInferenceService/ModelMetadata")
+        request = inference_pb2.ModelMetadataRequest(name="road").SerializeToString()
+        actions = {
+            "infer": lambda: client.infer("road", FRAME),
+            "metadata": lambda: stub(request, metadata=client._metadata),
+            "status": client.status,
+            "watch": lambda: client.watch().close(),
+            "tap": lambda: client.frames("road").close(),
+            "freeze": lambda: (client.freeze("road"), client.unfreeze("road")),
+            "submit": lambda: list(client.submit("road", 1)),
+            "rollback": lambda: client.rollback("road"),
+        }
+        done = set()
+        for name, action in actions.items():
+            try:
+                action()
+                done.add(name)
+            except (Rejected, grpc.RpcError) as error:
+                code = error.code if isinstance(error, Rejected) else error.code().name
+                if name == "rollback" and code == "FAILED_PRECONDITION":
+                    done.add(name)  # allowed, and nothing to go back to
+                else:
+                    assert code == ("PERMISSION_DENIED" if token in TOKENS else "UNAUTHENTICATED")
+    assert done == MAY.get(token, set())
+    assert server.service.account.snapshot().accepted == (1 if token == "cam" else 0)
+
+
+def test_health_needs_no_token(repository, quick, serve):
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    b.publish(repository)
+    server = serve(secured(quick, tokens=TOKENS))
+    with grpc.insecure_channel(server.target) as channel:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_every_call_that_is_not_named_needs_control():
+    for service in (inference_pb2.DESCRIPTOR, roadworthy_pb2.DESCRIPTOR):
+        for descriptor in service.services_by_name.values():
+            for method in descriptor.methods:
+                assert roles_for(f"/{descriptor.full_name}/{method.name}")
+    changing = ("RepositoryModelLoad", "RepositoryModelUnload", "LogSettings", "TraceSetting", "Invented")
+    for name in changing:
+        assert roles_for(f"/inference.GRPCInferenceService/{name}") == ("control",)
+    for name in ("Submit", "Promote", "Rollback", "Pin", "Unpin", "Freeze", "Unfreeze", "Invented"):
+        assert roles_for(f"/roadworthy.v1.Roadworthy/{name}") == ("control",)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """An authority, a server's and a client's certificate, and two Ed25519 key pairs."""
+    if shutil.which("openssl") is None:
+        pytest.skip("makes its certificates with openssl; install it")
+    home = tmp_path_factory.mktemp("keys")
+    openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.pem",
+        "-subj",
+        "/CN=ca",
+        cwd=home,
+    )
+    (home / "san").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    for name in ("server", "client"):
+        openssl(
+            "req",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            f"{name}.key",
+            "-out",
+            f"{name}.csr",
+            "-subj",
+            f"/CN={name}",
+            cwd=home,
+        )
+        openssl(
+            "x509",
+            "-req",
+            "-in",
+            f"{name}.csr",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-out",
+            f"{name}.pem",
+            "-extfile",
+            "san",
+            cwd=home,
+        )
+    for name in ("mine", "theirs"):
+        openssl("genpkey", "-algorithm", "ed25519", "-out", f"{name}.key", cwd=home)
+        openssl("pkey", "-in", f"{name}.key", "-pubout", "-out", f"{name}.pub", cwd=home)
+    return home
+
+
+def read(path):
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["TLS", "mTLS"])
+def test_tls(repository, quick, serve, keys, mutual):
+    b.publish(repository)
+    how = {"certificate": str(keys / "server.pem"), "key": str(keys / "server.key")}
+    if mutual:
+        how["client_ca"] = str(keys / "ca.pem")
+    server = serve(secured(quick, **how))
+    ca = read(keys / "ca.pem")
+    anonymous = grpc.ssl_channel_credentials(ca)
+    known = grpc.ssl_channel_credentials(ca, read(keys / "client.key"), read(keys / "client.pem"))
+    with Client(server.target, credentials=known) as client:
+        assert client.infer("road", FRAME, timeout=10).version == 1
+    with Client(server.target, credentials=anonymous) as client:
+        if mutual:
+            with pytest.raises(grpc.RpcError):
+                client.infer("road", FRAME, timeout=5)
+        else:
+            assert client.infer("road", FRAME, timeout=10).version == 1
+    with Client(server.target) as client, pytest.raises(grpc.RpcError):
+        client.infer("road", FRAME, timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"certificate": "x"}, "belong together"),
+        ({"client_ca": "x"}, "needs security.certificate"),
+        ({"certificate": "/none", "key": "/none"}, "No such file"),
+        ({"tokens": {"secret": ["root"]}}, "has the role 'root'"),
+        ({"trusted_keys": ["/none"]}, "not a public key"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_at_the_start(repository, quick, how, says):
+    b.publish(repository)
+    with pytest.raises(ConfigError, match=says) as error:
+        Server(secured(quick, **how)).start()
+    assert "\n" not in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_only_signed_versions_are_served_where_keys_are_trusted(repository, quick, serve, keys):
+    mine, theirs = signer(keys / "mine.key"), signer(keys / "theirs.key")
+    b.publish(repository, sign=mine)
+    server = serve(secured(quick, trusted_keys=[str(keys / "mine.pub")]))
+    unsigned, foreign, good = (
+        b.publish(repository),
+        b.publish(repository, sign=theirs),
+        b.publish(repository, sign=mine),
+    )
+    with Client(server.target) as client:
+        for version, says in ((unsigned, "is not signed"), (foreign, "not by a key that this server trusts")):
+            *_, last = client.submit("road", version)
+            assert (last.state, last.check) == ("REJECTED", "signature")
+            assert says in last.reason
+        assert [e.state for e in client.submit("road", good)][-1] == "LIVE"
+
+
+def test_a_signature_does_not_fit_another_version(repository, quick, serve, keys):
+    mine = signer(keys / "mine.key")
+    b.publish(repository, sign=mine)
+    server = serve(secured(quick, trusted_keys=[str(keys / "theirs.pub"), str(keys / "mine.pub")]))
+    other = b.publish(repository)
+    (repository.directory("road", other) / "manifest.sig").write_bytes(
+        (repository.directory("road", 1) / "manifest.sig").read_bytes()
+    )
+    with Client(server.target) as client:
+        assert client.infer("road", FRAME).version == 1
+        *_, last = client.submit("road", other)
+        assert (last.state, last.check) == ("REJECTED", "signature")
+
+
+def test_a_key_that_is_none(tmp_path):
+    (tmp_path / "x").write_text("hello")
+    with pytest.raises(ConfigError, match="openssl genpkey"):
+        signer(tmp_path / "x")
+
+
+def test_reflection_names_both_services(repository, quick, serve):
+    pytest.importorskip("grpc_reflection")
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    b.publish(repository)
+    server = serve(quick)
+    with grpc.insecure_channel(server.target) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        ask = reflection_pb2.ServerReflectionRequest
+        requests = [ask(list_services=""), ask(file_containing_symbol="roadworthy.v1.Roadworthy")]
+        services, file = list(stub.ServerReflectionInfo(iter(requests)))
+    names = {service.name for service in services.list_services_response.service}
+    assert {"inference.GRPCInferenceService", "roadworthy.v1.Roadworthy"} <= names
+    assert file.file_descriptor_response.file_descriptor_proto

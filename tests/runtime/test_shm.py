@@ -1,0 +1,209 @@
+"""Shared memory: nothing is read past its end, nothing leaks, and what is in use stays."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.client import Client, Rejected
+from runtime.errors import ServiceError
+from runtime.shm import LIMIT, Place, Region, Regions
+from tests.runtime import builders as b
+
+SIZE = (128, 256)
+
+
+@pytest.fixture
+def memory():
+    """A shared-memory object of two pages; yields its key."""
+    name = f"rw-test-{os.getpid()}-{time.monotonic_ns()}"
+    path = Path("/dev/shm") / name
+    path.write_bytes(bytes(range(256)) * 32)
+    yield f"/{name}"
+    path.unlink(missing_ok=True)
+
+
+huge = st.one_of(
+    st.integers(-10, 9000), st.integers(-(2**63), 2**63 - 1), st.sampled_from([2**63 - 1, 2**63 - 4096])
+)
+
+
+@given(offset=huge, size=huge, start=st.sampled_from([0, 4096]), length=st.integers(1, 4096))
+def test_no_place_outside_a_region_is_accepted(offset, size, start, length):
+    region = Region("r", "k", start, length, -1)
+    place = Place("r", offset, size)
+    inside = offset >= 0 and size > 0 and offset + size <= length
+    if inside:
+        region.check(place)
+    else:
+        with pytest.raises(ServiceError, match="Invalid offset"):
+            region.check(place)
+
+
+def test_places_are_read_and_written(memory):
+    regions = Regions()
+    regions.register("r", memory, 4096, 1000)
+    region = regions.hold(Place("r", 10, 20))
+    assert region.read(Place("r", 10, 20)).tolist() == [(4096 + 10 + i) % 256 for i in range(20)]
+    region.write(Place("r", 999, 1), b"\x7f")
+    region.release()
+    regions.unregister("")
+    assert Path("/dev/shm", memory[1:]).read_bytes()[4096 + 999] == 0x7F
+
+
+def test_a_region_that_is_shortened_under_us_is_an_error_and_not_a_crash(memory):
+    regions = Regions()
+    regions.register("r", memory, 0, 8192)
+    region = regions.hold(Place("r", 0, 8192))
+    os.truncate(f"/dev/shm{memory}", 100)
+    with pytest.raises(ServiceError, match="shortened"):
+        region.read(Place("r", 0, 8192))
+    region.release()
+    regions.unregister("r")
+
+
+def test_a_region_unregistered_while_in_use_stays_until_it_is_released(memory):
+    regions = Regions()
+    before = descriptors()
+    regions.register("r", memory, 0, 8192)
+    region = regions.hold(Place("r", 0, 1))
+    regions.unregister("r")
+    with pytest.raises(ServiceError, match="Unable to find"):
+        regions.hold(Place("r", 0, 1))
+    assert region.read(Place("r", 1, 1)).tolist() == [1]
+    assert descriptors() == before + 1
+    region.release()
+    assert descriptors() == before
+
+
+def test_registrations_are_bounded_and_failures_leave_nothing_open(memory, monkeypatch):
+    regions = Regions()
+    before = descriptors()
+    for key, offset, size in (
+        (memory, 0, 9000),
+        (memory, 2**63, 2**63),
+        (memory, 5, 5),
+        ("/none", 0, 1),
+        ("/../x", 0, 1),
+    ):
+        with pytest.raises(ServiceError):
+            regions.register("x", key, offset, size)
+    assert descriptors() == before
+    assert LIMIT >= 64
+    monkeypatch.setattr("runtime.shm.LIMIT", 0)
+    with pytest.raises(ServiceError, match="unregister one"):
+        regions.register("x", memory, 0, 8192)
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def server(repository, quick, serve):
+    publish(repository)
+    return serve(quick)
+
+
+def publish(repository):
+    rng = np.random.default_rng(7)
+    frame, labels = b.blocks(rng, SIZE)
+    answers = {
+        "frames": frame[None],
+        "labels": labels[None],
+        "confidence": np.full((1, *SIZE), 253, np.uint8),
+    }
+    return b.publish(repository, model=b.segmentation(*b.nearest_weights(), SIZE), size=SIZE, answers=answers)
+
+
+@pytest.mark.parametrize("way", [True, False, None])
+def test_the_client_gives_the_same_answers_either_way(server, way):
+    rng = np.random.default_rng(0)
+    with Client(server.target, shared_memory=way) as client:
+        for outputs in (("labels", "confidence"), ("confidence",), ("probabilities", "labels")):
+            frame, labels = b.blocks(rng, SIZE)
+            answer = client.infer("road", frame, outputs=outputs, source="front")
+            assert set(answer.outputs) == set(outputs)
+            if "labels" in outputs:
+                assert (answer.labels == labels).all()
+            if "confidence" in outputs:
+                assert answer.confidence.shape == SIZE
+                assert answer.confidence.mean() > 200
+        assert len(server.service.regions.status("")) == (0 if way is False else 1)
+        assert not [n for n in os.listdir("/dev/shm") if n.startswith("roadworthy-")]  # unlinked already
+        with pytest.raises(Rejected, match="unknown model"):
+            client.infer("nope", frame)
+    assert server.service.regions.status("") == []
+
+
+def test_many_threads_have_a_lane_each(server):
+    wrong = []
+
+    def camera(seed, client):
+        rng = np.random.default_rng(seed)
+        for _ in range(15):
+            frame, labels = b.blocks(rng, SIZE)
+            wrong.append(int((client.infer("road", frame).labels != labels).sum()))
+
+    with Client(server.target) as client:
+        threads = [threading.Thread(target=camera, args=(seed, client)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert 1 <= len(server.service.regions.status("")) <= 4
+    assert wrong == [0] * 60
+
+
+def test_frames_that_are_tapped_do_not_change_when_the_lane_is_used_again(server):
+    rng = np.random.default_rng(0)
+    pairs = [b.blocks(rng, SIZE) for _ in range(4)]
+    with Client(server.target) as client, client.frames("road") as tap:
+        for frame, _ in pairs:
+            client.infer("road", frame)
+        for frame, labels in pairs:
+            seen = next(tap)
+            assert (seen.frame == frame).all()
+            assert (seen.labels == labels).all()
+
+
+def test_a_client_outlives_its_server(repository, quick, serve):
+    publish(repository)
+    first = serve(quick)
+    frame, labels = b.blocks(np.random.default_rng(0), SIZE)
+    with Client(first.target) as client:
+        assert (client.infer("road", frame).labels == labels).all()
+        first.stop()
+        serve(dataclasses.replace(quick, port=first.port))
+        end = time.monotonic() + 20
+        while True:
+            try:
+                assert (client.infer("road", frame).labels == labels).all()
+                break
+            except Exception:
+                assert time.monotonic() < end
+                time.sleep(0.1)
+        assert (client.infer("road", frame).labels == labels).all()
+
+
+def test_nothing_leaks(server):
+    frame, _ = b.blocks(np.random.default_rng(0), SIZE)
+    with Client(server.target) as client:
+        client.infer("road", frame)
+    before = descriptors()
+    for _ in range(10):
+        with Client(server.target) as client:
+            client.infer("road", frame)
+    end = time.monotonic() + 5
+    while descriptors() > before + 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert descriptors() <= before + 2
+    assert server.service.regions.status("") == []
