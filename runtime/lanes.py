@@ -47,7 +47,7 @@ class Lanes:
         self._made: dict[str, Lane] = {}
 
     def borrow(self, size: int) -> Lane:
-        """A lane of at least `size` bytes, for the caller alone; raises OSError or what registering raises."""
+        """A lane of at least `size` bytes for the caller alone; raises OSError or what registering raises."""
         with self._lock:
             for index, lane in enumerate(self._free):
                 if lane.size >= size:
