@@ -47,9 +47,11 @@ DEFAULT_COUNT = 32
 LARGEST_POOL = 256
 
 #: Sums, pools and enlargements between convolutions stay float32: in 8 bits they cost more agreement than
-#: they gain time (docs/networks.md).
-_OPERATORS = ["Conv"]
+#: they gain time (`python -m bench.int8`).
+OPERATORS = ("Conv",)
+KNOWN_OPERATORS = ("Conv", "Add", "Concat", "Resize", "MaxPool", "AveragePool", "GlobalAveragePool")
 _INPUT, _LABELS = "frame", "labels"
+
 
 @dataclass(frozen=True)
 class Quantised:
@@ -118,6 +120,7 @@ def quantise(
     count: int = DEFAULT_COUNT,
     keep: Sequence[str] = (),
     method: str = "minmax",
+    operators: Sequence[str] = OPERATORS,
     reduce_range: bool = False,
     threads: int = 1,
     progress: Callback = silent,
@@ -133,6 +136,7 @@ def quantise(
             without labels: evenly spaced).
         keep: regular expressions; a node whose weight's or own name matches (`re.search`) stays float32.
         method: how a range follows from what was seen: "minmax", or "percentile" (99.999 %).
+        operators: which of `KNOWN_OPERATORS` are quantised.
         reduce_range: 7-bit weights, for x86 processors without VNNI, whose 16-bit sums can overflow.
         threads: of the float32 model, while it looks at the candidates.
         progress: told of the stages "frames" and "calibrate".
@@ -142,13 +146,15 @@ def quantise(
         class over the chosen frames, and over all; None without labels), convolutions (int8, all), kept
         (nodes that stayed float32), bytes (before, after).
     Raises:
-        ExportError: an unknown target or method, frames of another shape, a `keep` that matches nothing, no
-            candidates, a graph without convolutions or not under the contract.
+        ExportError: an unknown target, method or operator, frames of another shape, a `keep` that matches
+            nothing, no candidates, a graph without convolutions or not under the contract.
     """
     if target not in TARGETS:
         raise ExportError(f"int8 target {target!r} is unknown; choose one of {', '.join(TARGETS)}")
     if method not in METHODS:
         raise ExportError(f"int8 calibration {method!r} is unknown; choose one of {', '.join(METHODS)}")
+    if not set(operators) <= set(KNOWN_OPERATORS) or "Conv" not in operators:
+        raise ExportError(f"int8 operators must be Conv and any of {', '.join(KNOWN_OPERATORS[1:])}")
     batch = _check_frames(model, frames)
     if count < 1:
         raise ExportError(f"int8 calibration needs at least one frame, not {count}")
@@ -164,7 +170,7 @@ def quantise(
     else:  # edges alone: nothing to balance by
         chosen = np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)).tolist()
     progress("calibrate", 0, 1)
-    quantised = _quantise(model, frames[chosen], batch, kept, target, method, reduce_range)
+    quantised = _quantise(model, frames[chosen], batch, kept, target, method, operators, reduce_range)
     progress("calibrate", 1, 1)
     return Quantised(
         quantised,
@@ -250,6 +256,7 @@ def _quantise(
     kept: list[str],
     target: str,
     method: str,
+    operators: Sequence[str],
     reduce_range: bool,
 ) -> onnx.ModelProto:
     from onnxruntime import quantization as q
@@ -282,7 +289,7 @@ def _quantise(
                     after,
                     Reader(),
                     quant_format=q.QuantFormat.QDQ,
-                    op_types_to_quantize=_OPERATORS,
+                    op_types_to_quantize=list(operators),
                     nodes_to_exclude=kept,
                     per_channel=True,
                     reduce_range=reduce_range,

@@ -240,6 +240,7 @@ class TestWhatIsRefused:
         [
             ({"target": "openvino"}, "int8 target 'openvino' is unknown"),
             ({"method": "entropy"}, "int8 calibration 'entropy' is unknown"),
+            ({"operators": ["Conv", "Softmax"]}, "operators must be Conv and any of Add, Concat"),
             ({"count": 0}, "at least one frame, not 0"),
             ({"keep": ["nonesuch"]}, "nothing to keep is called 'nonesuch'"),
             ({"keep": ["."]}, "no convolution is left to quantise"),
