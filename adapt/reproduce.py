@@ -1,0 +1,196 @@
+"""``python -m adapt.reproduce``: fill one row of a published table, where someone has the data and the time.
+
+A row is a source pack (``python -m adapt.train``) adapted with the published settings of that row, scored on
+the target's validation set.  The gate is measured and reported but does not stop a row: the table asks what
+the algorithm gives.  Evaluation frames among the adaptation frames are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapt.data.base import DataError, Dataset, Resized, Subset, open_dataset, refuse_overlap
+from adapt.progress import Bars
+from adapt.round import RoundConfig, RoundError, adapt, write_json
+
+__all__ = ["TABLES", "Table", "row_config", "run"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """words; default data sets; published: {row: {network: mIoU in percent}}."""
+
+    words: str
+    target: str
+    val: str
+    published: dict[str, dict[str, float]]
+
+
+# Zou, Yu et al., ECCV 2018, GTA5 -> Cityscapes, 19 classes.
+TABLES: dict[str, Table] = {
+    "gta5-cityscapes": Table(
+        "GTA5 → Cityscapes, 19 classes, mIoU on the 500 validation frames",
+        "cityscapes:{root}/cityscapes:train",
+        "cityscapes:{root}/cityscapes:val",
+        {
+            "source": {"fcn8s-vgg16": 24.3, "resnet38": 35.4},
+            "st": {"fcn8s-vgg16": 28.1, "resnet38": 41.5},
+            "cbst": {"fcn8s-vgg16": 30.9, "resnet38": 45.2},
+            "cbst-sp": {"fcn8s-vgg16": 36.1, "resnet38": 46.2},
+            "cbst-sp-mst": {"resnet38": 47.0},
+        },
+    )
+}
+
+EPILOG = """\
+rows: source, st, cbst, cbst-sp, cbst-sp-mst
+
+examples:
+  python -m adapt.train --network fcn8s --classes cityscapes19 --data gta5:data/gta5 --size 512x1024 \\
+      --replay 600 --out packs/gta5-fcn8s
+  python -m adapt.reproduce gta5-cityscapes --row cbst --pack packs/gta5-fcn8s --root data --out out/gta5/cbst
+  # the same path on other sets
+  python -m adapt.reproduce gta5-cityscapes --row cbst --pack packs/street --target street:dusk:24:500000 \\
+      --val street:dusk:16:700000 --out out/tiny --set steps=10
+
+exit codes: 0 the row was measured, 1 refused or failed (one line on stderr says why), 2 wrong usage
+"""
+
+
+def row_config(row: str, **changes: Any) -> RoundConfig:
+    """The published settings of a row: three rounds, p from .2 by .05, whole batch mean, fixed statistics.
+
+    Not published in this form: AdamW in place of SGD, and one source frame to one target frame in every
+    batch in place of one list of both.
+    """
+    if row not in ("st", "cbst", "cbst-sp", "cbst-sp-mst"):
+        raise RoundError(f"row {row!r}: choose source, st, cbst, cbst-sp or cbst-sp-mst")
+    base = RoundConfig(
+        portions=(0.2, 0.25, 0.3), steps=1000, source=1, target=1, rate=5e-5, schedule="constant",
+        bn="frozen",
+        scale=(0.7, 1.3), adabn=False, from_parent=False, policy="st" if row == "st" else "cbst",
+        prior="sp" in row.split("-"), label_flip=row.endswith("mst"), force=True,
+        label_scales=(0.75, 1.0, 1.25) if row.endswith("mst") else (1.0,),
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+class _Frames(Sequence[np.ndarray]):
+    """The frames of a data set, labels left unread."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self.dataset[j][0] for j in range(*i.indices(len(self)))]
+        if i >= len(self):
+            raise IndexError(i)
+        return self.dataset[i][0]
+
+
+def run(arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
+    """Measure a row; what --json prints and out/row.json keeps."""
+    from adapt.evaluate.segmentation import Confusion
+    from adapt.train.supervised import score
+    from networks.pack import load_pack
+
+    table = TABLES[arguments.table]
+    pack = load_pack(arguments.pack)
+    val = open_dataset(arguments.val or table.val.format(root=arguments.root))
+    network = pack.network()
+    report: dict[str, Any] = {}
+    if arguments.row != "source":
+        changes = {"seed": arguments.seed, "threads": arguments.threads}
+        for item in arguments.set:
+            key, _, text = item.partition("=")
+            if key not in RoundConfig.__dataclass_fields__ or key == "limits":
+                raise RoundError(f"--set {item}: no such setting of a round")
+            value = json.loads(text)
+            changes[key] = tuple(value) if isinstance(value, list) else value
+        target = open_dataset(arguments.target or table.target.format(root=arguments.root))
+        if arguments.limit and arguments.limit < len(target):
+            target = Subset(
+                target, np.linspace(0, len(target) - 1, arguments.limit).round().astype(int).tolist()
+            )
+        refuse_overlap(target, val)
+        frames = _Frames(Resized(target, pack.spec.size, labels=False))
+        result = adapt(
+            pack, frames, config=row_config(arguments.row, **changes), out=arguments.out, progress=progress
+        )
+        report = result.report
+        assert result.pack is not None
+        network = result.pack.network()
+    confusion: Confusion
+    confusion, calibration = score(network, pack.spec, val, progress=progress)
+    iou = confusion.iou()
+    found = {
+        "table": arguments.table, "row": arguments.row, "pack": pack.sha256, "network": pack.spec.network,
+        "miou": confusion.miou(), "ece": calibration.ece(), "frames": len(val), "seed": arguments.seed,
+        "iou": {c: float(v) for c, v in zip(pack.spec.classes, iou, strict=True) if np.isfinite(v)},
+        "published": table.published[arguments.row],
+        "gate": report.get("gate"), "seconds": report.get("seconds"),
+    }  # fmt: skip
+    Path(arguments.out).mkdir(parents=True, exist_ok=True)
+    write_json(Path(arguments.out) / "row.json", found)
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m adapt.reproduce",
+        description="Measure one row of a published table with a source pack of your own. Needs the data sets "
+        "as their authors publish them and, at the published sizes, a GPU.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("table", choices=sorted(TABLES), help="which table")
+    p.add_argument(
+        "--row", required=True, choices=sorted(TABLES["gta5-cityscapes"].published), help="which row"
+    )
+    p.add_argument("--pack", required=True, metavar="DIR", help="source pack")
+    p.add_argument("--out", required=True, metavar="DIR", help="state and row.json; the same again continues")
+    p.add_argument("--root", default="data", metavar="DIR", help="folder with the sets by name (data)")
+    p.add_argument("--target", metavar="SET", help="unlabelled frames (the table's)")
+    p.add_argument("--val", metavar="SET", help="scored frames (the table's)")
+    p.add_argument(
+        "--limit", type=int, default=505, metavar="N", help="target frames, 0 = all (505, as published)"
+    )
+    p.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="a setting of the round")
+    p.add_argument("--seed", type=int, default=0, help="of everything random (0)")
+    p.add_argument("--threads", type=int, default=0, metavar="N", help="torch threads (as they are)")
+    p.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    p.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    from networks.pack import PackError
+
+    try:
+        with Bars(quiet=arguments.quiet) as bars:
+            found = run(arguments, bars)
+    except (DataError, PackError, RoundError, ValueError, FloatingPointError, OSError) as error:
+        print(f"adapt.reproduce: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        print(f"{arguments.row}: {100 * found['miou']:.1f} (published: {found['published']})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
