@@ -150,8 +150,8 @@ def run(arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m adapt.reproduce",
-        description="Measure one row of a published table with a source pack of your own. Needs the data sets "
-        "as their authors publish them and, at the published sizes, a GPU.",
+        description="Measure one row of a published table with a source pack of your own. Needs the data "
+        "sets as their authors publish them and, at the published sizes, a GPU.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
