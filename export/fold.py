@@ -48,14 +48,7 @@ class Folding:
 
     def __init__(self, network: nn.Module) -> None:
         """Raises: ExportError for a network that torch.fx cannot trace."""
-        network.eval()
-        try:
-            graph = fx.Tracer().trace(network)
-        except Exception as error:  # fx raises whatever the network's own code raises on a proxy
-            raise ExportError(
-                f"network {type(network).__name__} cannot be traced: {one_line(error)}; "
-                "control flow may not depend on the input, wrap what depends on its size in torch.fx.wrap"
-            ) from error
+        graph = _trace(network)
         modules = dict(network.named_modules())
         self._norms = _plan(graph, modules)
         self.folded = {norm.path for norm in self._norms if norm.conv}
@@ -91,6 +84,22 @@ class Folding:
             else:
                 result[f"{norm.path}.bias"] = shift
         return {k: v.to(torch.float32).numpy() for k, v in result.items()}
+
+
+def _trace(network: nn.Module) -> fx.Graph:
+    """Traced as it is when it infers; the modes of its modules are as before afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        return fx.Tracer().trace(network)
+    except Exception as error:  # fx raises whatever the network's own code raises on a proxy
+        raise ExportError(
+            f"network {type(network).__name__} cannot be traced: {one_line(error)}; "
+            "control flow may not depend on the input, wrap what depends on its size in torch.fx.wrap"
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _plan(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[_Norm]:

@@ -183,7 +183,11 @@ class _Emitter:
             raise ExportError(
                 f"{what} has no ONNX form here; add it to export/writer.py or rewrite the network"
             )
-        return handler(self, node, result)
+        try:
+            return handler(self, node, result)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            # A handler reads the arguments that networks use; others are refused, not guessed.
+            raise ExportError(f"{what} is called in a way that has no ONNX form here: {error!r}") from error
 
 
 def _meta_call(module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -10,8 +10,10 @@ from PIL import Image
 
 from export.build import Options, build, check, main
 from export.errors import ExportError
+from export.fold import Folding
 from export.graph import ServingGraph
 from export.parity import Thresholds
+from export.tensorrt import Plan
 
 from .conftest import SIZE, street_like
 
@@ -99,6 +101,48 @@ def test_tensorrt_without_a_device_is_one_line_and_publishes_nothing(pack, tmp_p
 def test_tensorrt_rtx_is_never_published(pack, tmp_path):
     with pytest.raises(ExportError, match="built for a check only"):
         build(pack, tmp_path / "r", options=Options(backend="tensorrt-rtx"))
+
+
+def test_a_plan_is_published_with_its_graph_and_layers(pack, make_pack, tmp_path, monkeypatch):
+    """The builder and the engine are stand-ins: what is shown is what becomes of a plan, not TensorRT."""
+    from export import build as module
+    from export import refit as refitting
+    from runtime.engines import load
+
+    graphs = {}
+
+    def plan_of(content, options, *, backend, progress):
+        progress("Building engine", 1, 1)
+        assert (backend, options.batch, options.precision) == ("tensorrt", (1, 1, 8), "fp32")
+        assert "classify.bias" in options.refit
+        graphs[b"plan"] = content
+        return Plan(b"plan", backend, "tensorrt 11.4", (), (), options.refit, 0.1, {}, (), {"Layers": ["a"]})
+
+    def stand_in(content, kind, precision, config, *, candidate):
+        assert kind == "tensorrt"
+        return load(graphs[content], "onnxruntime", precision, config, candidate=candidate)
+
+    monkeypatch.setattr(module, "build_plan", plan_of)
+    monkeypatch.setattr(module, "load", stand_in)
+    result = build(pack, tmp_path / "r", options=Options(backend="tensorrt", refit=True, threads=1))
+    assert sorted(result.manifest["files"]) == ["golden.npz", "layers.json", "model.onnx", "model.plan"]
+    assert (result.path / "model.plan").read_bytes() == b"plan"
+    assert result.manifest["engine"]["plan"]["refittable"]
+    assert 'platform: "tensorrt_plan"' in (tmp_path / "r" / "tiny" / "config.pbtxt").read_text()
+
+    adapted = make_pack("adapted", golden=street_like(), seed=3)
+
+    def refitted(plan, weights):
+        assert plan == b"plan"
+        fresh = Folding(adapted.network()).weights(adapted.state())
+        assert all(np.array_equal(fresh[name], array) for name, array in weights.items())
+        graphs[b"new plan"] = module.make_graph(adapted, Options()).SerializeToString()
+        return b"new plan"
+
+    monkeypatch.setattr(refitting, "refit_plan", refitted)
+    again = refitting.refit(tmp_path / "r", "tiny", 1, adapted, threads=1)
+    assert (again.path / "model.plan").read_bytes() == b"new plan"
+    assert again.manifest["engine"]["refit_of"] == 1
 
 
 @pytest.mark.peers

@@ -194,6 +194,15 @@ def test_every_weight_keeps_its_name(operations):
     assert held == {name for name, _ in operations.named_parameters()} - folded
 
 
+def test_writing_a_network_in_training_leaves_its_modes_as_they_were(operations):
+    operations.train()
+    operations.lonely.eval()
+    write(operations, describe(), size=(32, 48))
+    assert operations.training
+    assert operations.drop.training
+    assert not operations.lonely.training
+
+
 def test_a_fixed_batch_is_fixed_and_an_open_one_is_open(operations):
     for batch, dim in ((2, "2"), (None, "N")):
         graph = write(operations, describe(), size=(32, 48), batch=batch).graph
@@ -261,6 +270,10 @@ class TestRefusals:
 
         with pytest.raises(ExportError, match="operation 'gelu'"):
             self.build(forward)
+
+    def test_a_known_operation_called_otherwise_is_named(self):
+        with pytest.raises(ExportError, match=r"operation 'sum' .* is called in a way that has no ONNX form"):
+            self.build(lambda self, x: self.conv(x) * x.sum())
 
     def test_control_flow_on_the_input_is_refused(self):
         def forward(self, x):
