@@ -29,7 +29,7 @@ from adapt.evaluate.resize import resize_bicubic, resize_nearest
 from adapt.labels import edge_codec
 from adapt.labels.edges import category_edges, cityscapes_edges, instance_edges
 
-__all__ = ["CLASSES", "EdgeSet", "Predictions", "open_truth"]
+__all__ = ["CLASSES", "EdgeSet", "Predictions", "fit", "open_truth"]
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "sbd": (
@@ -307,10 +307,11 @@ class Predictions:
             )
         if len(maps) != len(self.classes):
             raise EdgeError(f"{packed} holds {len(maps)} maps, the truth has {len(self.classes)} classes")
-        return [_fit(m, size, f"{self.root}/{name}") for m in maps]
+        return [fit(m, size, f"{self.root}/{name}") for m in maps]
 
 
-def _fit(probability: NDArray[Any], size: tuple[int, int], where: str) -> NDArray[Any]:
+def fit(probability: NDArray[Any], size: tuple[int, int], where: str) -> NDArray[Any]:
+    """A map at ``size`` by MATLAB's bicubic, clipped to 0..1; 16 bits become v/65536.  Raises EdgeError."""
     p = np.asarray(probability)
     if p.ndim != 2:
         raise EdgeError(f"{where}: a map is {list(p.shape)}, one channel [H,W] is needed")

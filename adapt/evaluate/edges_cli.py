@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from adapt.evaluate import edges
 from adapt.evaluate.edge_errors import EdgeError
-from adapt.evaluate.edge_sets import EdgeSet, Predictions, open_truth
+from adapt.evaluate.edge_sets import EdgeSet, Predictions, fit, open_truth
 from adapt.evaluate.edges import EdgeCounts
 from adapt.progress import Bars
 
@@ -41,6 +41,8 @@ protocols (distance as a fraction of the diagonal, margin):
 
 examples:
   python -m adapt.evaluate edges --truth cityscapes:data/cityscapes:val --predictions out/edges
+  python -m adapt.evaluate edges --truth camvid:data/camvid:dusk_eval --model packs/edges \\
+      --images data/camvid/images
   python -m adapt.evaluate edges --truth bsds:data/bsds500:test_ --predictions out/hed --json
   # two machines, one table
   python -m adapt.evaluate edges --truth sbd:data/sbd:val --predictions out --shard 1/2 --save a.npz
@@ -51,6 +53,34 @@ ODS, OIS and AP are percentages; a class that no image holds has none and is lef
 
 exit codes: 0 scored, 1 refused (one line on stderr says why), 2 wrong usage
 """
+
+
+class FromModel:
+    """Probability maps made on the fly: a pack's network on the images of a folder."""
+
+    def __init__(self, pack: Path, images: Path, classes: int, tile: int) -> None:
+        from networks.pack import load_pack
+
+        self.pack = load_pack(pack)
+        self.network, self.tile = self.pack.network(), tile
+        if len(self.pack.spec.classes) != classes:
+            raise EdgeError(f"{pack} has {len(self.pack.spec.classes)} classes, the truth {classes}")
+        found = [f for s in ("jpg", "png") for f in images.rglob(f"*.{s}")]
+        if not found:
+            raise EdgeError(f"{images} holds no .jpg or .png: give the folder of the images")
+        self.files = {f.stem.removesuffix("_leftImg8bit"): f for f in found}
+
+    def read(self, name: str, size: tuple[int, int]) -> list[NDArray[Any]]:
+        """float32 maps of an image at ``size``."""
+        from adapt.data.base import read_frame
+        from adapt.labels.ridges import edge_probability
+
+        if name not in self.files:
+            raise EdgeError(f"no image {name}.jpg or .png for the network")
+        frame = read_frame(self.files[name])
+        maps = edge_probability(self.network, self.pack.spec, frame, tile=self.tile)
+        return [fit(m, size, name) for m in maps]
+
 
 Read = Callable[[str, tuple[int, int]], Sequence[NDArray[Any]]]
 
@@ -175,6 +205,9 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     add("--truth", metavar="SET", help="KIND:ROOT[:PART], see below")
     add("--predictions", type=Path, metavar="DIR", help="folder of probability maps")
+    add("--model", type=Path, metavar="PACK", help="score a pack's network instead, on --images")
+    add("--images", type=Path, metavar="DIR", help="the truth's images, searched through all folders")
+    add("--tile", type=int, default=0, metavar="N", help="run the network on N×N tiles (whole images)")
     add(
         "--merge",
         type=Path,
@@ -216,10 +249,15 @@ def _run(a: argparse.Namespace) -> dict[str, Any]:
     if a.save and len(modes) > 1:
         raise EdgeError("--save keeps one table: choose --mode thin or --mode raw")
     part, whole = a.shard
+    source: Predictions | FromModel = (
+        FromModel(a.model, a.images, len(truth.classes), a.tile)
+        if a.model
+        else Predictions(a.predictions, truth.classes)
+    )
     with Bars(quiet=a.quiet) as bars:
         tables = evaluate(
             truth,
-            Predictions(a.predictions, truth.classes).read,
+            source.read,
             modes=modes,
             protocol=protocol,
             jobs=a.jobs,
@@ -234,13 +272,16 @@ def _run(a: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     p = parser()
     a = p.parse_args(argv)
-    if bool(a.merge) == bool(a.truth and a.predictions):
-        p.error("give --truth and --predictions, or --merge")
+    if bool(a.merge) == bool(a.truth) or bool(a.truth) != bool(a.predictions or (a.model and a.images)):
+        p.error("give --truth and --predictions, --truth with --model and --images, or --merge")
+    from adapt.data.base import DataError
+    from networks.pack import PackError
+
     try:
         result = _run(a)
         if a.markdown:
             a.markdown.write_text(table(result), encoding="utf-8")
-    except (EdgeError, OSError) as error:
+    except (EdgeError, DataError, PackError, OSError) as error:
         print(f"adapt.evaluate edges: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(json.dumps(result) if a.json else table(result), end="\n" if a.json else "")

@@ -76,6 +76,37 @@ def test_the_command_prints_what_the_table_holds(camvid, capsys):
     assert "| car | – |" in text
 
 
+def test_a_pack_is_scored_on_the_images_themselves(camvid, tmp_path, capsys):
+    import networks
+    from networks.labels import CAMVID11
+    from networks.pack import PackSpec, write_pack
+
+    root, _ = camvid
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    for i in range(3):
+        frame = np.repeat(regions(i)[..., None] * 80, 3, 2).astype(np.uint8)
+        Image.fromarray(frame).save(tmp_path / "images" / "deep" / f"f{i}.png")
+    arguments = {"depth": 14, "width": 8}
+    spec = PackSpec(
+        name="e", version="1.0.0", network="casenet", arguments=arguments, task="edges",
+        classes=CAMVID11.classes, colours=CAMVID11.colours, size=(48, 64), mean=(0.5,) * 3, std=(0.2,) * 3,
+        training="none", licence="",
+    )  # fmt: skip
+    network = networks.create("casenet", classes=11, **arguments)
+    write_pack(tmp_path / "pack", spec, network.state_dict())
+    common = ["--truth", f"camvid:{root}:val", "--images", str(tmp_path / "images"), "--quiet", "--json"]
+    common += ["--mode", "raw", "--model", str(tmp_path / "pack")]
+    assert edges_cli.main(common) == 0
+    whole = json.loads(capsys.readouterr().out)["raw"]
+    assert whole["images"] == 3
+    assert 0 < whole["mf_ods"] < 1
+    assert edges_cli.main([*common, "--tile", "64"]) == 0
+    assert json.loads(capsys.readouterr().out)["raw"]["mf_ods"] == pytest.approx(whole["mf_ods"])
+    (tmp_path / "images" / "deep" / "f2.png").unlink()
+    assert edges_cli.main(common) == 1
+    assert "no image f2" in capsys.readouterr().err
+
+
 def test_shards_of_any_number_of_threads_merge_to_the_whole(camvid, tmp_path, capsys):
     root, predictions = camvid
     common = [
