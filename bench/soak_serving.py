@@ -2,7 +2,7 @@
 
 Half of the clients send raw bytes, half go through shared memory where the server has it.  Every request
 is counted on both sides: sent = answered + rejected here, accepted = answered + rejected in the server's
-account.  Memory, descriptors, threads and shared-memory mappings of the server are read from outside;
+account.  Memory, descriptors, threads and shared-memory regions of the server are read from outside;
 growth counts from the end of the warm-up, a tenth of the swaps.  The clients are paced, so that frames
 flow all through every swap.
 """
@@ -36,7 +36,7 @@ def sample(pid: int) -> dict[str, int]:
         "pss": process.pss_bytes(pid),
         "descriptors": process.descriptors(pid),
         "threads": process.threads(pid),
-        "mappings": process.shared_mappings(pid),
+        "regions": process.shared_regions(pid),
     }
 
 
@@ -131,7 +131,7 @@ def _report(
         "none in flight": account["in_flight"] == 0,
         "memory flat (< 2 %)": growth("rss") < 0.02,
         "no descriptor leaked": descriptors <= 2,
-        "no mapping leaked": samples[-1]["mappings"] <= samples[0]["mappings"],
+        "no region held": samples[-1]["regions"] <= samples[0]["regions"],
         "no region left": not left,
         "every swap taken": not refused,
     }
@@ -151,7 +151,7 @@ def _report(
         "rss_mb": [round(one["rss"] / 1e6, 1) for one in samples[:: max(1, len(samples) // 10)]],
         "descriptors": [samples[warm]["descriptors"], samples[-2]["descriptors"], samples[-1]["descriptors"]],
         "threads": [samples[warm]["threads"], samples[-1]["threads"]],
-        "mappings": [samples[0]["mappings"], samples[-1]["mappings"]],
+        "regions": [samples[0]["regions"], samples[-1]["regions"]],
     }
 
 

@@ -71,9 +71,14 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def shared_mappings(pid: int) -> int:
-    """Mappings of POSIX shared memory that the process holds."""
-    return sum("/dev/shm/" in line for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+def shared_regions(pid: int) -> int:
+    """POSIX shared memory that the process holds: descriptors and mappings."""
+    mapped = sum("/dev/shm/" in line for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+    opened = 0
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            opened += os.readlink(descriptor).startswith("/dev/shm/")
+    return mapped + opened
 
 
 def threads(pid: int) -> int:
