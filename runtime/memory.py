@@ -23,6 +23,9 @@ class Ledger:
         self._hosts: list[ModelHost] = []
         self._reserved = 0
 
+    def configure(self, config: GuardConfig) -> None:
+        self._config = config
+
     def add(self, host: ModelHost) -> None:
         with self._lock:
             self._hosts.append(host)

@@ -21,6 +21,7 @@ examples:
   python -m runtime.serve --repository engines --port 0 --metrics-port 0 --config server.toml
 
 signals:
+  HUP         read the configuration file again: [guard], [shadow], [watch], [swap] take effect at once
   TERM, INT   drain: health says NOT_SERVING, new requests are refused with UNAVAILABLE, what is in flight
   finishes
 
@@ -77,8 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         malloc.keep_memory()
         server = Server(config)
         stop = threading.Event()
+        wake = threading.Semaphore(0)
+
+        def end(*_: object) -> None:
+            stop.set()
+            wake.release()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+            signal.signal(number, end)
+        signal.signal(signal.SIGHUP, lambda *_: wake.release())
         server.start()
     except (ConfigError, OSError) as error:
         print(f"runtime.serve: {error}", file=sys.stderr)
@@ -90,9 +98,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     for status in server.service.status():
         what = f"version {status.live} is live" if status.ready else f"NOT READY: {status.reason}"
         logging.info("%s: %s", status.model, what)
-    stop.wait()
+    while True:
+        wake.acquire()
+        if stop.is_set():
+            break
+        _read_again(server, options.config, overrides)
     logging.info("draining")
     return 0 if server.stop() else 1
+
+
+def _read_again(server: Server, path: str | None, overrides: dict[str, object]) -> None:
+    """SIGHUP.  A file that is wrong changes nothing."""
+    if not path:
+        logging.warning("HUP: there is no configuration file to read again (--config)")
+        return
+    try:
+        needs_start = server.service.configure(configuration.load(path, **overrides))
+    except ConfigError as error:
+        logging.error("HUP: %s; nothing was changed", error)
+        return
+    logging.info("HUP: configuration read again")
+    if needs_start:
+        logging.warning("HUP: these changes need a new start: %s", ", ".join(needs_start))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ edge only converts.  Knows no protobuf.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -91,6 +92,20 @@ class Service:
         for model in self.repository.models():
             if not self.config.models or model in self.config.models:
                 self._open(model).start()
+
+    def configure(self, config: ServerConfig) -> list[str]:
+        """Takes the limits of [guard], [shadow], [watch] and [swap].
+
+        Returns the other keys that differ: they need a new start.
+        """
+        taken = ("guard", "shadow", "watch", "swap")
+        names = [field.name for field in dataclasses.fields(config)]
+        different = [n for n in names if n not in taken and getattr(config, n) != getattr(self.config, n)]
+        self.config = dataclasses.replace(self.config, **{name: getattr(config, name) for name in taken})
+        self.ledger.configure(config.guard)
+        for controller in self.controllers().values():
+            controller.configure(self.config)
+        return different
 
     def drain(self, timeout: float) -> bool:
         """Refuses what is new and waits for what is in flight; False when it did not finish in time."""

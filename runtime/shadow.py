@@ -28,6 +28,9 @@ class Shadow:
         self._config = config
         self._stopping = stopping
 
+    def configure(self, config: ServerConfig) -> None:
+        self._config = config
+
     def run(self, candidate: Candidate) -> dict[str, Any]:
         """Runs a sample of live frames through the candidate.  Raises Refused; returns what it saw."""
         limits, spec = self._config.shadow, candidate.engine.spec

@@ -174,6 +174,12 @@ class SwapController:
         with self._lock:
             self._set(frozen=False, frozen_reason="", reason="unfrozen")
 
+    def configure(self, config: ServerConfig) -> None:
+        """New limits for the next swap; one that is under way may see either."""
+        self._config = config
+        self._verifier.configure(config)
+        self._shadow.configure(config)
+
     def stop(self) -> None:
         """No further swaps; one that is under way is abandoned at its next step."""
         with self._lock:

@@ -67,6 +67,9 @@ class Verifier:
         self._ledger = ledger
         self.model = host.name
 
+    def configure(self, config: ServerConfig) -> None:
+        self._config = config
+
     def verify(self, version: int, *, reference: Slot | None) -> Candidate:
         """Every check of VERIFIED, in the order of docs/architecture.md.  Raises Refused."""
         manifest, files = self._repository.read(self.model, version)
