@@ -201,7 +201,10 @@ def engine_share(work: Path, options: argparse.Namespace) -> list[dict[str, Any]
         ways = [in_process("in process", onnx, frame, threads=options.threads, callers=2)]
         ways += ways_to(stack, ours, server, frame, "gRPC", 2)
         rounds(ways, options.rounds, max(options.seconds, 3.0))
-    return [way.row(ways[0]) for way in ways]
+    engine = ways[0].median("server_cpu_ms")
+    return [
+        {**way.row(ways[0]), "engine_cpu": round(engine / way.median("server_cpu_ms"), 3)} for way in ways
+    ]
 
 
 def front_end(work: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -250,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", choices=("share", "front-end"), help="one of the two parts")
-    parser.add_argument("--network", default="espnetv2", help="of the first part (default %(default)s)")
+    parser.add_argument("--network", default="ddrnet", help="of the first part (default %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of the engine in the first part (default 1)")
     parser.add_argument("--clients", type=int, default=4, help="of the second part (default 4)")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default 5)")
@@ -276,7 +279,7 @@ def main(argv: list[str] | None = None) -> int:
     print(machine.line(conditions))
     if "share" in report:
         print(f"\n{options.network}, {options.threads} thread(s), ratio to the engine in process")
-        print(machine.table(report["share"]["rows"], COLUMNS))
+        print(machine.table(report["share"]["rows"], (*COLUMNS, ("engine_cpu", "engine / server CPU"))))
     if "front_end" in report:
         print(f"\ntiny engine, {options.clients} clients, ratio to Triton by the same way")
         print(machine.table(report["front_end"]["rows"], COLUMNS))

