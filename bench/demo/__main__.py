@@ -161,7 +161,9 @@ def main(argv: list[str] | None = None) -> int:
     from adapt.progress import Bars
     from bench.demo import report
     from bench.demo.run import DemoError, Settings, run_seed
+    from export.errors import ExportError
     from networks.pack import PackError, load_pack
+    from runtime.client import Rejected, RpcError
 
     settings = replace(
         Settings(),
@@ -198,8 +200,14 @@ def main(argv: list[str] | None = None) -> int:
         content = report.summary(runs, facts)
         report.write_json(a.out / "summary.json", content)
         (a.out / "report.html").write_text(report.render(content, runs), encoding="utf-8")
-    except (DemoError, PackError) as error:
-        print(f"demo: {error}", file=sys.stderr)
+    except (DemoError, PackError, ExportError, Rejected, OSError) as error:
+        print(f"demo: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except RpcError as error:  # the server went away in the middle of the scoring
+        print(
+            f"demo: the server did not answer ({error}): see server.err under {a.out}".replace("\n", " "),
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("demo: interrupted; its processes have been ended", file=sys.stderr)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -224,7 +225,32 @@ def test_the_shipped_pack_is_whole_and_small() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_demo_that_is_stopped_ends_its_children(tmp_path: Path, number: int) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "bench.demo", "--out", str(tmp_path), "--frames", "90"],
+        cwd=run.ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell's background job has it
+    )
+    log = tmp_path / "seed-0" / "vehicle.jsonl"
+    end = time.monotonic() + 240
+    while not (log.is_file() and log.stat().st_size):
+        assert demo.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    demo.send_signal(number)
+    said = demo.communicate(timeout=60)[1]
+    assert demo.returncode == 1
+    assert "interrupted" in said.splitlines()[-1]
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in left
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_whole_job_in_small(tmp_path: Path) -> None:
     settings = run.Settings(
         before=2.0,
