@@ -72,7 +72,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         )
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
-    return {str(name): value for name, value in state.items()}
+    # Some releases are in half precision; a pack is float32.
+    return {str(k): v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
 def _why(error: Exception) -> str:
@@ -136,7 +137,15 @@ def import_checkpoint(
         training=training or f"imported from {file.name}",
         licence=licence,
     )
-    return write_pack(out, spec, state, golden=golden)
+    return write_pack(out, spec, _with_counters(state, spec), golden=golden)
+
+
+def _with_counters(state: dict[str, Tensor], spec: PackSpec) -> dict[str, Tensor]:
+    """Add the batch counters that files from before torch 0.4.1 lack; nothing reads them when inferring."""
+    with torch.device("meta"):
+        wanted = spec.create().state_dict()
+    missing = {name for name in wanted if name.endswith(".num_batches_tracked")} - set(state)
+    return {**state, **{name: torch.zeros((), dtype=torch.int64) for name in missing}}
 
 
 def read_frames(files: list[Path], size: tuple[int, int]) -> np.ndarray | None:

@@ -14,12 +14,14 @@ engines or of training.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import time
 import tomllib
 import uuid
 from collections.abc import Iterable, Mapping
@@ -404,6 +406,7 @@ def write_pack(
     try:
         check_state(state, spec.create())
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
         staging.mkdir()
         _write_files(staging, spec, state, golden, replay, reference, prior)
         pack = _load(staging, None)
@@ -420,6 +423,14 @@ def write_pack(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Pack(target, spec, pack.sha256)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what writers of the same pack that were killed left behind, an hour ago or more."""
+    for leftover in target.parent.glob(f".{target.name}.partial-*"):
+        with contextlib.suppress(FileNotFoundError):  # another writer may be sweeping too
+            if time.time() - leftover.stat().st_mtime > 3600:
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write_files(

@@ -98,6 +98,17 @@ def test_safetensors(tmp_path, capsys):
     assert code == 0
 
 
+def test_half_precision_and_files_without_batch_counters_are_taken(tmp_path, capsys):
+    state = networks.create("roadnet", classes=12, width=8).state_dict()
+    file = tmp_path / "w.pth"
+    torch.save({k: v.half() for k, v in state.items() if "num_batches" not in k}, file)
+    words = ("--classes", "street", "--set", "width=8", "--size", "64x64")
+    assert run(capsys, "roadnet", file, *words, "--out", tmp_path / "p")[0] == 0
+    kept = load_pack(tmp_path / "p").state()
+    assert set(kept) == set(state)
+    assert torch.equal(kept["classify.weight"], state["classify.weight"].half().float())
+
+
 class Exploit:
     def __reduce__(self):
         return os.system, ("touch /tmp/roadworthy-was-executed",)

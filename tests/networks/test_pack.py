@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -216,6 +217,14 @@ class TestWriting:
         with pytest.raises(PackError, match="cannot be written: No space left on device"):
             write_pack(tmp_path / "p", spec, state)
         assert list(tmp_path.iterdir()) == []
+
+    def test_what_killed_writers_left_is_swept_when_it_is_old(self, tmp_path, spec, state):
+        old, new = tmp_path / ".p.partial-1", tmp_path / ".p.partial-2"
+        for folder in (old, new):
+            folder.mkdir()
+        os.utime(old, (0, 0))
+        write_pack(tmp_path / "p", spec, state)
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".p.partial-2", "p"]
 
     def test_a_replay_label_outside_the_classes_is_refused(self, tmp_path, spec, state):
         frame, label = np.zeros((64, 96, 3), np.uint8), np.full((64, 96), 12, np.uint8)
