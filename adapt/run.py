@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.frames import FrameStore, StoredFrame, StoreError, confidence_summary
+from adapt.presets import PRESETS, preset
 from adapt.progress import Bars
 from adapt.round import RoundConfig, RoundError, RoundResult, adapt, write_json
 
@@ -394,6 +395,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="begin with fewer after S seconds without a new view",
     )
+    p.add_argument(
+        "--preset", default="default", choices=sorted(PRESETS), help="settings to start from (default)"
+    )
     p.add_argument("--portions", default="", metavar="P,P,..", help="portions of pseudo-labels (.2,.35,.5)")
     p.add_argument("--steps", type=int, metavar="N", help="training steps for each portion")
     p.add_argument("--batch", metavar="S+T", help="source and target frames in a batch, such as 3+3")
@@ -445,7 +449,7 @@ def round_config(arguments: argparse.Namespace) -> RoundConfig:
         except ValueError:
             value = text
         told[key] = tuple(value) if isinstance(value, list) else value
-    return RoundConfig(**told)
+    return preset(arguments.preset, **told)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from adapt.data.base import read_label
+from adapt.presets import PRESETS, preset
 from adapt.round import RoundConfig, RoundError, adapt
 from adapt.train.supervised import score
 from networks.pack import load_pack
@@ -85,6 +86,7 @@ import numpy as np
 import torch
 torch.set_num_threads(1)
 from adapt.data.base import read_label
+from adapt.presets import PRESETS, preset
 from adapt.round import RoundConfig, adapt
 from networks.pack import load_pack
 frames = list(np.load(sys.argv[2]))
@@ -194,6 +196,14 @@ def test_tags_keep_a_class_out_of_the_labels(toy_pack, dark_frames, tmp_path):
         allowed=allowed,
     )
     assert result.report["stages"]["label-1"]["share"][3] == 0.0
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_every_preset_runs(toy_pack, dark_frames, tmp_path, name):
+    config = preset(name, portions=(0.4,), steps=2, source=2, target=2)
+    assert adapt(toy_pack, dark_frames, config=config, out=tmp_path).report["gate"]["checks"]
+    with pytest.raises(RoundError, match="choose one of"):
+        preset("best")
 
 
 @pytest.mark.parametrize(

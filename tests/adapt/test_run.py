@@ -176,6 +176,13 @@ def test_settings_on_the_command_line():
     assert (config.source, config.target, config.crop) == (2, 5, (64, 96))
     assert (config.source_free, config.seed, config.mrkld, config.bn) == (True, 3, 0.1, "split")
     assert config.label_scales == (0.75, 1.0)
+    classic = round_config(parser().parse_args([*base, "--preset", "cbst", "--rate", "0.001"]))
+    assert (classic.adabn, classic.bn, classic.rate, classic.portions) == (
+        False,
+        "frozen",
+        0.001,
+        (0.2, 0.25, 0.3),
+    )
     with pytest.raises(LoopError, match="no such setting; there are"):
         round_config(parser().parse_args([*base, "--set", "nothing=1"]))
     with pytest.raises(LoopError, match="malformed"):

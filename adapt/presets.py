@@ -1,0 +1,35 @@
+"""Named settings of a round: ``--preset NAME`` of adapt.run, ``preset(NAME, **changes)`` in Python.
+
+default   the recipe of docs/results/real-domain-shift.md: batch statistics, CBST from the parent
+cbst      the paper's own: statistics fixed, constant rate, each training goes on from the last
+modern    what came after: mean teacher, rare-class sampling, ClassMix, MRKLD, changed light
+careful   source-free and short, for a pack without replay: one portion, a small rate, MRKLD
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adapt.round import RoundConfig, RoundError
+
+__all__ = ["PRESETS", "preset"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "cbst": {
+        "adabn": False, "bn": "frozen", "schedule": "constant", "rate": 5e-5, "from_parent": False,
+        "portions": (0.2, 0.25, 0.3), "scale": (0.7, 1.3),
+    },
+    "modern": {
+        "ema": 0.99, "rare": 0.1, "classmix": 0.5, "mrkld": 0.01, "brightness": 1.5, "colour": 0.1,
+        "schedule": "warm", "label_flip": True,
+    },
+    "careful": {"portions": (0.2,), "source_free": True, "rate": 2e-4, "mrkld": 0.05},
+}  # fmt: skip
+
+
+def preset(name: str, **changes: Any) -> RoundConfig:
+    """The settings of a preset with changes on top.  Raises RoundError for a name there is not."""
+    if name not in PRESETS:
+        raise RoundError(f"preset {name!r}: choose one of {', '.join(PRESETS)}")
+    return RoundConfig(**{**PRESETS[name], **changes})
