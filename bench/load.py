@@ -78,14 +78,14 @@ class Sender:
     def __init__(self, target: str, request: bytes) -> None:
         self._channel = grpc.insecure_channel(target, OPTIONS)
         self._call = self._channel.unary_unary(PATH)
-        self._request = request
+        self.request = request
 
     def send(self, timeout: float = 30.0) -> bytes:
-        answer: bytes = self._call(self._request, timeout=timeout)
+        answer: bytes = self._call(self.request, timeout=timeout)
         return answer
 
     def future(self, timeout: float = 30.0) -> grpc.Future:
-        return self._call.future(self._request, timeout=timeout)
+        return self._call.future(self.request, timeout=timeout)
 
     def close(self) -> None:
         self._channel.close()
@@ -114,26 +114,26 @@ class SharedSender(Sender):
         count = frame.shape[0] * frame.shape[1] * frame.shape[2] if size is None else size
         mark = uuid.uuid4().hex[:12]
         self._frame = frame
-        self._names = [f"rw_in_{mark}", f"rw_out_{mark}"]
-        sizes = [frame.nbytes, count * len(outputs)]
+        self.names = [f"rw_in_{mark}", f"rw_out_{mark}"]
+        self.sizes = [frame.nbytes, count * len(outputs)]
         self._regions = [
             shared_memory.SharedMemory(name, create=True, size=one)
-            for name, one in zip(self._names, sizes, strict=True)
+            for name, one in zip(self.names, self.sizes, strict=True)
         ]
         self._view: np.ndarray | None = np.ndarray(frame.shape, np.uint8, self._regions[0].buf)
         request = pb.ModelInferRequest(model_name=model)
         tensor = request.inputs.add(name="frame", datatype="UINT8", shape=list(frame.shape))
-        tensor.parameters["shared_memory_region"].string_param = self._names[0]
+        tensor.parameters["shared_memory_region"].string_param = self.names[0]
         tensor.parameters["shared_memory_byte_size"].int64_param = frame.nbytes
         for i, name in enumerate(outputs):
             output = request.outputs.add(name=name)
-            output.parameters["shared_memory_region"].string_param = self._names[1]
+            output.parameters["shared_memory_region"].string_param = self.names[1]
             output.parameters["shared_memory_byte_size"].int64_param = count
             output.parameters["shared_memory_offset"].int64_param = i * count
         super().__init__(target, bytes(request.SerializeToString()))
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         try:
-            for name, one in zip(self._names, sizes, strict=True):
+            for name, one in zip(self.names, self.sizes, strict=True):
                 self._stub.SystemSharedMemoryRegister(
                     pb.SystemSharedMemoryRegisterRequest(name=name, key=f"/{name}", byte_size=one), timeout=10
                 )
@@ -147,7 +147,7 @@ class SharedSender(Sender):
         return super().send(timeout)
 
     def close(self) -> None:
-        for name in self._names:
+        for name in self.names:
             with contextlib.suppress(grpc.RpcError, ValueError):
                 self._stub.SystemSharedMemoryUnregister(
                     pb.SystemSharedMemoryUnregisterRequest(name=name), timeout=10
