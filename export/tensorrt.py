@@ -133,7 +133,7 @@ class Plan:
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:
-    """"4" -> (4, 4, 4), "1:4:8" -> (1, 4, 8).  ValueError otherwise."""
+    """Reads "4" as (4, 4, 4) and "1:4:8" as (1, 4, 8).  ValueError otherwise."""
     parts = text.split(":")
     if len(parts) not in (1, 3) or not all(part.isdigit() and int(part) > 0 for part in parts):
         raise ValueError(f"batch '{text}': write N or min:opt:max, with whole numbers above 0")
@@ -370,8 +370,7 @@ class _Build:
                     + (f"; did you mean '{close[0]}'?" if close else f"; it has {len(known)}")
                 )
             self.check(
-                network.mark_weights_refittable(name)
-                and network.are_weights_marked_refittable(name),
+                network.mark_weights_refittable(name) and network.are_weights_marked_refittable(name),
                 f"refit: '{name}' cannot be made refittable",
                 "leave it out, or build again for each new set of weights",
             )

@@ -28,7 +28,7 @@ def library() -> Library:
 
 
 def built(probe: object, library: Library) -> str:
-    """"" when TensorRT-RTX builds the graph, otherwise what it says."""
+    """Empty when TensorRT-RTX builds the graph, otherwise what it says."""
     content = probe.SerializeToString()  # type: ignore[attr-defined]
     quantised = b"QuantizeLinear" in content
     try:
