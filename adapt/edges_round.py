@@ -34,7 +34,7 @@ from adapt.train.edges import Draw, EdgeRecipe, Sample, crops_of_segmentation, t
 from adapt.train.loop import Progress, silent
 from networks.pack import Pack, write_pack
 
-__all__ = ["EdgeRoundConfig", "EdgeRoundError", "EdgeRoundResult", "adapt_edges", "edge_score"]
+__all__ = ["EdgeRoundConfig", "EdgeRoundError", "EdgeRoundResult", "adapt_edges", "edge_score", "gate"]
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -50,7 +50,9 @@ class EdgeRoundConfig:
     portion: p of the pseudo-labels; steps, batch, crop, rate: the training; replay: share of source crops
     in it; alignment: pseudo-edges are aligned to the student's ridges, ``gate`` says which; source_drop:
     how far the source hold-out's MF may fall; agreement_drop: how far MF against the confident pseudo-edges
-    may; vanish: smallest share of a class's edge pixels (over .5) that must be left."""
+    may; vanish: smallest part of a class's mean probability that must be left (edge probabilities are small
+    and uncalibrated, so nothing is counted over a threshold); force: write the pack whatever the gate says
+    (for measuring the gate)."""
 
     portion: float = 0.5
     steps: int = 60
@@ -67,6 +69,7 @@ class EdgeRoundConfig:
     vanish: float = 0.25
     max_distance: float = 0.0075
     seed: int = 0
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,12 @@ def label_frames(
 
 def _softmax(network: Any, pack: Pack, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(predict.probabilities(network, pack.spec, predict.as_tensor([frame]))[0].numpy())
+
+
+def held_out(count: int, share: float) -> set[int]:
+    """Which of ``count`` frames are kept for the gate: spread evenly, at least one."""
+    aside = max(1, round(share * count))
+    return set(range(0, count, count // aside)[:aside])
 
 
 def _mixed(source: Draw | None, target: Draw, share: float) -> Draw:
@@ -166,9 +175,7 @@ def adapt_edges(
     out.mkdir(parents=True, exist_ok=True)
     labels = label_frames(network, pack, frames, config.portion)
     progress("label", len(frames), len(frames))
-    aside = max(1, round(config.holdout * len(frames)))
-    every = len(frames) // aside
-    held = set(range(0, len(frames), every)[:aside])
+    held = held_out(len(frames), config.holdout)
     pairs = [(f, y) for i, (f, y) in enumerate(zip(frames, labels, strict=True)) if i not in held]
     target_holdout = [(frames[i], labels[i]) for i in sorted(held)]
     augmentation = Augmentation(config.crop, scale=config.scale)
@@ -181,7 +188,7 @@ def adapt_edges(
         rate=config.rate, aligned=config.alignment, unaligned=0, gate=config.gate, parts=("edge_head.",),
     )  # fmt: skip
     history = train(network, pack.spec, draw, recipe, seed=config.seed, progress=progress)
-    checks = _gate(parent, network, pack, source_holdout, target_holdout, config)
+    checks = gate(parent, network, pack, source_holdout, target_holdout, config)
     accepted = all(c["passed"] for c in checks)
     report: dict[str, Any] = {
         "accepted": accepted,
@@ -192,7 +199,7 @@ def adapt_edges(
         "gate": checks,
     }
     refreshed = None
-    if accepted:
+    if accepted or config.force:
         spec = replace(
             pack.spec,
             version=f"{pack.spec.version}-edges",
@@ -208,12 +215,13 @@ def adapt_edges(
 
 
 def _shares(network: Any, pack: Pack, pairs: Sequence[Pair]) -> NDArray[np.float64]:
+    """Mean edge probability of each class: how many edge pixels it expects a pixel, float64 [K]."""
     return np.asarray(
-        np.mean([(edge_probability(network, pack.spec, f) >= 0.5).mean((1, 2)) for f, _ in pairs], 0)
+        np.mean([edge_probability(network, pack.spec, f).mean((1, 2), np.float64) for f, _ in pairs], 0)
     )
 
 
-def _gate(
+def gate(
     parent: Any,
     child: Any,
     pack: Pack,

@@ -62,6 +62,11 @@ def test_a_round_can_refuse_its_own_result(pack, tmp_path):
     assert result.pack is None
     assert not (tmp_path / "o" / "pack").exists()
     assert (tmp_path / "o" / "report.json").is_file()
+    forced = adapt_edges(
+        pack, target(), config=quick(agreement_drop=-2.0, force=True), out=tmp_path / "forced"
+    )
+    assert not forced.accepted
+    assert forced.pack is not None
     failed = [c["name"] for c in result.report["gate"] if not c["passed"]]
     assert failed == ["pseudo-agreement"]
 
