@@ -117,7 +117,7 @@ class Call:
     request  message, raw bytes (sent as they are), or a list of messages (a stream)
     model    the model it needs, "" for none: a server without that model cannot be asked
     shm      what of the output region is read afterwards: (offset, bytes)
-    wait     seconds to wait before the call: an unload goes on in the background
+    until_gone  asked again while this is in the answer: an unload goes on in the background
     """
 
     name: str
@@ -125,7 +125,7 @@ class Call:
     request: Callable[[Context], Any]
     model: str = ""
     shm: tuple[int, int] | None = None
-    wait: float = 0.0
+    until_gone: str = ""
 
 
 @dataclass
@@ -785,7 +785,9 @@ def _repository_calls(out: _List) -> None:
     version.model_version = "1"
     out.add("unloaded: infer, version 1", "ModelInfer", version, model="seg")
     out.add("unloaded: statistics", "ModelStatistics", pb.ModelStatisticsRequest(name="seg"), model="seg")
-    out.add("unloaded: index", "RepositoryIndex", pb.RepositoryIndexRequest(), model="seg", wait=2.0)
+    out.add(
+        "unloaded: index", "RepositoryIndex", pb.RepositoryIndexRequest(), model="seg", until_gone="UNLOADING"
+    )
     out.add("unload: seg again", "RepositoryModelUnload", unload("seg"), model="seg")
     out.add("load: seg again", "RepositoryModelLoad", load("seg"), model="seg")
     out.add("loaded again: infer", "ModelInfer", good, model="seg")

@@ -31,7 +31,6 @@ def ask(channel: grpc.Channel, call: Call, context: Context, timeout: float = 20
     request = call.request(context)
     path = call.rpc if call.rpc.startswith("/") else f"/{SERVICE}/{call.rpc}"
     kind = _RESPONSES.get(call.rpc)
-    time.sleep(call.wait)
     answer: dict[str, Any] = {"code": "OK", "message": "", "response": None}
     try:
         if isinstance(request, list):
@@ -63,9 +62,18 @@ def run(
         with grpc.insecure_channel(target, options) as channel:
             for call in calls():
                 if only(call):
-                    yield call, ask(channel, call, context)
+                    yield call, _settled(channel, call, context)
     finally:
         context.close()
+
+
+def _settled(channel: grpc.Channel, call: Call, context: Context) -> dict[str, Any]:
+    until = time.monotonic() + 60
+    while True:
+        answer = ask(channel, call, context)
+        if not call.until_gone or call.until_gone not in json.dumps(answer) or time.monotonic() > until:
+            return answer
+        time.sleep(0.2)
 
 
 def asked(target: str) -> dict[str, dict[str, Any]]:
