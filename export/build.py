@@ -526,8 +526,9 @@ def _show_parity(report: dict[str, Any] | None) -> list[str]:
     if not report or report.get("agreement") is None:
         return ["  parity with torch was not measured"]
     edges = report["boundary_agreement"]
+    reference = report.get("reference", "torch")
     lines = [
-        f"  parity with torch on {report['frames']} golden frames ({report['golden']}):",
+        f"  parity with {reference} on {report['frames']} golden frames ({report['golden']}):",
         f"    labels {100 * report['agreement']:.4f} %"
         + (f", near edges {100 * edges:.4f} %" if edges is not None else "")
         + f", confidence differs by {report['confidence_mean']:.4f} of 255 on average, "

@@ -1,19 +1,21 @@
 """Put somebody's ONNX file into a repository as it is: served, versioned and swapped, without our contract.
 
 Such a version has no golden frames and no classes we know of, so what the guard can check is less: it
-loads, runs, answers finite numbers and promises the same tensors as the version before it.
+loads, runs, answers finite numbers and promises the same tensors as the version before it.  A graph whose
+tensors are those of our contract is served as a segmentation engine; its golden frames are synthetic, and
+the answers to them are those of ONNX Runtime without any optimisation.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
-from export import triton
+from export import golden, parity, triton
 from export.build import Published, _model_name, libraries, publish
 from export.errors import ExportError, one_line
 from export.inspect import inspect_onnx, read_onnx, sample_inputs
@@ -60,9 +62,9 @@ def publish_onnx(
     if not inputs or not outputs:
         raise ExportError(f"{str(path)!r} has no input or no output")
     content = path.read_bytes()
-    seconds = _run_once(content, graph, size)
+    seconds, contract = _run_once(content, graph, size)
     facts = inspect_onnx(path)
-    manifest = {
+    manifest: dict[str, Any] = {
         "task": "foreign",
         "engine": {
             "kind": "onnxruntime",
@@ -80,11 +82,51 @@ def publish_onnx(
         "source": {"file": path.name, "producer": facts["producer"], "tensorrt": facts["tensorrt"]},
         "libraries": libraries(),
     }
+    files = {"model.onnx": content}
+    if contract:
+        manifest |= {"task": "segmentation", "colours": [[0, 0, 0]] * len(labels or [])}
+        files["golden.npz"], report = _golden(content, graph, labels, size)
+        manifest["parity"] = {**report, "engine_ms": round(1000 * seconds, 3)}
     config = triton.config(model, "onnxruntime", inputs, outputs)
-    return publish(repository, model, {"model.onnx": content}, manifest, config, labels)
+    return publish(repository, model, files, manifest, config, labels)
 
 
-def _run_once(content: bytes, graph: onnx.ModelProto, size: tuple[int, int] | None) -> float:
+def _golden(
+    content: bytes, graph: onnx.ModelProto, labels: list[str] | None, size: tuple[int, int] | None
+) -> tuple[bytes, dict[str, Any]]:
+    """golden.npz and the parity report of a graph under our contract."""
+    import onnxruntime as ort
+
+    if not labels:
+        raise ExportError("the graph has our contract's outputs: name its classes, --labels FILE, one a line")
+    dims = [d.dim_value for d in graph.graph.input[0].type.tensor_type.shape.dim]
+    frames = golden.synthetic((dims[1] or (size or (256, 256))[0], dims[2] or (size or (256, 256))[1]))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    plain = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    engine = load(content, "onnxruntime", "fp32", EngineConfig(threads=1), candidate=False)
+    names, batch = ["labels", "confidence"], dims[0] or 1
+    truth, answers = [], []
+    for frame in frames:
+        feed = {"frame": np.repeat(frame[None], batch, axis=0)}
+        truth.append([a[0] for a in plain.run(names, feed)])
+        answers.append([engine.run(feed, names)[name][0] for name in names])
+    engine.close()
+    expected, given = (
+        (np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])) for rows in (truth, answers)
+    )
+    if int(expected[0].max()) >= len(labels):
+        raise ExportError(f"the graph answers class {int(expected[0].max())}, --labels names {len(labels)}")
+    report = parity.judge(parity.compare(*given, *expected, tuple(labels)), parity.DEFAULTS["fp32"])
+    report |= {"golden": "synthetic", "reference": "onnxruntime without optimisation"}
+    if not report["passed"]:
+        raise ExportError(f"ONNX Runtime optimised answers otherwise: {'; '.join(report['missed'])}")
+    return golden.archive(frames, expected, given, "fp32"), report
+
+
+def _run_once(content: bytes, graph: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[float, bool]:
+    """(seconds of a run on made-up inputs, whether the tensors are those of our contract)."""
     feed = sample_inputs(graph, size or (256, 256))
     names = [o.name for o in graph.graph.output]
     try:
@@ -107,4 +149,4 @@ def _run_once(content: bytes, graph: onnx.ModelProto, size: tuple[int, int] | No
             raise ExportError(
                 f"output {name!r} is not finite on made-up inputs; the file is damaged or needs --size"
             )
-    return seconds
+    return seconds, engine.spec.segmentation

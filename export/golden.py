@@ -30,7 +30,7 @@ def frames(pack: Pack, size: tuple[int, int]) -> tuple[np.ndarray, str]:
     """
     golden = pack.golden()[:LARGEST]
     if not len(golden):
-        return _synthetic(size), "synthetic"
+        return synthetic(size), "synthetic"
     if golden.shape[1:3] == size:
         return golden, "pack"
     resized = [
@@ -40,7 +40,8 @@ def frames(pack: Pack, size: tuple[int, int]) -> tuple[np.ndarray, str]:
     return np.stack(resized), "pack, resized"
 
 
-def _synthetic(size: tuple[int, int], count: int = 2) -> np.ndarray:
+def synthetic(size: tuple[int, int], count: int = 2) -> np.ndarray:
+    """uint8 [count,H,W,3]: smooth seeded noise with blocks in it, the same every time."""
     rng = np.random.default_rng(0)
     result = []
     for _ in range(count):

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
 
-from export.build import main
+from export.build import main, show
 from export.errors import ExportError
 from export.foreign import publish_onnx
 from runtime.config import EngineConfig
@@ -115,6 +115,36 @@ class TestWhatIsRefused:
         self.refused(tmp_path, "give --size where its sides are open", model)
         file = tmp_path / "bad.onnx"
         assert publish_onnx(file, tmp_path / "repo", "depth", size=(10, 20)).version == 1
+
+
+def test_a_graph_with_our_contracts_tensors_is_served_as_segmentation(pack, tmp_path):
+    """Somebody's own export of somebody's own network: here one of ours, without its pack."""
+    from export.build import build
+    from runtime.client import Client
+    from runtime.config import EngineConfig as Engines
+    from runtime.config import ServerConfig, WatchConfig
+    from runtime.server import Server
+
+    file = build(pack, tmp_path / "other").path / "model.onnx"
+    repository = tmp_path / "repo"
+    with pytest.raises(ExportError, match="name its classes, --labels FILE"):
+        publish_onnx(file, repository, "road")
+    with pytest.raises(ExportError, match="answers class"):
+        publish_onnx(file, repository, "road", labels=["one"])
+    result = publish_onnx(file, repository, "road", labels=list(pack.spec.classes))
+    assert "parity with onnxruntime without optimisation on 2 golden frames" in show(result)
+    assert result.manifest["task"] == "segmentation"
+    assert result.manifest["parity"]["reference"] == "onnxruntime without optimisation"
+    config = ServerConfig(
+        repository=str(repository),
+        port=0,
+        metrics_port=-1,
+        engine=Engines(threads=1),
+        watch=WatchConfig(seconds=0),
+    )
+    with Server(config) as server, Client(server.target) as client:
+        answer = client.infer("road", pack.golden()[0])
+    assert (answer.version, answer.labels.shape) == (1, (64, 96))
 
 
 def test_command_line(file, tmp_path, capsys):
