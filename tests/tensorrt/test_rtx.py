@@ -135,12 +135,12 @@ def test_building_leaves_the_interpreter_to_others(library: Library) -> None:
 
     thread = threading.Thread(target=tick)
     thread.start()
-    before = time.monotonic()
+    before = ticks[0]
     build_plan(onnx(batch=1), backend=RTX)
-    spent = time.monotonic() - before
+    during = ticks[0] - before
     stop.set()
     thread.join()
-    assert ticks[0] > 0.1 * spent / 0.001
+    assert during >= 5  # a build that held the lock would let none or one through
 
 
 def test_marking_weights_refittable_by_their_onnx_names(library: Library) -> None:
