@@ -35,7 +35,7 @@ def repository(pack, tmp_path_factory):
     # What a running server of ours leaves beside the versions must not disturb Triton either.
     Repository(path).set_live("open", {"live": 1})
     Repository(path).append_history("open", {"version": 1, "state": "LIVE"})
-    publish_onnx(path / "fixed" / "1" / "model.onnx", path, "alien")
+    publish_onnx(path / "fixed" / "1" / "model.onnx", path, "alien", labels=list(pack.spec.classes))
     return path
 
 
