@@ -58,3 +58,16 @@ def test_a_missing_file(tmp_path):
 def test_round_trip():
     default = config.ServerConfig()
     assert config.from_dict(dataclasses.asdict(default)) == default
+
+
+def test_the_documented_settings_are_the_defaults():
+    """docs/serving.md lists every key with its default."""
+    import re
+    import tomllib
+    from pathlib import Path
+
+    page = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text()
+    (block,) = [text for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL) if "[guard]" in text]
+    default = dataclasses.asdict(config.ServerConfig(repository="engines"))
+    del default["security"]  # a section of its own
+    assert tomllib.loads(block) == default
