@@ -10,7 +10,7 @@ One calibration, two encodings, because no single one is both fast on a CPU and 
                                           int8, with a warning and other ranges
 
 Weights are int8, symmetric, one scale per output channel; biases stay float32; both encodings are QDQ
-(QuantizeLinear, DequantizeLinear around float operators), so that either file runs anywhere, if slowly.
+(QuantizeLinear, DequantizeLinear around float operators): ONNX Runtime runs either, TensorRT its own.
 Only convolutions are quantised: labels and confidence are decided in float32.
 
 A quantised version is not refitted: new weights are exported and quantised again.  Whether it may be

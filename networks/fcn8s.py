@@ -5,8 +5,9 @@ One of the two networks in the tables of class-balanced self-training (Zou et al
 
 Two deviations, neither of which touches a weight.  The authors pad the frame by 100 pixels and crop each
 sum, so that any size works; with sizes that are multiples of 32, padding `fc6` by 3 and the transposed
-convolutions by 1 puts every sample at the same place without the border of 100.  And the last
-enlargement by 8, which the authors keep fixed to bilinear weights, is not the network's business here.
+convolutions by 1 keeps the three scores aligned without the border of 100 (samples then lie at 8k + 3.5 and
+not, as with the crops, at 8k + 0.5; answers are not shifted in either).  And the last enlargement by 8,
+which the authors keep fixed to bilinear weights, is not the network's business here.
 
 Knows torch and the common base.
 """
