@@ -26,12 +26,10 @@ BATCH, ASIDE = 6, 10
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.demo.statistics_choice",
-        description="mIoU beside label-free measures, with the released batch statistics kept to 1, 0.5 and 0.",
+        description="mIoU beside label-free measures, with released batch statistics kept to 1, 0.5 and 0.",
         epilog="Exit codes: 0 done, 2 wrong usage.",
     )
-    parser.add_argument(
-        "--domains", default="day,dusk,night,fog,camera", help="comma-separated (%(default)s)"
-    )
+    parser.add_argument("--domains", default="day,dusk,night,fog,camera", help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the demo's streets (%(default)s)")
     a = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -54,14 +52,14 @@ def main(argv: list[str] | None = None) -> int:
         target = batchnorm.statistics(network)
         for keep in (1.0, 0.5, 0.0):
             batchnorm.load(network, batchnorm.mix(target, released, keep))
-            found = gate.measure(network, pack.spec, frames[aside])
+            found = gate.measure(network, pack.spec, list(frames[aside]))
             confusion = Confusion(classes)
             for truth, ours in zip(labels, found.labels, strict=True):
                 confusion.add(truth, ours)
             far = gate.share_distance(found.share, source)
             print(
-                f"{domain:<7} {keep:4.1f}  {100 * confusion.miou():4.1f}  {found.flip:6.3f}  {found.variety:7.2f}"
-                f"  {found.information:11.3f}  {far:12.3f}",
+                f"{domain:<7} {keep:4.1f}  {100 * confusion.miou():4.1f}  {found.flip:6.3f}  "
+                f"{found.variety:7.2f}  {found.information:11.3f}  {far:12.3f}",
                 flush=True,
             )
     return 0
