@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import types
 
 import numpy as np
 import pytest
@@ -72,17 +73,17 @@ def golden_large():
     }
 
 
-def test_the_rate_is_kept():
-    tap = TapSubscription("road", "", max_fps=20.0, limit=1000)
+@pytest.mark.parametrize(("offered", "wanted", "kept"), [(100, 20, 20), (7, 5, 5), (10, 30, 10), (30, 0, 30)])
+def test_the_rate_is_kept(monkeypatch, offered, wanted, kept):
+    """Ten seconds of a camera, by a clock of our own."""
+    now = [1000.0]
+    monkeypatch.setattr("runtime.tap.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    tap = TapSubscription("road", "", max_fps=wanted, limit=10_000)
     blank = np.zeros((1, 2, 2, 3), np.uint8)
-    end = time.monotonic() + 1.0
-    offered = 0
-    while time.monotonic() < end:
+    for _ in range(10 * offered):
         tap.offer(Observation("road", 1, "", blank, blank[..., 0], None, 0.0))
-        offered += 1
-        time.sleep(0.004)
-    assert offered > 60
-    assert 15 <= len(tap._queue) <= 22
+        now[0] += 1 / offered
+    assert len(tap._queue) == pytest.approx(10 * kept, abs=2)
 
 
 def test_limits(repository, quick, serve):
