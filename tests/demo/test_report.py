@@ -242,3 +242,16 @@ def test_what_changed_is_painted_by_its_kind() -> None:
     assert wrong[0] > wrong[1] + 50
     assert still[0] > still[2] > wrong[2]
     assert len(set(same.tolist())) == 1
+
+
+def test_a_long_drive_is_thinned_out_but_no_refusal_is_hidden() -> None:
+    requests = [
+        {"t": i / 10, "ms": 10.0, "version": 1, "outcome": "answered", "confidence": 0.5} for i in range(9000)
+    ]
+    requests[4001] |= {"outcome": "failed"}
+    svg = ElementTree.fromstring(figures.timeline(requests, [], [], (0.0, 900.0)))
+    name = "{http://www.w3.org/2000/svg}"
+    assert len(svg.findall(f"{name}circle")) == 2250
+    words = [t.text or "" for t in svg.findall(f"{name}text")]
+    assert "✕" in words
+    assert "one dot in 4 drawn" in words
