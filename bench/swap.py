@@ -44,6 +44,7 @@ class Measured:
     swaps: int = 0
     sent: int = 0
     failed: int = 0
+    rejected: int = 0
     seconds: list[float] = field(default_factory=list)
     calm: list[float] = field(default_factory=list)
     during: list[float] = field(default_factory=list)
@@ -60,6 +61,7 @@ class Measured:
             "swaps": self.swaps,
             "sent": self.sent,
             "failed": self.failed,
+            "rejected": self.rejected,
             "swap_seconds_median": round(statistics.median(self.seconds), 3),
             "swap_seconds_max": round(max(self.seconds), 3),
             "without_shadow_seconds_median": _median([one.get("checks") for one in self.detail]),
@@ -122,7 +124,9 @@ def measure(name: str, contestant: Contestant, *, swaps: int, rate: float, calm:
                 time.sleep(1.0)
         out.swaps = swaps
         out.sent = len(loop.sent)
-        out.failed = sum(bool(one.failure) for one in loop.sent)
+        # A full queue is a refusal with a reason, which a machine too slow for the rate gives in calm times too.
+        out.rejected = sum(one.failure == "RESOURCE_EXHAUSTED" for one in loop.sent)
+        out.failed = sum(bool(one.failure) for one in loop.sent) - out.rejected
         for (q0, q1), (b0, b1) in zip(quiet, busy, strict=True):
             calm_ones = [one.milliseconds for one in loop.between(q0, q1) if not one.failure]
             ones = [one.milliseconds for one in loop.between(b0, b1) if not one.failure]
@@ -180,10 +184,12 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"bench.swap: {name}: {error}", file=sys.stderr)
                 return 1
             rows.append(measured.row())
+            print(json.dumps(rows[-1]), file=sys.stderr)
     conditions["load_after"] = os.getloadavg()[0]
     columns = (
         ("server", "server"),
         ("failed", "failed"),
+        ("rejected", "queue full"),
         ("sent", "sent"),
         ("swap_seconds_median", "swap s"),
         ("without_shadow_seconds_median", "checks s"),
