@@ -124,7 +124,7 @@ def measure(name: str, contestant: Contestant, *, swaps: int, rate: float, calm:
                 time.sleep(1.0)
         out.swaps = swaps
         out.sent = len(loop.sent)
-        # A full queue is a refusal with a reason, which a machine too slow for the rate gives in calm times too.
+        # A full queue is a refusal with a reason; a machine too slow for the rate gives it in calm times too.
         out.rejected = sum(one.failure == "RESOURCE_EXHAUSTED" for one in loop.sent)
         out.failed = sum(bool(one.failure) for one in loop.sent) - out.rejected
         for (q0, q1), (b0, b1) in zip(quiet, busy, strict=True):
