@@ -35,9 +35,15 @@ class Baseline:
 
     @classmethod
     def of(cls, slot: Slot | None, watch: Watch | None) -> Baseline:
-        runs = list(slot.run_ms) if slot is not None else []
+        runs = _costs(slot) if slot is not None else []
         confidence = watch.confidence if watch is not None and watch.slot is slot else 0.0
         return cls(float(np.median(runs)) if len(runs) >= 5 else 0.0, confidence)
+
+
+def _costs(slot: Slot) -> list[float]:
+    """Milliseconds of the last runs.  CPU time where the CPU computes: on a machine that something else has
+    made busy, every version's wall time grows, and rolling back would not help."""
+    return list(slot.cpu_ms if slot.engine.spec.device == "cpu" else slot.run_ms)
 
 
 class Watch(threading.Thread):
@@ -123,7 +129,7 @@ class Watch(threading.Thread):
             return "watch-errors", f"the engine failed {failed} of {total} requests"
         if looked >= limits.min_frames and bad > limits.max_bad_share * looked:
             return "watch-collapse", f"{bad} of {looked} answers: {worst}"
-        runs = list(self.slot.run_ms)
+        runs = _costs(self.slot)
         if before.run_ms > 0 and len(runs) >= max(20, limits.min_frames):
             limit = limits.max_latency_ratio * before.run_ms + self._config.guard.latency_slack_ms
             if (median := float(np.median(runs))) > limit:
