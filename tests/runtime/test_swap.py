@@ -328,7 +328,9 @@ def test_an_engine_that_throws_when_live_is_rolled_back(repository, quick, serve
             time.sleep(0.01)
         assert failures >= 5
         assert client.status()["models"]["road"]["live"] == 1
-        assert client.history("road")[-2].check == "watch-errors"
+        wait(lambda: "ROLLED_BACK" in [e.state for e in client.history("road")])
+        (event,) = [e for e in client.history("road") if e.state == "ROLLED_BACK"]
+        assert event.check == "watch-errors"
         account = client.status()["account"]
         assert account["rejected"] == {"engine": failures}
 
