@@ -26,6 +26,7 @@ ort = pytest.importorskip("onnxruntime")
 
 CLASSES = len(STREET.classes)
 
+
 def heavy(name, arguments):
     with torch.device("meta"):
         return sum(p.numel() for p in networks.create(name, classes=2, **arguments).parameters()) > 2e6
