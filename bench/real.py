@@ -405,8 +405,8 @@ def page(found: dict[int, dict[str, Any]]) -> str:
         "",
         f"Command: `make real SEEDS={len(seeds)}`, that is `python -m bench.real --out out/real "
         f"--seeds {len(seeds)}`  ",
-        f"Seeds: {', '.join(map(str, seeds))} · date: {datetime.now(UTC):%Y-%m-%d} · machine: {machine()}. Seeds "
-        "may run side by side (`--seed S`), as they did here: the seconds below are no speed figures.",
+        f"Seeds: {', '.join(map(str, seeds))} · date: {datetime.now(UTC):%Y-%m-%d} · machine: {machine()}. "
+        "Seeds may run side by side (`--seed S`), as they did here: the seconds below are no speed figures.",
         "",
         "Network: ESPNetv2 s = 1.0 with the released Cityscapes weights; new 11-class head from the mapped "
         "Cityscapes rows; fine-tuned on 497 CamVid daylight frames at 352×480 "

@@ -198,6 +198,13 @@ def test_tags_keep_a_class_out_of_the_labels(toy_pack, dark_frames, tmp_path):
     assert result.report["stages"]["label-1"]["share"][3] == 0.0
 
 
+def test_without_portions_a_round_is_batch_statistics_alone(toy_pack, dark_frames, tmp_path):
+    result = adapt(toy_pack, dark_frames, config=RoundConfig(portions=()), out=tmp_path)
+    assert result.report["chosen"] == "statistics"
+    assert result.accepted
+    assert dark_score(result.pack) > dark_score(toy_pack)
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_runs(toy_pack, dark_frames, tmp_path, name):
     config = preset(name, portions=(0.4,), steps=2, source=2, target=2)
