@@ -300,10 +300,7 @@ class Service:
         return self.controller(model).submit(version, shadow=shadow)
 
     def rollback(self, model: str) -> Event:
-        try:
-            return self.controller(model).rollback()
-        except Refused as refusal:
-            raise ServiceError(Code.INTERNAL, str(refusal), "record") from refusal
+        return self.controller(model).rollback()
 
     def freeze(self, model: str, reason: str) -> None:
         for controller in self._chosen(model):

@@ -403,14 +403,17 @@ class SwapController:
         if previous is None:
             self.host.flip_back()  # raises with the right words
         assert previous is not None
-        self._record(previous.version, None)
+        try:
+            self._record(previous.version, None)
+        except Refused as refusal:
+            # A full disk: better a record that lags than a bad version that answers.
+            reason = f"{reason} (not recorded: {refusal.reason})"
         if self._watch is not None and threading.current_thread() is not self._watch:
             self._watch.stop()
         self._watch = None
         now, bad = self.host.flip_back()
-        event = Event(
-            self.model, bad.version, State.ROLLED_BACK, check, reason, {**detail, "live": now.version}
-        )
+        detail = {**detail, "live": now.version}
+        event = Event(self.model, bad.version, State.ROLLED_BACK, check, reason, detail)
         self._emit(event)
         self._emit(
             Event(self.model, now.version, State.LIVE, reason=f"rolled back from version {bad.version}")
@@ -429,21 +432,7 @@ class SwapController:
                     slot.version, check, f"would have been rolled back but nothing is kept warm: {reason}"
                 )
             else:
-                try:
-                    self._roll_back(check, reason, detail)
-                except OSError as error:
-                    # Better a record that lags than a bad version that answers.
-                    now, bad = self.host.flip_back()
-                    self._emit(
-                        Event(
-                            self.model,
-                            bad.version,
-                            State.ROLLED_BACK,
-                            check,
-                            f"{reason} (not recorded: {error})",
-                            {"live": now.version},
-                        )
-                    )
+                self._roll_back(check, reason, detail)
 
     # -- records --------------------------------------------------------------------
 

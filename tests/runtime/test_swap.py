@@ -374,6 +374,25 @@ def test_a_disk_that_is_full_refuses_the_flip(repository, quick, serve, monkeypa
     assert not camera.failed
 
 
+def test_a_full_disk_does_not_stop_a_rollback(repository, quick, serve, monkeypatch):
+    b.publish(repository)
+    server = serve(quick)
+    second = b.publish(repository)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with Client(server.target) as client:
+        assert [e.state for e in client.submit("road", second)][-1] == "LIVE"
+        monkeypatch.setattr(Repository, "set_live", full)
+        monkeypatch.setattr(Repository, "append_history", full)
+        event = client.rollback("road")
+        assert (event.state, event.detail["live"]) == ("ROLLED_BACK", 1)
+        assert "not recorded: live.json cannot be written: No space left" in event.reason
+        frame, _ = b.blocks(np.random.default_rng(0))
+        assert client.infer("road", frame).version == 1
+
+
 def test_a_candidate_beyond_the_memory_budget_is_refused_before_it_is_loaded(repository, quick, serve):
     b.publish(repository)
     config = dataclasses.replace(quick, guard=GuardConfig(memory_budget_bytes=40 << 20))
