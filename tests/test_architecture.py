@@ -1,4 +1,4 @@
-"""The import arrows of docs/architecture.md: protos <- runtime <- export <- adapt, networks <- export, adapt.
+"""The import arrows of docs/architecture.md.
 
 Read from the source, not from what happens to be imported, so that a lazy import inside a function counts too.
 """

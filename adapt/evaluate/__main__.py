@@ -23,7 +23,8 @@ data sets:
 examples:
   python -m adapt.evaluate packs/camvid-day --data camvid:data/camvid:dusk_eval
   # before and after an adaptation, as a Markdown table
-  python -m adapt.evaluate packs/camvid-day out/round/pack --data camvid:data/camvid:dusk_eval --markdown table.md
+  python -m adapt.evaluate packs/camvid-day out/round/pack --data camvid:data/camvid:dusk_eval \\
+      --markdown table.md
   # a Cityscapes network on CamVid: its answers are mapped to the data set's classes
   python -m adapt.evaluate packs/espnetv2 --data camvid:data/camvid:day_val --truth camvid11
 
@@ -39,8 +40,8 @@ exit codes: 0 scored, 1 refused (one line on stderr says why), 2 wrong usage
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m adapt.evaluate",
-        description="Score one or several packs on a labelled data set: mIoU, IoU of each class, calibration. Given "
-        "several, the first is what the others are compared with.",
+        description="Score one or several packs on a labelled data set: mIoU, IoU of each class, calibration. "
+        "Given several, the first is what the others are compared with.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -59,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m adapt.train",
         description="Train a model pack on a labelled data set: AdamW with one cycle of the learning rate, "
-        "random scale, crop and flip. The pack holds a part of the set for replay in later adaptation, and the "
-        "class shares and spatial prior of the source labels.",
+        "random scale, crop and flip. The pack holds a part of the set for replay in later adaptation, and "
+        "the class shares and spatial prior of the source labels.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
