@@ -1,6 +1,6 @@
 """The import arrows of docs/architecture.md.
 
-Read from the source, not from what happens to be imported, so that a lazy import inside a function counts too.
+Read from the source, not from what happens to be imported: a lazy import inside a function counts too.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ exit codes: 0 scored, 1 refused (one line on stderr says why), 2 wrong usage
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m adapt.evaluate",
-        description="Score one or several packs on a labelled data set: mIoU, IoU of each class, calibration. "
-        "Given several, the first is what the others are compared with.",
+        description="Score one or several packs on a labelled data set: mIoU, IoU of each class, "
+        "calibration. Given several, the first is what the others are compared with.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
