@@ -468,9 +468,10 @@ def page(found: dict[int, dict[str, Any]]) -> str:
         "stage that passes the gate is served;",
         "* true labels: the same training, once, with labels in place of pseudo-labels. They exist for "
         "`dusk_eval` alone, so it is crossed over its two halves: each half is scored by a network that "
-        "learnt from the 15 or 16 labelled frames of the other, then takes batch statistics of all dusk "
-        "frames. So few labels are no upper bound: three times as many unlabelled frames can do better. A "
-        "bound in the strict sense needs the labels of `dusk_adapt`, which are not at hand;",
+        "learnt from the 15 or 16 labelled frames of the other, then takes the batch statistics of all dusk "
+        "frames (not chosen by agreement, as a round does). So few labels are no upper bound: three times as "
+        "many unlabelled frames can do better. A bound in the strict sense needs the labels of `dusk_adapt`, "
+        "which are not at hand;",
         "* a stage that failed the gate is thrown away and ends the round: where the chosen stage is not the "
         "last, that is why (source-free: the source hold-out had fallen by more than 3 points);",
         "* the day row shows what the network gives up where it came from, as served at dusk;",
