@@ -145,7 +145,7 @@ def real_network(name: str, size: tuple[int, int]) -> bytes:
 
     torch.set_num_threads(1)
     spec = describe(name, size)
-    network = random_network(spec, roadworthy.smooth_frames(1, *size))
+    network = random_network(spec, roadworthy.smooth_frames(2, *size))
     return bytes(write(network, spec, size=size, batch=None).SerializeToString())
 
 
