@@ -107,7 +107,7 @@ def show(content: dict[str, Any], out: Path) -> None:
     mean, spread = content["mean"], content["spread"]
     table.add_section()
     keys = ("miou_source", "miou_before", "miou_after", "miou_upper")
-    several = len(content["runs"]) > 1
+    several = len(content["seeds"]) > 1
     table.add_row(
         "mIoU", *(pct(mean[k]) + (f" ± {pct(spread[k])}" if several else "") for k in keys), style="bold"
     )
@@ -115,7 +115,7 @@ def show(content: dict[str, Any], out: Path) -> None:
     table = Table(title="Serving while adapting and swapping")
     for name in ("seed", "sent", "answered", "rejected", "failed", "versions", "swap s", "whole run s"):
         table.add_column(name, justify="right")
-    for r in content["runs"]:
+    for r in content["seeds"]:
         table.add_row(
             *(str(r[k]) for k in ("seed", "sent", "answered", "rejected", "failed")),
             ", ".join(map(str, r["versions_seen"])),
@@ -135,7 +135,7 @@ def show(content: dict[str, Any], out: Path) -> None:
 def problems(content: dict[str, Any]) -> list[str]:
     """Why the demo did not do its job; empty when it did."""
     found = []
-    for r in content["runs"]:
+    for r in content["seeds"]:
         name = f"seed {r['seed']}"
         if not r["swapped"]:
             refused = [c["reason"] for c in r["round"]["gate"]["checks"] if not c["passed"]]

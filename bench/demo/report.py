@@ -36,8 +36,7 @@ NOT_IN_SUMMARY = ("pictures", "requests")
 
 
 def summary(runs: Sequence[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
-    """What summary.json holds: ``seeds``, ``runs`` (one record a seed), ``mean`` and ``spread`` over them,
-    facts.
+    """What summary.json holds: ``seeds`` (one record a seed), ``mean`` and ``spread`` over them, facts.
 
     ``spread`` is the sample standard deviation, 0 for a single run.  Every request stands in the vehicle's
     log beside the summary, not in it."""
@@ -56,8 +55,7 @@ def summary(runs: Sequence[dict[str, Any]], facts: dict[str, Any]) -> dict[str, 
         iou[name] = [_mean_of(column) for column in columns]
     return {
         "schema": 1,
-        "seeds": [r["seed"] for r in records],
-        "runs": records,
+        "seeds": records,
         "mean": mean,
         "spread": spread,
         "classes": list(STREET.classes),
