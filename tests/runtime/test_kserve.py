@@ -313,12 +313,15 @@ def test_a_client_that_cancels_frees_its_place_in_the_queue(repository, quick, s
     gate, run = threading.Event(), slot.engine.run
     slot.engine.run = lambda inputs, names: gate.wait(20) and run(inputs, names)
     with grpcclient.InferenceServerClient(server.target) as one:
-        calls = [
-            one.async_infer("road", [tensor("frame", FRAME)], callback=lambda result, error: None)
-            for _ in range(3)
-        ]
+
+        def send():
+            return one.async_infer("road", [tensor("frame", FRAME)], callback=lambda result, error: None)
+
+        send()
+        until(lambda: slot.held == 1)  # it runs: the two that follow wait, whichever of them comes first
+        waiting = [send(), send()]
         until(lambda: server.service.host("road").pending == 2)
-        calls[2].cancel()
+        waiting[1].cancel()
         until(lambda: server.service.host("road").pending == 1)
         gate.set()
         until(lambda: server.service.account.snapshot().in_flight == 0)
