@@ -33,8 +33,8 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/pyvenv.cfg
 demo: $(VENV)/.installed-all  ## the main job on rendered streets: SEEDS=1, report in out/demo/report.html
 	$(PY) -m bench.demo --seeds $(SEEDS) --out $(OUT)/demo
 
-real: $(VENV)/.installed-all  ## the main job on real frames (ROADWORTHY_DATA): docs/results/real-domain-shift.md
-	$(PY) -m bench.real --out $(OUT)/real
+real: $(VENV)/.installed-all  ## the main job on real frames (ROADWORTHY_DATA), SEEDS=3: docs/results/real-domain-shift.md
+	$(PY) -m bench.real --seeds $(if $(filter file,$(origin SEEDS)),3,$(SEEDS)) --out $(OUT)/real
 
 test: $(VENV)/.installed-dev  ## the test suite, under 10 minutes on two cores
 	$(ONE_THREAD) $(PY) -m pytest tests
