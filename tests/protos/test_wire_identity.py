@@ -96,7 +96,7 @@ def test_lives_beside_other_owners_of_the_package_in_one_process(first):
     others = [
         "protos.inference_pb2",
         "tritonclient.grpc",
-        "kserve.protos.grpc_predict_v2_pb2",
+        "kserve.protocol.grpc.grpc_predict_v2_pb2",
         "mlserver.grpc.dataplane_pb2",
     ]
     others.sort(key=lambda name: name != first)
