@@ -99,7 +99,7 @@ def show(content: dict[str, Any], out: Path) -> None:
     def ms(value: float | None) -> str:
         return "–" if value is None else f"{value:.0f}"
 
-    table = Table(title=f"IoU on held-out {content['domain']} streets, % (mean of {len(content['runs'])})")
+    table = Table(title=f"IoU on held-out {content['domain']} streets, % (mean of {len(content['seeds'])})")
     for name in ("class", "by day", "before", "after", "labelled bound"):
         table.add_column(name, justify="left" if name == "class" else "right")
     for i, name in enumerate(content["classes"]):

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import statistics
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from bench.demo import figures, report
-from bench.demo.__main__ import problems
+from bench.demo.__main__ import problems, show
 from networks.labels import STREET
 
 CLASSES = len(STREET.classes)
@@ -254,3 +255,13 @@ def test_a_long_drive_is_thinned_out_but_no_refusal_is_hidden() -> None:
     words = [t.text or "" for t in svg.findall(f"{name}text")]
     assert "✕" in words
     assert "one dot in 4 drawn" in words
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_tables_are_shown(seeds: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [a_run(s) for s in range(seeds)]
+    show(json.loads(json.dumps(report.summary(runs, FACTS))), tmp_path)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in STREET.classes)
+    assert f"mean of {seeds}" in shown
+    assert str(tmp_path) in shown.replace("\n", "")
