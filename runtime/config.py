@@ -233,6 +233,9 @@ class ServerConfig:
         ):
             if value < low:
                 raise ConfigError(f"{key} = {value}: must be at least {low}")
+        for key, value, low in (("port", self.port, 0), ("metrics_port", self.metrics_port, -1)):
+            if not low <= value <= 65535:
+                raise ConfigError(f"{key} = {value}: must be from {low} to 65535")
         if not 0.0 < self.shadow.duty <= 1.0:
             raise ConfigError(f"shadow.duty = {self.shadow.duty}: must be above 0 and at most 1")
 

@@ -149,14 +149,27 @@ class Repository:
         return manifest, kept
 
     def live(self, model: str) -> dict[str, Any] | None:
-        """The content of live.json; None when there is none (or it is not JSON, which an atomic replace
-        prevents).
+        """The content of live.json; None when there is none (or it is damaged, which an atomic replace
+        prevents; `last_live` then knows).
         """
         try:
             value = json.loads((self.path / check_name(model) / "live.json").read_bytes())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError):
             return None
         return value if isinstance(value, dict) else None
+
+    def last_live(self, model: str) -> dict[str, Any]:
+        """{"live", "previous"} by the history, for when live.json is lost; empty where nothing was live."""
+        numbers = [
+            entry["version"]
+            for entry in self.history(model)
+            if entry.get("state") == "LIVE" and isinstance(entry.get("version"), int)
+        ]
+        if not numbers:
+            return {}
+        rolled_back = {e.get("version") for e in self.history(model) if e.get("state") == "ROLLED_BACK"}
+        before = [n for n in numbers if n != numbers[-1] and n not in rolled_back]
+        return {"live": numbers[-1], "previous": before[-1] if before else None}
 
     def history(self, model: str) -> list[dict[str, Any]]:
         """One dictionary per transition, oldest first.  A line torn by a kill is skipped."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
+
+# Read once, when gRPC is imported: its core has lines of its own for a port that is taken; ours says it.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from runtime import config as configuration
 from runtime import malloc
@@ -75,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = dataclasses.replace(configuration.ServerConfig(), **given)
         if not config.repository:
             p.error("--repository is needed (or 'repository' in the configuration file)")
+        _check_repository(Path(config.repository))
         malloc.keep_memory()
         server = Server(config)
         stop = threading.Event()
@@ -88,9 +94,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             signal.signal(number, end)
         signal.signal(signal.SIGHUP, lambda *_: wake.release())
         server.start()
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         print(f"runtime.serve: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        where = error.filename or config.repository
+        print(
+            f"runtime.serve: {str(where)!r} cannot be used: {error.strerror or error}; "
+            "check the path and its permissions",
+            file=sys.stderr,
+        )
+        return 1
+    if not server.service.hosts():
+        logging.warning(
+            "repository '%s' holds no version yet; publish one with export.build", config.repository
+        )
     metrics = (
         "none" if config.metrics_port < 0 else f"{server.target.rsplit(':', 1)[0]}:{server.metrics_port}"
     )
@@ -105,6 +123,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _read_again(server, options.config, overrides)
     logging.info("draining")
     return 0 if server.stop() else 1
+
+
+def _check_repository(path: Path) -> None:
+    """Raises ConfigError: a server on a mistyped path would answer nothing and look well."""
+    if not path.is_dir():
+        what = "is not a directory" if path.exists() else "does not exist"
+        raise ConfigError(f"repository {str(path)!r} {what}; make one with python -m export.build")
 
 
 def _read_again(server: Server, path: str | None, overrides: dict[str, object]) -> None:

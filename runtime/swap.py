@@ -196,7 +196,8 @@ class SwapController:
 
         Never raises for a bad version: the model is then not ready, and says why.
         """
-        state = self._repository.live(self.model) or {}
+        recorded = self._repository.live(self.model)
+        state = self._repository.last_live(self.model) if recorded is None else recorded
         wanted = [
             number
             for number in (state.get("live"), state.get("previous"))
@@ -226,9 +227,14 @@ class SwapController:
                 continue
             self.host.flip(slot)
             self._verifier.goldens[number] = candidate.golden
-            if state.get("live") != number:
-                self._record(number, None)
-                self._emit(Event(self.model, number, State.LIVE, reason="; ".join(tried) or "first version"))
+            if recorded is None or state.get("live") != number:
+                first = "live.json was lost; from the history" if state else "first version"
+                previous = state.get("previous") if state.get("live") == number else None
+                try:
+                    self._record(number, previous)
+                except Refused as refusal:  # a medium that cannot be written can still be served
+                    log.warning("%s version %s is live but not recorded: %s", self.model, number, refusal)
+                self._emit(Event(self.model, number, State.LIVE, reason="; ".join(tried) or first))
             self._warm_previous(state, number)
             return
         self.host.reason = "; ".join(tried) or "no version in the repository"

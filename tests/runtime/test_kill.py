@@ -146,7 +146,9 @@ def test_sigterm_drains(repository):
     ("arguments", "code", "says"),
     [
         ([], 2, "--repository is needed"),
-        (["--repository", "/proc/none/there"], 1, "runtime.serve:"),
+        (["--repository", "/proc/none/there"], 1, "does not exist; make one"),
+        (["--repository", "README.md"], 1, "is not a directory; make one"),
+        (["--repository", "{tmp}", "--port", "99999"], 1, "port = 99999: must be from 0 to 65535"),
         (["--repository", "{tmp}", "--config", "{tmp}/none.toml"], 1, "cannot be read"),
         (["--repository", "{tmp}", "--port", "1", "--host", "256.0.0.1"], 1, "cannot listen"),
         (["--help"], 0, ""),
@@ -163,7 +165,7 @@ def test_exit_codes_and_one_line_errors(tmp_path, arguments, code, says):
     )
     assert done.returncode == code, done.stderr
     assert says in done.stderr
-    assert "Traceback" not in done.stderr
+    assert code != 1 or done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_second_server_does_not_share_the_port(repository):
@@ -178,5 +180,6 @@ def test_a_second_server_does_not_share_the_port(repository):
         timeout=60,
     )
     assert done.returncode == 1
-    assert "is another server there" in done.stderr
+    assert "is another server there" in done.stderr.splitlines()[-1]
+    assert "add_port" not in done.stderr
     assert server.end(signal.SIGTERM) == 0

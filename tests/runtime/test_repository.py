@@ -121,6 +121,15 @@ def test_live_is_replaced_whole(repository):
     assert repository.live("road") == {"live": 1}
 
 
+def test_a_lost_live_json_is_known_from_the_history(repository):
+    assert repository.last_live("road") == {}
+    repository.path.joinpath("road").mkdir()
+    steps = [(1, "LIVE"), (2, "SUBMITTED"), (2, "LIVE"), (3, "LIVE"), (3, "ROLLED_BACK"), (2, "LIVE")]
+    for version, state in [*steps, (4, "REJECTED")]:
+        repository.append_history("road", {"version": version, "state": state})
+    assert repository.last_live("road") == {"live": 2, "previous": 1}
+
+
 def test_a_torn_line_of_history_is_skipped_and_closed(repository):
     put(repository)
     repository.append_history("road", {"version": 1, "state": "LIVE"})
