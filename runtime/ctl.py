@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"runtime.ctl: {options.server}: {error.code().name}: {error.details()}; is the server running?",
             file=sys.stderr,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a number that no message holds, a file that is not there
         print(f"runtime.ctl: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         return 1
@@ -105,12 +105,12 @@ def _run(client: Client, options: Any) -> int:
         return _follow(follow(model, options.version, timeout=options.timeout), options.json)
     if verb == "watch":
         with client.watch(model) as events:
-            _follow(events, options.json)
+            _follow(events, options.json, want="")
         return 0
     if verb == "versions":
         return _versions(client.versions(model), options.json)
     if verb == "history":
-        _follow(client.history(model), options.json)
+        _follow(client.history(model), options.json, want="")
         return 0
     if verb == "rollback":
         return _follow([client.rollback(model)], options.json, want="ROLLED_BACK")
@@ -142,6 +142,9 @@ def _follow(events: Iterable[Event], as_json: bool, want: str = "LIVE") -> int:
     state = ""
     for event in events:
         state = event.state
+        if state == "REJECTED" and want == "LIVE":
+            refused = f"'{event.model}' version {event.version} is refused by the check '{event.check}'"
+            print(f"runtime.ctl: {refused}: {event.reason}", file=sys.stderr)
         if as_json:
             print(json.dumps(dataclasses.asdict(event), ensure_ascii=False), flush=True)
         else:

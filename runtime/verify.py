@@ -180,6 +180,9 @@ class Verifier:
             }
             limits = self._config.guard
             if agreement < limits.min_golden_agreement:
+                looks = total(list(candidate.golden.looks.values()))
+                if one := guard.collapsed(looks, None, limits, candidate.classes, limits.max_vanished):
+                    raise Refused("collapse", f"{one}; the manifest's labels are met on {agreement:.2%}")
                 reason = (
                     f"labels equal the manifest's on {agreement:.2%} of the golden "
                     f"pixels, the limit is {limits.min_golden_agreement:.2%}"

@@ -34,9 +34,11 @@ def test_submit_follows_the_swap(server, repository, capsys):
 
 def test_a_refusal_is_exit_code_1_and_names_the_check(server, repository, capsys):
     bad = b.publish(repository, model=b"garbage", answers=b.golden(b.segmentation(*b.nearest_weights())))
-    code, out, _ = run(server, capsys, "submit", "road", str(bad))
+    code, out, err = run(server, capsys, "submit", "road", str(bad))
     assert code == 1
     assert "REJECTED (load)" in out
+    assert err.startswith(f"runtime.ctl: 'road' version {bad} is refused by the check 'load': ")
+    assert err.count("\n") == 1
     code, _, err = run(server, capsys, "rollback", "road")
     assert code == 1
     assert (
@@ -81,6 +83,13 @@ def test_tables_are_for_people(server, capsys):
 def test_no_server(capsys):
     assert ctl.main(["--server", "127.0.0.1:1", "status"]) == 1
     assert "is the server running?" in capsys.readouterr().err
+
+
+def test_a_number_beyond_all_versions(server, capsys):
+    code, _, err = run(server, capsys, "submit", "road", str(10**20))
+    assert code == 1
+    assert err.startswith("runtime.ctl: ")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["submit", "road"], ["submit", "road", "x"]])

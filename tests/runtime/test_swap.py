@@ -80,6 +80,10 @@ def bad_versions():
         "nan weights": ("finite", lambda: {"model": b.segmentation(nan, B), "answers": answers}),
         "infinite bias": ("finite", lambda: {"model": b.segmentation(W, inf), "answers": answers}),
         "one class, honestly exported": ("collapse", lambda: {"model": bias(sky=1e3)}),
+        "one class, with the answers of another": (
+            "collapse",
+            lambda: {"model": bias(sky=1e3), "answers": answers},
+        ),
         "a class has vanished": ("collapse", lambda: {"model": bias(car=-1e3)}),
         "answers are not the exporter's": ("golden", lambda: {"model": bias(car=-1e3), "answers": answers}),
         "truncated before publishing": (
@@ -462,6 +466,25 @@ def test_a_damaged_live_version_gives_way_to_the_previous_one_at_the_start(repos
         assert client.status()["models"]["road"]["live"] == 1
         rejected = [e for e in client.history("road") if e.state == "REJECTED"]
         assert (rejected[-1].version, rejected[-1].check) == (second, "hash")
+
+
+@pytest.mark.parametrize("content", ['{"live": 2, "prev', "", None])
+def test_a_half_written_live_json_does_not_make_an_unchecked_version_live(repository, quick, serve, content):
+    """The last live version comes back from the history, not the newest that lies there."""
+    b.publish(repository)
+    server = serve(quick)
+    second = b.publish(repository)
+    with Client(server.target) as client:
+        assert [e.state for e in client.submit("road", second)][-1] == "LIVE"
+    server.stop()
+    b.publish(repository)  # never submitted
+    file = repository.path / "road" / "live.json"
+    file.unlink() if content is None else file.write_text(content)
+    server = serve(quick)
+    with Client(server.target) as client:
+        assert client.status()["models"]["road"]["live"] == second
+    state = repository.live("road")
+    assert (state["live"], state["previous"]) == (second, 1)
 
 
 def test_the_rollback_target_is_warm_again_after_a_restart(repository, quick, serve):
