@@ -43,6 +43,8 @@ exit codes: 0 the refreshed version is live (with --once; otherwise ended by SIG
 the gate or by the server, or failed (one line on stderr says why), 2 wrong usage
 """
 
+FIRST_CONTACT = 10.0  # seconds in which the server must answer once
+
 
 class LoopError(Exception):
     """The loop cannot go on.  One line: thing, reason, remedy."""
@@ -347,6 +349,25 @@ def _adaptation(result: RoundResult) -> dict[str, Any]:
     }
 
 
+def _versions_in(repository: Path, model: str) -> list[int]:
+    """Without making the directory of a mistyped path."""
+    from runtime.repository import Repository
+
+    return Repository(repository).versions(model) if repository.is_dir() else []
+
+
+def _greet(client: Any, server: str, patience: float) -> None:
+    """Later the loop waits for a server that went away; one that was never there is a mistake."""
+    import grpc
+
+    try:
+        client.wait_ready(patience)
+    except grpc.FutureTimeoutError:
+        raise LoopError(
+            f"server {server!r} did not answer for {patience:.0f} s: start runtime.serve or correct --server"
+        ) from None
+
+
 def build_version(
     pack: Any, repository: Path, model: str, adaptation: dict[str, Any], gate: dict[str, Any]
 ) -> int:
@@ -453,7 +474,10 @@ def round_config(arguments: argparse.Namespace) -> RoundConfig:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    command = parser()
+    arguments = command.parse_args(argv)
+    if arguments.threads < 1 or arguments.frames < 1:
+        command.error("--threads and --frames must be 1 or more")
     try:
         return _main(arguments)
     except KeyboardInterrupt:
@@ -483,11 +507,18 @@ def _main(arguments: argparse.Namespace) -> int:
         round=round_config(arguments),
     )  # fmt: skip
     pack = load_pack(arguments.pack)
+    if not _versions_in(Path(arguments.repository), arguments.model):
+        raise LoopError(
+            f"repository {arguments.repository!r} holds no version of {arguments.model!r}: give the one that "
+            "the server serves, or publish the pack with export.build first"
+        )
+    client = Client(arguments.server)
     with Bars(quiet=arguments.quiet) as bars:
         loop = Loop(
-            Client(arguments.server), pack, Path(arguments.repository), Path(arguments.workdir), config,
-            progress=bars,
+            client, pack, Path(arguments.repository), Path(arguments.workdir), config, progress=bars
         )  # fmt: skip
+        if loop.state["phase"] == "collect":  # a round that was begun needs no server until it submits
+            _greet(client, arguments.server, max(FIRST_CONTACT, arguments.wait))
         while True:
             report = loop.once()
             if arguments.json:

@@ -577,6 +577,8 @@ def main(argv: list[str] | None = None) -> int:
         command.error("give either a PACK or --onnx FILE")
     if args.onnx and not args.name:
         command.error("--onnx needs --name NAME")
+    if args.threads < 0:
+        command.error(f"--threads {args.threads}: must not be negative")
     if not args.repository and args.backend != "tensorrt-rtx":
         command.error("--repository DIR is needed")
     # A handful of frames: more threads save little, and cost much where adaptation shares the cores.

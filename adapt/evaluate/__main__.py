@@ -49,9 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--data", required=True, metavar="SET", help=f"labelled set, KIND:WHERE ({', '.join(kinds())})"
     )
-    p.add_argument(
-        "--truth", metavar="SPACE", help="label space of the set if not the pack's: maps answers"
-    )
+    p.add_argument("--truth", metavar="SPACE", help="label space of the set if not the pack's: maps answers")
     p.add_argument("--batch", type=int, default=4, metavar="N", help="frames at a time (4)")
     p.add_argument("--threads", type=int, default=0, metavar="N", help="torch threads (as they are)")
     p.add_argument("--markdown", metavar="FILE", help="also write the table to FILE")
@@ -102,7 +100,10 @@ def main(argv: list[str] | None = None) -> int:
         from adapt.evaluate import edges_cli
 
         return edges_cli.main(argv[1:])
-    arguments = parser().parse_args(argv)
+    command = parser()
+    arguments = command.parse_args(argv)
+    if arguments.threads < 0 or arguments.batch < 1:
+        command.error("--threads must not be negative, --batch must be 1 or more")
     import torch
 
     from networks.pack import PackError

@@ -66,9 +66,7 @@ def parser() -> argparse.ArgumentParser:
     )
     begin = p.add_mutually_exclusive_group(required=True)
     begin.add_argument("--network", metavar="NAME", help="architecture, trained from scratch")
-    begin.add_argument(
-        "--init", metavar="PACK", help="start from this pack's weights; class rows are mapped"
-    )
+    begin.add_argument("--init", metavar="PACK", help="start from this pack's weights; class rows are mapped")
     p.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="an argument of the network"
     )
@@ -124,7 +122,10 @@ def main(argv: list[str] | None = None) -> int:
         from adapt.train import edges_cli
 
         return edges_cli.main(argv[1:])
-    arguments = parser().parse_args(argv)
+    command = parser()
+    arguments = command.parse_args(argv)
+    if arguments.threads < 0 or arguments.batch < 1:
+        command.error("--threads must not be negative, --batch must be 1 or more")
     from networks.pack import PackError
 
     try:

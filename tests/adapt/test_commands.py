@@ -118,6 +118,17 @@ def test_scoring_without_labels_or_pack_ends_with_one_line(tmp_path, toy_pack, c
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("wrong", [["--threads", "-1"], ["--batch", "0"]])
+def test_counts_that_cannot_be_are_wrong_usage(bands, tmp_path, toy_pack, wrong):
+    for command, arguments in (
+        (train, quick(bands, tmp_path / "pack", *wrong)),
+        (evaluate, [str(toy_pack.path), "--data", f"folder:{bands}", *wrong]),
+    ):
+        with pytest.raises(SystemExit) as end:
+            command(arguments)
+        assert end.value.code == 2
+
+
 @pytest.mark.parametrize("command", [train, evaluate])
 def test_help_is_a_manual_page(command, capsys):
     with pytest.raises(SystemExit) as end:

@@ -195,6 +195,28 @@ def test_a_missing_pack_ends_with_one_line(capsys, tmp_path):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_wrong_repository_or_server_is_said_at_once_and_not_after_an_hour(
+    toy_pack, capsys, tmp_path, monkeypatch
+):
+    from adapt import run
+    from runtime.repository import Repository
+
+    monkeypatch.setattr(run, "FIRST_CONTACT", 0.3)
+    base = ["--server", "127.0.0.1:1", "--pack", str(toy_pack.path), "--workdir", str(tmp_path / "w")]
+    base += ["--model", "road", "--nice", "0", "--once", "--quiet"]
+    assert main([*base, "--repository", str(tmp_path / "none")]) == 1
+    assert "holds no version of 'road'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    home = Repository(tmp_path / "repo")
+    staged = home.stage("road")
+    (staged / "model.onnx").write_bytes(b"engine")
+    home.publish("road", staged, {})
+    assert main([*base, "--repository", str(home.path)]) == 1
+    said = capsys.readouterr().err
+    assert "server '127.0.0.1:1' did not answer" in said
+    assert said.count("\n") == 1
+
+
 # ----------------------------------------------------------------------------------- with the real server
 class Service:
     """runtime.serve in its own process."""

@@ -220,7 +220,8 @@ class TestCommandLine:
         assert "parity with torch is missed" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        "words", [["--size", "64"], ["--batch", "0"], ["--batch", "x"], ["--precision", "fp8"]]
+        "words",
+        [["--size", "64"], ["--batch", "0"], ["--batch", "x"], ["--precision", "fp8"], ["--threads", "-3"]],
     )
     def test_wrong_usage_is_exit_code_2(self, pack, repository, words):
         with pytest.raises(SystemExit) as stop:
