@@ -483,7 +483,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0 if not arguments.once else 1
     except (LoopError, RoundError, StoreError, ValueError, FloatingPointError, OSError) as error:
-        print(f"adapt.run: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename:
+            text = f"{error.filename!r} cannot be used: {error.strerror}; check the path and its permissions"
+        print(f"adapt.run: {' '.join(text.split())}", file=sys.stderr)
         return 1
 
 

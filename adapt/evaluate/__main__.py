@@ -124,7 +124,10 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.markdown:
             Path(arguments.markdown).write_text(table, encoding="utf-8")
     except (DataError, PackError, ValueError, OSError) as error:
-        print(f"adapt.evaluate: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename:
+            text = f"{error.filename!r} cannot be used: {error.strerror}; check the path and its permissions"
+        print(f"adapt.evaluate: {' '.join(text.split())}", file=sys.stderr)
         return 1
     if arguments.json:
         print(json.dumps({"data": arguments.data, "scores": scores}))

@@ -118,6 +118,16 @@ def test_scoring_without_labels_or_pack_ends_with_one_line(tmp_path, toy_pack, c
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_table_that_cannot_be_written_names_the_file(bands, toy_pack, capsys):
+    table = ["--markdown", "/proc/none/t.md"]
+    assert (
+        evaluate([str(toy_pack.path), "--data", f"folder:{bands}", "--quiet", "--threads", "1", *table]) == 1
+    )
+    said = capsys.readouterr().err
+    assert said.startswith("adapt.evaluate: '/proc/none/t.md' cannot be used: No such file")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("wrong", [["--threads", "-1"], ["--batch", "0"]])
 def test_counts_that_cannot_be_are_wrong_usage(bands, tmp_path, toy_pack, wrong):
     for command, arguments in (
