@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from adapt.data.base import DataError, Dataset, Resized, Subset, open_dataset, refuse_overlap
+from adapt.files import write_json
 from adapt.progress import Bars
-from adapt.round import RoundConfig, RoundError, adapt, write_json
+from adapt.round import RoundConfig, RoundError, adapt
 
 __all__ = ["TABLES", "Table", "row_config", "run"]
 

@@ -30,6 +30,7 @@ from torch import nn
 
 from adapt import batchnorm, gate, predict
 from adapt.data.base import read_frame, read_label, resize_frame, resize_label
+from adapt.files import write_json
 from adapt.labels.cbst import ClassHistograms, pseudo_labels, st_threshold
 from adapt.labels.compat import CODES, PublishedThresholds, published_labels
 from adapt.train.augment import Augmentation
@@ -669,14 +670,3 @@ def _for_manifest(report: dict[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {k: report[k] for k in keys}
     kept["measures"] = {k: report[f"{k}_measures"] for k in ("parent", "reference", "candidate")}
     return kept
-
-
-def write_json(path: Path, content: Any) -> None:
-    """JSON that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -21,10 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from adapt.files import write_json
 from adapt.frames import FrameStore, StoredFrame, StoreError, confidence_summary
 from adapt.presets import PRESETS, preset
 from adapt.progress import Bars
-from adapt.round import RoundConfig, RoundError, RoundResult, adapt, write_json
+from adapt.round import RoundConfig, RoundError, RoundResult, adapt
 
 __all__ = ["Loop", "LoopConfig", "LoopError", "main"]
 

@@ -83,7 +83,7 @@ def command(arguments: list[str], log: Path) -> str:
 
 def cached(path: Path, work: Any) -> dict[str, Any]:
     """What `work` gave, kept as JSON."""
-    from adapt.round import write_json
+    from adapt.files import write_json
 
     if not path.is_file():
         start = time.monotonic()

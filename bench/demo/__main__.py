@@ -158,6 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     a = parser().parse_args(argv)
     if a.seeds < 1:
         parser().error("--seeds: at least 1")
+    from adapt.files import write_json
     from adapt.progress import Bars
     from bench.demo import report
     from bench.demo.run import DemoError, Settings, run_seed
@@ -198,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
             "libraries": libraries(),
         }
         content = report.summary(runs, facts)
-        report.write_json(a.out / "summary.json", content)
+        write_json(a.out / "summary.json", content, allow_nan=False)
         (a.out / "report.html").write_text(report.render(content, runs), encoding="utf-8")
     except (DemoError, PackError, ExportError, Rejected, OSError) as error:
         print(f"demo: {' '.join(str(error).split())}", file=sys.stderr)

@@ -4,9 +4,7 @@ network).
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from datetime import datetime
@@ -67,12 +65,6 @@ def summary(runs: Sequence[dict[str, Any]], facts: dict[str, Any]) -> dict[str, 
 def _mean_of(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return round(statistics.fmean(known), 5) if known else None
-
-
-def write_json(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _floats(values: Sequence[float | None]) -> list[float]:
