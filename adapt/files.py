@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process is killed.  Knows nothing of their content."""
+"""Files that are there whole or not at all, whenever a process is killed.  Knows nothing of content."""
 
 from __future__ import annotations
 
