@@ -68,6 +68,61 @@ class RoadworthyStub(object):
                 request_serializer=protos_dot_roadworthy__pb2.FramesRequest.SerializeToString,
                 response_deserializer=protos_dot_roadworthy__pb2.TappedFrame.FromString,
                 _registered_method=True)
+        self.SubmitGroup = channel.unary_stream(
+                '/roadworthy.v1.Roadworthy/SubmitGroup',
+                request_serializer=protos_dot_roadworthy__pb2.SubmitGroupRequest.SerializeToString,
+                response_deserializer=protos_dot_roadworthy__pb2.Event.FromString,
+                _registered_method=True)
+        self.RollbackGroup = channel.unary_stream(
+                '/roadworthy.v1.Roadworthy/RollbackGroup',
+                request_serializer=protos_dot_roadworthy__pb2.GroupRequest.SerializeToString,
+                response_deserializer=protos_dot_roadworthy__pb2.Event.FromString,
+                _registered_method=True)
+        self.Groups = channel.unary_unary(
+                '/roadworthy.v1.Roadworthy/Groups',
+                request_serializer=protos_dot_roadworthy__pb2.GroupsRequest.SerializeToString,
+                response_deserializer=protos_dot_roadworthy__pb2.GroupsResponse.FromString,
+                _registered_method=True)
+        self.Reset = channel.unary_stream(
+                '/roadworthy.v1.Roadworthy/Reset',
+                request_serializer=protos_dot_roadworthy__pb2.ModelRequest.SerializeToString,
+                response_deserializer=protos_dot_roadworthy__pb2.Event.FromString,
+                _registered_method=True)
+        self.Drift = channel.unary_unary(
+                '/roadworthy.v1.Roadworthy/Drift',
+                request_serializer=protos_dot_roadworthy__pb2.ModelRequest.SerializeToString,
+                response_deserializer=protos_dot_roadworthy__pb2.DriftResponse.FromString,
+                _registered_method=True)
+        self.Adaptation = channel.unary_unary(
+                '/roadworthy.v1.Roadworthy/Adaptation',
+                request_serializer=protos_dot_roadworthy__pb2.ModelRequest.SerializeToString,
+                response_deserializer=protos_dot_roadworthy__pb2.AdaptationResponse.FromString,
+                _registered_method=True)
+        self.StartRound = channel.unary_unary(
+                '/roadworthy.v1.Roadworthy/StartRound',
+                request_serializer=protos_dot_roadworthy__pb2.StartRoundRequest.SerializeToString,
+                response_deserializer=protos_dot_roadworthy__pb2.AdaptationResponse.FromString,
+                _registered_method=True)
+        self.CancelRound = channel.unary_unary(
+                '/roadworthy.v1.Roadworthy/CancelRound',
+                request_serializer=protos_dot_roadworthy__pb2.ModelRequest.SerializeToString,
+                response_deserializer=protos_dot_roadworthy__pb2.AdaptationResponse.FromString,
+                _registered_method=True)
+        self.SetCollection = channel.unary_unary(
+                '/roadworthy.v1.Roadworthy/SetCollection',
+                request_serializer=protos_dot_roadworthy__pb2.CollectionRequest.SerializeToString,
+                response_deserializer=protos_dot_roadworthy__pb2.AdaptationResponse.FromString,
+                _registered_method=True)
+        self.WatchRound = channel.unary_stream(
+                '/roadworthy.v1.Roadworthy/WatchRound',
+                request_serializer=protos_dot_roadworthy__pb2.ModelRequest.SerializeToString,
+                response_deserializer=protos_dot_roadworthy__pb2.AdapterReport.FromString,
+                _registered_method=True)
+        self.Adapter = channel.stream_stream(
+                '/roadworthy.v1.Roadworthy/Adapter',
+                request_serializer=protos_dot_roadworthy__pb2.AdapterReport.SerializeToString,
+                response_deserializer=protos_dot_roadworthy__pb2.AdapterCommand.FromString,
+                _registered_method=True)
 
 
 class RoadworthyServicer(object):
@@ -148,6 +203,87 @@ class RoadworthyServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitGroup(self, request, context):
+        """Offers versions of several members of a frame group to the guarded swap.  Each is
+        verified and shadowed as by Submit; then all flip together, or none does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackGroup(self, request, context):
+        """Every member of a frame group back to the generation before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Groups(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reset(self, request, context):
+        """Back to the released pack: the newest version that no round of adaptation made, made
+        live as by Promote.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drift(self, request, context):
+        """How far what the model sees is from what it was made for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Adaptation(self, request, context):
+        """What the model's adapter is doing; the last word of one that went away.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartRound(self, request, context):
+        """These three are commands to the model's adapter, and answered when it has taken or
+        refused them (or after a few seconds, as still waiting).  FAILED_PRECONDITION: no
+        adapter is connected, or it refuses and says why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRound(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetCollection(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRound(self, request, context):
+        """The reports of the model's adapter: the last one at once, then each as it comes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Adapter(self, request_iterator, context):
+        """An adapter's own connection, open as long as it lives.  Its first report registers it
+        (model and name); the answer to that is the command `welcome`.  One adapter a model: a
+        second one is refused with ALREADY_EXISTS, except that one of the same name takes the
+        place of the first, whose stream ends with ABORTED and which must not connect again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoadworthyServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -205,6 +341,61 @@ def add_RoadworthyServicer_to_server(servicer, server):
                     servicer.SubscribeFrames,
                     request_deserializer=protos_dot_roadworthy__pb2.FramesRequest.FromString,
                     response_serializer=protos_dot_roadworthy__pb2.TappedFrame.SerializeToString,
+            ),
+            'SubmitGroup': grpc.unary_stream_rpc_method_handler(
+                    servicer.SubmitGroup,
+                    request_deserializer=protos_dot_roadworthy__pb2.SubmitGroupRequest.FromString,
+                    response_serializer=protos_dot_roadworthy__pb2.Event.SerializeToString,
+            ),
+            'RollbackGroup': grpc.unary_stream_rpc_method_handler(
+                    servicer.RollbackGroup,
+                    request_deserializer=protos_dot_roadworthy__pb2.GroupRequest.FromString,
+                    response_serializer=protos_dot_roadworthy__pb2.Event.SerializeToString,
+            ),
+            'Groups': grpc.unary_unary_rpc_method_handler(
+                    servicer.Groups,
+                    request_deserializer=protos_dot_roadworthy__pb2.GroupsRequest.FromString,
+                    response_serializer=protos_dot_roadworthy__pb2.GroupsResponse.SerializeToString,
+            ),
+            'Reset': grpc.unary_stream_rpc_method_handler(
+                    servicer.Reset,
+                    request_deserializer=protos_dot_roadworthy__pb2.ModelRequest.FromString,
+                    response_serializer=protos_dot_roadworthy__pb2.Event.SerializeToString,
+            ),
+            'Drift': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drift,
+                    request_deserializer=protos_dot_roadworthy__pb2.ModelRequest.FromString,
+                    response_serializer=protos_dot_roadworthy__pb2.DriftResponse.SerializeToString,
+            ),
+            'Adaptation': grpc.unary_unary_rpc_method_handler(
+                    servicer.Adaptation,
+                    request_deserializer=protos_dot_roadworthy__pb2.ModelRequest.FromString,
+                    response_serializer=protos_dot_roadworthy__pb2.AdaptationResponse.SerializeToString,
+            ),
+            'StartRound': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartRound,
+                    request_deserializer=protos_dot_roadworthy__pb2.StartRoundRequest.FromString,
+                    response_serializer=protos_dot_roadworthy__pb2.AdaptationResponse.SerializeToString,
+            ),
+            'CancelRound': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRound,
+                    request_deserializer=protos_dot_roadworthy__pb2.ModelRequest.FromString,
+                    response_serializer=protos_dot_roadworthy__pb2.AdaptationResponse.SerializeToString,
+            ),
+            'SetCollection': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCollection,
+                    request_deserializer=protos_dot_roadworthy__pb2.CollectionRequest.FromString,
+                    response_serializer=protos_dot_roadworthy__pb2.AdaptationResponse.SerializeToString,
+            ),
+            'WatchRound': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRound,
+                    request_deserializer=protos_dot_roadworthy__pb2.ModelRequest.FromString,
+                    response_serializer=protos_dot_roadworthy__pb2.AdapterReport.SerializeToString,
+            ),
+            'Adapter': grpc.stream_stream_rpc_method_handler(
+                    servicer.Adapter,
+                    request_deserializer=protos_dot_roadworthy__pb2.AdapterReport.FromString,
+                    response_serializer=protos_dot_roadworthy__pb2.AdapterCommand.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -504,6 +695,303 @@ class Roadworthy(object):
             '/roadworthy.v1.Roadworthy/SubscribeFrames',
             protos_dot_roadworthy__pb2.FramesRequest.SerializeToString,
             protos_dot_roadworthy__pb2.TappedFrame.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/roadworthy.v1.Roadworthy/SubmitGroup',
+            protos_dot_roadworthy__pb2.SubmitGroupRequest.SerializeToString,
+            protos_dot_roadworthy__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/roadworthy.v1.Roadworthy/RollbackGroup',
+            protos_dot_roadworthy__pb2.GroupRequest.SerializeToString,
+            protos_dot_roadworthy__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Groups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roadworthy.v1.Roadworthy/Groups',
+            protos_dot_roadworthy__pb2.GroupsRequest.SerializeToString,
+            protos_dot_roadworthy__pb2.GroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/roadworthy.v1.Roadworthy/Reset',
+            protos_dot_roadworthy__pb2.ModelRequest.SerializeToString,
+            protos_dot_roadworthy__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drift(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roadworthy.v1.Roadworthy/Drift',
+            protos_dot_roadworthy__pb2.ModelRequest.SerializeToString,
+            protos_dot_roadworthy__pb2.DriftResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Adaptation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roadworthy.v1.Roadworthy/Adaptation',
+            protos_dot_roadworthy__pb2.ModelRequest.SerializeToString,
+            protos_dot_roadworthy__pb2.AdaptationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartRound(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roadworthy.v1.Roadworthy/StartRound',
+            protos_dot_roadworthy__pb2.StartRoundRequest.SerializeToString,
+            protos_dot_roadworthy__pb2.AdaptationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRound(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roadworthy.v1.Roadworthy/CancelRound',
+            protos_dot_roadworthy__pb2.ModelRequest.SerializeToString,
+            protos_dot_roadworthy__pb2.AdaptationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCollection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roadworthy.v1.Roadworthy/SetCollection',
+            protos_dot_roadworthy__pb2.CollectionRequest.SerializeToString,
+            protos_dot_roadworthy__pb2.AdaptationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRound(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/roadworthy.v1.Roadworthy/WatchRound',
+            protos_dot_roadworthy__pb2.ModelRequest.SerializeToString,
+            protos_dot_roadworthy__pb2.AdapterReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Adapter(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/roadworthy.v1.Roadworthy/Adapter',
+            protos_dot_roadworthy__pb2.AdapterReport.SerializeToString,
+            protos_dot_roadworthy__pb2.AdapterCommand.FromString,
             options,
             channel_credentials,
             insecure,
