@@ -499,14 +499,12 @@ class AdapterReport(_message.Message):
     def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., time: _Optional[float] = ..., phase: _Optional[str] = ..., progress: _Optional[float] = ..., round: _Optional[_Union[RoundProgress, _Mapping]] = ..., pseudo_labels: _Optional[_Union[PseudoLabelHealth, _Mapping]] = ..., collection: _Optional[_Union[CollectionState, _Mapping]] = ..., budget: _Optional[_Union[BudgetState, _Mapping]] = ..., last: _Optional[_Union[RoundOutcome, _Mapping]] = ..., result: _Optional[_Union[CommandResult, _Mapping]] = ..., note: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("server", "collection", "interval")
+    __slots__ = ("server", "interval")
     SERVER_FIELD_NUMBER: _ClassVar[int]
-    COLLECTION_FIELD_NUMBER: _ClassVar[int]
     INTERVAL_FIELD_NUMBER: _ClassVar[int]
     server: str
-    collection: bool
     interval: float
-    def __init__(self, server: _Optional[str] = ..., collection: bool = ..., interval: _Optional[float] = ...) -> None: ...
+    def __init__(self, server: _Optional[str] = ..., interval: _Optional[float] = ...) -> None: ...
 
 class StartRound(_message.Message):
     __slots__ = ("reason",)
