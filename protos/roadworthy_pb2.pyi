@@ -292,7 +292,7 @@ class GroupsResponse(_message.Message):
     def __init__(self, groups: _Optional[_Iterable[_Union[GroupStatus, _Mapping]]] = ...) -> None: ...
 
 class DriftSignal(_message.Message):
-    __slots__ = ("name", "value", "reference", "statistic", "threshold", "alarms", "frames", "alarmed")
+    __slots__ = ("name", "value", "reference", "statistic", "threshold", "alarms", "frames", "alarmed", "deviation")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
@@ -301,6 +301,7 @@ class DriftSignal(_message.Message):
     ALARMS_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     ALARMED_FIELD_NUMBER: _ClassVar[int]
+    DEVIATION_FIELD_NUMBER: _ClassVar[int]
     name: str
     value: float
     reference: float
@@ -309,24 +310,29 @@ class DriftSignal(_message.Message):
     alarms: int
     frames: int
     alarmed: bool
-    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., reference: _Optional[float] = ..., statistic: _Optional[float] = ..., threshold: _Optional[float] = ..., alarms: _Optional[int] = ..., frames: _Optional[int] = ..., alarmed: bool = ...) -> None: ...
+    deviation: float
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., reference: _Optional[float] = ..., statistic: _Optional[float] = ..., threshold: _Optional[float] = ..., alarms: _Optional[int] = ..., frames: _Optional[int] = ..., alarmed: bool = ..., deviation: _Optional[float] = ...) -> None: ...
 
 class DriftSource(_message.Message):
-    __slots__ = ("source", "state", "since", "frames", "signals")
+    __slots__ = ("source", "state", "since", "frames", "signals", "alarms", "reason")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     SIGNALS_FIELD_NUMBER: _ClassVar[int]
+    ALARMS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     source: str
     state: str
     since: float
     frames: int
     signals: _containers.RepeatedCompositeFieldContainer[DriftSignal]
-    def __init__(self, source: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[float] = ..., frames: _Optional[int] = ..., signals: _Optional[_Iterable[_Union[DriftSignal, _Mapping]]] = ...) -> None: ...
+    alarms: int
+    reason: str
+    def __init__(self, source: _Optional[str] = ..., state: _Optional[str] = ..., since: _Optional[float] = ..., frames: _Optional[int] = ..., signals: _Optional[_Iterable[_Union[DriftSignal, _Mapping]]] = ..., alarms: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class DriftResponse(_message.Message):
-    __slots__ = ("model", "state", "reason", "since", "version", "reference", "frames", "dropped", "sources")
+    __slots__ = ("model", "state", "reason", "since", "version", "reference", "frames", "dropped", "sources", "alarms", "ignored", "failed", "false_alarm_hours")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -336,6 +342,10 @@ class DriftResponse(_message.Message):
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     SOURCES_FIELD_NUMBER: _ClassVar[int]
+    ALARMS_FIELD_NUMBER: _ClassVar[int]
+    IGNORED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    FALSE_ALARM_HOURS_FIELD_NUMBER: _ClassVar[int]
     model: str
     state: str
     reason: str
@@ -345,7 +355,11 @@ class DriftResponse(_message.Message):
     frames: int
     dropped: int
     sources: _containers.RepeatedCompositeFieldContainer[DriftSource]
-    def __init__(self, model: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., since: _Optional[float] = ..., version: _Optional[int] = ..., reference: bool = ..., frames: _Optional[int] = ..., dropped: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[DriftSource, _Mapping]]] = ...) -> None: ...
+    alarms: int
+    ignored: int
+    failed: int
+    false_alarm_hours: float
+    def __init__(self, model: _Optional[str] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ..., since: _Optional[float] = ..., version: _Optional[int] = ..., reference: bool = ..., frames: _Optional[int] = ..., dropped: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[DriftSource, _Mapping]]] = ..., alarms: _Optional[int] = ..., ignored: _Optional[int] = ..., failed: _Optional[int] = ..., false_alarm_hours: _Optional[float] = ...) -> None: ...
 
 class RoundProgress(_message.Message):
     __slots__ = ("round", "stage", "step", "of", "loss", "progress", "started", "seconds_left", "portion", "trigger", "version")
