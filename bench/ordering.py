@@ -302,7 +302,7 @@ def adapted(shift: Shift, variant: str, seed: int, folder: Path) -> dict[str, An
     from adapt.round import adapt
 
     config = settings(shift, variant, seed)
-    out = folder / "rounds" / variant.translate(str.maketrans(dict.fromkeys(':+=[]", ', "_")))
+    out = folder / "rounds" / _file_name(variant)
     result = adapt(shift.pack, shift.frames, config=config, out=out)
     network = shift.pack.network()
     stages = {}
@@ -487,7 +487,7 @@ def main(argv: list[str] | None = None) -> int:
         for seed in () if arguments.table else seeds:
             folder, shift = place / f"seed{seed}", None
             for variant in arguments.variant or (*MAIN[:3], "labels", *MAIN[3:]):
-                name = variant.translate(str.maketrans(dict.fromkeys(':+=[]", ', "_")))
+                name = _file_name(variant)
                 file = folder / "results" / f"{name}.json"
                 if file.is_file() or (arguments.budget and time.monotonic() - start > arguments.budget):
                     continue
