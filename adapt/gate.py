@@ -1,15 +1,16 @@
 """The gate: may this candidate leave the adapter?  Decided without a single target label.
 
-What is known without labels: what the source hold-out says, how the candidate divides the target hold-out
-among the classes, whether it contradicts itself on a mirrored frame, how far it moved.  Every limit stands
-in `Limits` with its reason; every check says what it saw, so that the report can show it.
+What is known without labels: what the source hold-out says (as it is, and in the colours of the target), how
+the candidate divides the target hold-out among the classes, whether it contradicts itself on a mirrored
+frame, on the next one or its own mean along the training, how sure it has become, how far it moved.  A
+labelled hold-out is used where somebody has one.  Every limit stands in `adapt.limits.Limits` with its
+reason; every check says what it saw, so that the report can show it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,55 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from adapt import predict
-from adapt.evaluate.segmentation import Confusion
+from adapt.evaluate.segmentation import Calibration, Confusion
+from adapt.hostile import look
+from adapt.limits import Check, Limits, as_dict
 from networks.pack import PackSpec
 
-__all__ = ["Check", "Limits", "Measures", "better", "decide", "distance", "look", "measure", "source_score"]
+__all__ = [
+    "Check", "Limits", "Measures", "agree", "as_dict", "better", "cumulative", "decide", "distance", "look",
+    "measure", "nearer", "scores", "share_distance", "source_score", "steadiness", "translated",
+]  # fmt: skip
 
 Pair = tuple[np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Every threshold of the gate, with its reason."""
-
-    # mIoU (0..1) the source hold-out may lose, judged with the source's own batch statistics: that is
-    # forgetting in the weights.  Repeated measurements of one recipe differ by about 0.01.
-    source_drop: float = 0.03
-    # A class counts as shown when it covers this share of the target hold-out: under it, a handful of
-    # pixels of one frame decide.
-    shown: float = 0.003
-    # Of its share a shown class must keep this much.  Good rounds move shares by 2, collapses by 100.
-    kept: float = 0.15
-    # exp(entropy of the class shares), the number of classes in effective use, must keep this part.
-    variety: float = 0.6
-    # No class may cover more of the hold-out than this, unless it already did before.
-    largest: float = 0.85
-    # Points (0..1) by which agreement with its own mirrored answer may fall.
-    flip_drop: float = 0.04
-    # Share of hold-out pixels that must still be answered as at the reference stage.
-    agreement: float = 0.6
-    # ‖w − w₀‖/‖w₀‖ over all weights that are trained.
-    distance: float = 0.5
-    # Frames that show nothing: a covered lens has a luma deviation of 0 to 2 levels, CamVid's dusk over 30.
-    contrast: float = 4.0
-    # Mean difference of neighbouring frames in levels: sensor noise alone gives 1 to 2, a moving car 5 to 30.
-    motion: float = 0.5
-    # Share of frames that may fail either.
-    bad_frames: float = 0.25
-    # Agreement with the mirrored answer that other batch statistics must gain to be taken (see `better`).
-    statistics_gain: float = 0.0
-
-
-@dataclass(frozen=True)
-class Check:
-    """One decision: what was measured, against what, and in words."""
-
-    name: str
-    value: float
-    limit: float
-    passed: bool
-    reason: str
+_SOMETIMES = ("source", "source_served", "temporal", "teacher", "translated", "calibration", "labelled")
 
 
 @dataclass
@@ -74,8 +38,12 @@ class Measures:
 
     share: float64 [C] of the target hold-out's pixels; confidence: mean max softmax; flip: share of pixels
     answered alike on the mirrored frame; variety: exp(entropy of share); information: entropy of the mean
-    softmax minus mean entropy, in nats (high = sure of each pixel and varied over them); source: mIoU on the
-    source hold-out, NaN without one; source_served: the same with the statistics that would be served.
+    softmax minus mean entropy, in nats (high = sure of each pixel and varied over them); temporal: share of
+    pixels answered alike on the next frame where the picture stayed the same; teacher: share answered as the
+    mean of the weights along the training answers; source: mIoU on the source hold-out; source_served: the
+    same with the statistics that would be served; translated: mIoU on the source hold-out in the colours of
+    the target; calibration: expected calibration error on the source hold-out; source_iou: [C], as `source`;
+    labelled: mIoU on a labelled target hold-out.  NaN is "not known".
     """
 
     share: np.ndarray
@@ -85,6 +53,12 @@ class Measures:
     information: float
     source: float = float("nan")
     source_served: float = float("nan")
+    temporal: float = float("nan")
+    teacher: float = float("nan")
+    translated: float = float("nan")
+    calibration: float = float("nan")
+    labelled: float = float("nan")
+    source_iou: np.ndarray | None = None
     labels: list[np.ndarray] = field(default_factory=list, repr=False)
 
     def numbers(self) -> dict[str, Any]:
@@ -95,10 +69,12 @@ class Measures:
                 k: round(float(getattr(self, k)), 5) for k in ("confidence", "flip", "variety", "information")
             },
         }
-        for key in ("source", "source_served"):
+        for key in _SOMETIMES:
             value = float(getattr(self, key))
             if np.isfinite(value):
                 plain[key] = round(value, 5)
+        if self.source_iou is not None:
+            plain["source_iou"] = [round(float(v), 5) if np.isfinite(v) else None for v in self.source_iou]
         return plain
 
 
@@ -107,29 +83,19 @@ def _entropy(share: np.ndarray) -> float:
     return float(-(positive * np.log(positive)).sum())
 
 
-def look(frames: Sequence[np.ndarray], limits: Limits) -> list[Check]:
-    """Are these frames of a road at all?  A covered lens and a stuck camera are declined before any work.
+def measure(
+    network: nn.Module,
+    spec: PackSpec,
+    frames: Sequence[Any],
+    *,
+    batch: int = 4,
+    following: Sequence[np.ndarray | None] = (),
+    limits: Limits | None = None,
+) -> Measures:
+    """Look at unlabelled target frames uint8 [H,W,3]; the network stays as it is (evaluation mode).
 
-    Args:
-        frames: uint8 [H,W,3] each, in order of time.
+    following: for each frame the one after it in time, or None; then `temporal` is measured too.
     """
-    small = [f[::4, ::4].astype(np.float32).mean(-1) for f in frames]
-    flat = float(np.mean([x.std() < limits.contrast for x in small]))
-    still = float(np.mean([np.abs(a - b).mean() < limits.motion for a, b in pairwise(small)] or [0]))
-    return [
-        Check(
-            "frames-contrast", round(flat, 5), limits.bad_frames, flat <= limits.bad_frames,
-            f"{100 * flat:.0f}% of the frames show nothing (luma deviation under {limits.contrast:g})",
-        ),
-        Check(
-            "frames-motion", round(still, 5), limits.bad_frames, still <= limits.bad_frames,
-            f"{100 * still:.0f}% of the frames repeat the one before: is the camera stuck?",
-        ),
-    ]  # fmt: skip
-
-
-def measure(network: nn.Module, spec: PackSpec, frames: Sequence[Any], *, batch: int = 4) -> Measures:
-    """Look at unlabelled target frames uint8 [H,W,3]; the network stays as it is (evaluation mode)."""
     network.eval()
     classes = len(spec.classes)
     counts = np.zeros(classes, np.int64)
@@ -152,22 +118,89 @@ def measure(network: nn.Module, spec: PackSpec, frames: Sequence[Any], *, batch:
     if not pixels:
         raise ValueError("the gate got no target frame: put more frames aside (holdout)")
     share = counts / pixels
-    return Measures(
+    found = Measures(
         share=share, confidence=sure / pixels, flip=same / pixels, variety=float(np.exp(_entropy(share))),
         information=_entropy((mean / pixels).numpy()) - entropy / pixels, labels=labels,
     )  # fmt: skip
+    if following:
+        after: list[np.ndarray | None] = []
+        for frame in following:
+            theirs = None
+            if frame is not None:
+                theirs = predict.labels_and_confidence(network, spec, predict.as_tensor([frame]))[0][0]
+            after.append(theirs)
+        found.temporal = steadiness(frames, labels, following, after, limits or Limits())
+    return found
+
+
+def scores(
+    network: nn.Module, spec: PackSpec, pairs: Sequence[Pair], *, batch: int = 4
+) -> tuple[Confusion, Calibration]:
+    """Confusion and calibration on labelled frames of the pack's size."""
+    confusion, calibration = Confusion(len(spec.classes)), Calibration()
+    for start in range(0, len(pairs), batch):
+        chunk = [pairs[i] for i in range(start, min(start + batch, len(pairs)))]
+        tensor = predict.as_tensor([x for x, _ in chunk])
+        labels, confidence = predict.labels_and_confidence(network, spec, tensor)
+        for (_, truth), ours, sure in zip(chunk, labels, confidence, strict=True):
+            confusion.add(truth, ours)
+            calibration.add(truth, ours, sure)
+    return confusion, calibration
 
 
 def source_score(network: nn.Module, spec: PackSpec, holdout: Sequence[Pair], *, batch: int = 4) -> float:
     """mIoU (0..1) on labelled source frames; NaN where there are none."""
-    confusion = Confusion(len(spec.classes))
-    for start in range(0, len(holdout), batch):
-        pairs = [holdout[i] for i in range(start, min(start + batch, len(holdout)))]
-        tensor = predict.as_tensor([x for x, _ in pairs])
-        labels, _ = predict.labels_and_confidence(network, spec, tensor)
-        for (_, truth), ours in zip(pairs, labels, strict=True):
-            confusion.add(truth, ours)
-    return confusion.miou()
+    return scores(network, spec, holdout, batch=batch)[0].miou()
+
+
+def steadiness(
+    frames: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    following: Sequence[np.ndarray | None],
+    next_labels: Sequence[np.ndarray | None],
+    limits: Limits,
+) -> float:
+    """Temporal consistency: of the pixels that look the same on the next frame, the share answered alike.
+
+    No optical flow: a pixel takes part where both frames, averaged over 5×5, differ by less than
+    `limits.same_colour` levels in every channel.  That leaves road, sky and façades that fill their place in
+    both frames; a pair where fewer than `limits.same_share` of the pixels do says nothing.  NaN where no
+    pair says anything.
+    """
+    same = total = 0
+    for frame, ours, after, theirs in zip(frames, labels, following, next_labels, strict=True):
+        if after is None or theirs is None:
+            continue
+        mask = np.abs(_blurred(frame) - _blurred(after)).max(-1) < limits.same_colour
+        if mask.mean() < limits.same_share:
+            continue
+        same += int((ours == theirs)[mask].sum())
+        total += int(mask.sum())
+    return same / total if total else float("nan")
+
+
+def _blurred(frame: np.ndarray, size: int = 5) -> np.ndarray:
+    from scipy.ndimage import uniform_filter
+
+    return np.asarray(uniform_filter(frame.astype(np.float32), (size, size, 0), mode="nearest"))
+
+
+def translated(frame: np.ndarray, style: np.ndarray, *, beta: float = 0.02) -> np.ndarray:
+    """A source frame in the colours of a target frame, uint8 [H,W,3]; what is where does not change.
+
+    Each channel gets the target's mean and deviation, then the low frequencies' amplitude (a square of
+    2·beta of each side) is the target's and the phase stays (Yang and Soatto, *FDA*, CVPR 2020).
+    """
+    x, y = frame.astype(np.float32), style.astype(np.float32)
+    x = (x - x.mean((0, 1))) / np.maximum(x.std((0, 1)), 1.0) * y.std((0, 1)) + y.mean((0, 1))
+    if y.shape != x.shape:
+        raise ValueError(f"a frame of {frame.shape} cannot take the colours of one of {style.shape}")
+    a, b = np.fft.fft2(x, axes=(0, 1)), np.fft.fft2(y, axes=(0, 1))
+    rows, columns = (np.abs(np.fft.fftfreq(n)) <= beta for n in x.shape[:2])
+    low = rows[:, None, None] & columns[None, :, None]
+    amplitude = np.where(low, np.abs(b), np.abs(a))
+    mixed = np.fft.ifft2(amplitude * np.exp(1j * np.angle(a)), axes=(0, 1)).real
+    return np.asarray(np.clip(np.rint(mixed), 0, 255), np.uint8)
 
 
 def distance(state: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> float:
@@ -295,6 +328,58 @@ def decide(
         "distance", moved, limits.distance, moved <= limits.distance,
         f"weights moved by {100 * moved:.1f}% of their norm",
     )  # fmt: skip
+    jump = candidate.confidence - reference.confidence
+    check(
+        "confidence", jump, limits.confidence_jump, jump <= limits.confidence_jump,
+        f"mean confidence {reference.confidence:.3f} -> {candidate.confidence:.3f}",
+    )  # fmt: skip
+    if np.isfinite(candidate.teacher):
+        check(
+            "teacher", candidate.teacher, limits.teacher, candidate.teacher >= limits.teacher,
+            f"{100 * candidate.teacher:.0f}% of pixels answered as by the mean of the training's weights",
+        )  # fmt: skip
+    falls = (
+        ("temporal", "temporal", reference, limits.temporal_drop, "agreement with the next frame"),
+        ("source-translated", "translated", reference, limits.translated_drop,
+         "mIoU on source hold-out frames in the target's colours"),
+        ("labelled-holdout", "labelled", reference, limits.labelled_drop, "mIoU on the labelled hold-out"),
+    )  # fmt: skip
+    for name, key, base, limit, words in falls:
+        before, after = getattr(base, key), getattr(candidate, key)
+        if np.isfinite(before):
+            drop = before - after
+            check(name, drop, limit, drop <= limit, f"{words} {before:.3f} -> {after:.3f}")
+    if np.isfinite(parent.calibration):
+        rise = candidate.calibration - parent.calibration
+        check(
+            "calibration", rise, limits.calibration_rise, rise <= limits.calibration_rise,
+            f"calibration error on source frames {parent.calibration:.3f} -> {candidate.calibration:.3f}",
+        )  # fmt: skip
+    return checks
+
+
+def cumulative(candidate: Measures, released_source: float, moved: float, limits: Limits) -> list[Check]:
+    """What all rounds since the released pack add up to; for a round whose parent is not the released pack.
+
+    Args:
+        released_source: mIoU of the released pack on the same source hold-out; NaN where there is none.
+        moved: `distance` from the released pack's weights.
+    """
+    checks = [
+        Check(
+            "total-distance", round(moved, 5), limits.total_distance, moved <= limits.total_distance,
+            f"weights are {100 * moved:.1f}% of their norm from the released pack's",
+        )
+    ]  # fmt: skip
+    if np.isfinite(released_source):
+        drop = released_source - candidate.source
+        checks.append(
+            Check(
+                "total-source-holdout", round(drop, 5), limits.total_source_drop,
+                bool(drop <= limits.total_source_drop),
+                f"source mIoU {100 * released_source:.1f} as released -> {100 * candidate.source:.1f}",
+            )
+        )  # fmt: skip
     return checks
 
 
@@ -304,12 +389,3 @@ def agree(a: Measures, b: Measures) -> float:
         return float("nan")
     same = sum(int((x == y).sum()) for x, y in zip(a.labels, b.labels, strict=True))
     return same / sum(x.size for x in a.labels)
-
-
-def as_dict(checks: Sequence[Check]) -> dict[str, Any]:
-    """For a manifest: {"passed": …, "failed": [names], "checks": [...]}."""
-    return {
-        "passed": all(c.passed for c in checks),
-        "failed": [c.name for c in checks if not c.passed],
-        "checks": [asdict(c) for c in checks],
-    }

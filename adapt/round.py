@@ -73,6 +73,7 @@ class RoundConfig:
         source_free: True ignores a replay set; False demands one; None takes what there is.
         replay_limit: at most that many replay frames are read, 0 = all.
         source_holdout: at most that many hold-out frames of the source are scored at each stage, 0 = all.
+        judge: decay of the mean of the weights that the gate compares a student with (`Optimisation.judge`).
         ignore_bottom, ignore_border: rows at the bottom (own bonnet) and pixels at every edge without labels.
         checkpoint_every: steps between checkpoints.
         threads: torch threads, 0 = as they are.
@@ -95,6 +96,7 @@ class RoundConfig:
     mrkld: float = 0.0
     ema: float = 0.0
     clip: float = 0.0
+    judge: float = 0.98
     rare: float = 0.0
     classmix: float = 0.0
     policy: str = "cbst"
@@ -147,6 +149,7 @@ class RoundConfig:
             steps=self.steps_of(stage), rate=self.rate, weight_decay=self.weight_decay,
             schedule=self.schedule,
             bn=self.bn, mrkld=self.mrkld, ema=self.ema, clip=self.clip,
+            judge=0.0 if self.ema else self.judge,
         )  # fmt: skip
 
 
@@ -167,6 +170,7 @@ def adapt(
     out: str | os.PathLike[str],
     progress: Progress = silent,
     allowed: Sequence[Collection[int] | None] | None = None,
+    labelled: Sequence[Pair] | None = None,
     name: str | None = None,
 ) -> RoundResult:
     """Run a round, or continue the one in `out`.
@@ -178,6 +182,8 @@ def adapt(
         out: folder of this round: state, checkpoints, pseudo-labels, report.json and, if accepted, pack/.
         progress: told after every step.
         allowed: for each frame the classes that may be in it (image tags), or None.
+        labelled: a labelled target hold-out for the gate where somebody has one, (frame uint8 [H,W,3], label
+            uint8 [H,W]) each; nothing is learnt from it.
         name: version of the new pack; by default the parent's with ".r" and a hash of the inputs.
 
     Returns:
@@ -190,7 +196,7 @@ def adapt(
     config = config or RoundConfig()
     if config.threads:
         torch.set_num_threads(config.threads)
-    return _Round(pack, frames, config, Path(out), progress, allowed, name).run()
+    return _Round(pack, frames, config, Path(out), progress, allowed, name, labelled or ()).run()
 
 
 @dataclass
@@ -218,6 +224,7 @@ class _Round:
         progress: Progress,
         allowed: Sequence[Collection[int] | None] | None,
         name: str | None,
+        labelled: Sequence[Pair] = (),
     ) -> None:
         self.pack, self.spec, self.config, self.out, self.progress = pack, pack.spec, config, out, progress
         if len(frames) < 4:
@@ -226,11 +233,15 @@ class _Round:
             raise RoundError(
                 f"{len(allowed)} sets of tags for {len(frames)} frames: give one (or None) a frame"
             )
+        size = pack.spec.size
+        self.labelled = [(resize_frame(x, size), resize_label(y, size)) for x, y in labelled]
+        self.sizes = [f.shape[:2] for f in frames]
         # In memory once, at the pack's size: 0.5 MB a frame at 352x480.
         self.frames = [np.ascontiguousarray(resize_frame(f, self.spec.size)) for f in frames]
         aside = max(2, round(config.holdout * len(self.frames)))
         chosen = np.unique(np.linspace(0, len(self.frames) - 1, aside + 2)[1:-1].round().astype(int))
         self.holdout = [self.frames[i] for i in chosen]
+        self.following = [self.frames[i + 1] if i + 1 < len(self.frames) else None for i in chosen]
         keep = [i for i in range(len(self.frames)) if i not in set(chosen.tolist())]
         self.target = [self.frames[i] for i in keep]
         self.allowed = [None] * len(keep) if allowed is None else [allowed[i] for i in keep]
@@ -280,6 +291,8 @@ class _Round:
         for frame in self.frames:
             digest.update(hashlib.sha256(frame.tobytes()).digest())
         digest.update(json.dumps([None if a is None else sorted(a) for a in self.allowed]).encode())
+        for frame, label in self.labelled:
+            digest.update(hashlib.sha256(frame.tobytes() + label.tobytes()).digest())
         return digest.hexdigest()
 
     # ------------------------------------------------------------------------------------------- state
@@ -318,9 +331,9 @@ class _Round:
             path = self.out / "pack"
             kept = load_pack(path) if path.is_dir() else None
             return RoundResult(kept, bool(done["accepted"]), done)
-        looked = gate.look(self.frames, self.config.limits)
-        if not all(check.passed for check in looked):
-            return self._decline(looked)
+        self.looked = gate.look(self.frames, self.config.limits, sizes=self.sizes)
+        if not all(check.passed for check in self.looked) and not self.config.force:
+            return self._decline(self.looked)
         parent = self.pack.network()
         self.parent_state = {k: v.clone() for k, v in parent.state_dict().items()}
         self.parent_measures = self._timed("measure", lambda: self._measure(parent, "measure parent"))
@@ -345,7 +358,7 @@ class _Round:
     ) -> _Stage:
         state = {k: v.detach().clone().contiguous() for k, v in network.state_dict().items()}
         moved = gate.distance(state, self.parent_state)
-        checks = gate.look(self.frames, self.config.limits) + gate.decide(
+        checks = self.looked + gate.decide(
             measures, reference, self.parent_measures, moved, self.spec, self.config.limits,
             source_share=self._source_share(),
         )  # fmt: skip
@@ -363,23 +376,47 @@ class _Round:
         found.checks.append(gate.Check("changed", 1.0 - kept, 0.0, kept < 1.0, words))
         return found
 
-    def _measure(self, network: nn.Module, stage: str) -> gate.Measures:
-        """Hold-outs only; the source's is scored as served and with the source's own statistics."""
+    def _measure(
+        self, network: nn.Module, stage: str, twin: dict[str, torch.Tensor] | None = None
+    ) -> gate.Measures:
+        """Hold-outs only; the source's is scored as served and with the source's own statistics.
+
+        twin: parameters to compare the network with: the mean of its weights along the training.
+        """
         self.progress(stage, 0, 1)
-        found = gate.measure(network, self.spec, self.holdout, batch=self.config.infer_batch)
+        batch, limits = self.config.infer_batch, self.config.limits
+        found = gate.measure(
+            network, self.spec, self.holdout, batch=batch, following=self.following, limits=limits
+        )
+        kept = {k: v.clone() for k, v in network.state_dict().items()}
+        if twin is not None:
+            network.load_state_dict({**kept, **twin})
+            found.teacher = gate.agree(found, gate.measure(network, self.spec, self.holdout, batch=batch))
+            network.load_state_dict(kept)
+        if self.labelled:
+            found.labelled = gate.source_score(network, self.spec, self.labelled, batch=batch)
         if self.source_holdout:
-            batch = self.config.infer_batch
-            found.source_served = gate.source_score(network, self.spec, self.source_holdout, batch=batch)
-            found.source = found.source_served
+            served, calibration = gate.scores(network, self.spec, self.source_holdout, batch=batch)
+            found.source = found.source_served = served.miou()
+            found.calibration, found.source_iou = calibration.ece(), served.iou()
+            found.translated = gate.source_score(network, self.spec, self._translated(), batch=batch)
             if self.config.adabn and batchnorm.has_statistics(network):
-                kept = {k: v.clone() for k, v in network.state_dict().items()}
                 known = self.replay or self.source_holdout
                 unlabelled = [x for x, _ in _spread(known, 4 * self.config.adabn_batch)]
                 batchnorm.reestimate(network, self._normalised(unlabelled))
-                found.source = gate.source_score(network, self.spec, self.source_holdout, batch=batch)
+                own, calibration = gate.scores(network, self.spec, self.source_holdout, batch=batch)
+                found.source, found.source_iou = own.miou(), own.iou()
+                found.calibration = calibration.ece()
                 network.load_state_dict(kept)
         self.progress(stage, 1, 1)
         return found
+
+    def _translated(self) -> list[Pair]:
+        """The source hold-out in the colours of the target hold-out; the labels stay true."""
+        return [
+            (gate.translated(x, self.holdout[i % len(self.holdout)]), y)
+            for i, (x, y) in enumerate(self.source_holdout)
+        ]
 
     def _normalised(self, frames: Sequence[np.ndarray], stage: str | None = None) -> Iterator[torch.Tensor]:
         total = len(frames)
@@ -523,7 +560,7 @@ class _Round:
     ) -> tuple[nn.Module, gate.Measures]:
         config = self.config
         key = f"train-{stage + 1}"
-        weights = self.out / f"{key}.pt"
+        weights, aside = self.out / f"{key}.pt", self.out / f"{key}.twin.pt"
         kept = self.state["stages"].get(key)
         if kept is None:
             if config.from_parent:
@@ -552,11 +589,14 @@ class _Round:
             if self.use_statistics and config.bn != "frozen":
                 name = f"batch statistics p={portion:g}"
                 statistics_kept = self._timed("adabn", lambda: self._choose_statistics(network, name))
+            if trainer.twin is not None:
+                atomic_save(aside, trainer.twin)
             atomic_save(weights, network.state_dict())
             loss = trainer.history
         else:
             network.load_state_dict(torch.load(weights, weights_only=True))
-        measures = self._timed("measure", lambda: self._measure(network, f"measure p={portion:g}"))
+        twin = torch.load(aside, weights_only=True) if aside.is_file() else None
+        measures = self._timed("measure", lambda: self._measure(network, f"measure p={portion:g}", twin))
         if kept is None:
             tenth = max(1, len(loss) // 10)
             self.state["stages"][key] = {

@@ -55,7 +55,8 @@ class Optimisation:
     "warm" (rise, then constant) or "constant".  bn: what batch normalisation does in training: "batch"
     (normal training: statistics of the whole batch), "split" (source and target part each by their own),
     "frozen" (running statistics stay).  mrkld: weight of the regulariser on target pixels.  ema: decay of
-    the teacher, 0 = none.  clip: largest gradient norm, 0 = none.
+    the teacher, 0 = none.  clip: largest gradient norm, 0 = none.  judge: decay of a mean of the weights that
+    is kept for the gate's sake where there is no teacher, 0 = none.
     """
 
     steps: int
@@ -67,6 +68,7 @@ class Optimisation:
     mrkld: float = 0.0
     ema: float = 0.0
     clip: float = 0.0
+    judge: float = 0.0
     parts: tuple[str, ...] = field(default=())  # prefixes of parameters that move; () = all
 
     def __post_init__(self) -> None:
@@ -149,7 +151,8 @@ class Trainer:
             p for name, p in network.named_parameters() if how.parts and not name.startswith(how.parts)
         ]
         self.teacher: dict[str, Tensor] | None = None
-        if how.ema:
+        self.twin: dict[str, Tensor] | None = None  # after the run: of student and mean the one not shipped
+        if how.ema or how.judge:
             self.teacher = {name: p.detach().clone() for name, p in network.named_parameters()}
         self.step = 0
         self.history: list[float] = []
@@ -211,6 +214,9 @@ class Trainer:
         for p in self.frozen:
             p.requires_grad_(True)
         if self.teacher is not None:
+            self.twin = self.teacher
+        if self.teacher is not None and self.how.ema:
+            self.twin = {name: p.detach().clone() for name, p in self.network.named_parameters()}
             with torch.no_grad():
                 for name, p in self.network.named_parameters():
                     p.copy_(self.teacher[name])
@@ -260,7 +266,7 @@ class Trainer:
         """The mean teacher: α_t = min(1 − 1/(t+1), ema)."""
         if self.teacher is None:
             return
-        alpha = min(1 - 1 / (self.step + 1), self.how.ema)
+        alpha = min(1 - 1 / (self.step + 1), self.how.ema or self.how.judge)
         with torch.no_grad():
             for name, p in self.network.named_parameters():
                 self.teacher[name].lerp_(p, 1 - alpha)

@@ -1,0 +1,89 @@
+"""Every threshold of the adapter's two judges, the gate and the look at the frames, in one place and with its
+reason; and the record of one decision.  Knows neither networks nor frames.
+
+Where a reason says "measured", the table is in docs/results/gate.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["Check", "Limits", "as_dict"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Every threshold, with its reason.  Shares, mIoU and agreements are 0..1."""
+
+    # ------------------------------------------------------------------------- the candidate (adapt.gate)
+    # mIoU the source hold-out may lose, judged with the source's own batch statistics: that is forgetting in
+    # the weights.  Repeated measurements of one recipe differ by about 0.01.
+    source_drop: float = 0.03
+    # A class counts as shown when it covers this share of the target hold-out: under it, a handful of
+    # pixels of one frame decide.
+    shown: float = 0.003
+    # Of its share a shown class must keep this much.  Good rounds move shares by 2, collapses by 100.
+    kept: float = 0.15
+    # exp(entropy of the class shares), the number of classes in effective use, must keep this part.
+    variety: float = 0.6
+    # No class may cover more of the hold-out than this, unless it already did before.
+    largest: float = 0.85
+    # Points by which agreement with its own mirrored answer may fall.
+    flip_drop: float = 0.04
+    # Share of hold-out pixels that must still be answered as at the reference stage.
+    agreement: float = 0.6
+    # ‖w − w₀‖/‖w₀‖ over all weights that are trained.
+    distance: float = 0.5
+    # Share of hold-out pixels on which the candidate and the mean of the weights along its training (the
+    # mean teacher) must agree: a training that has settled agrees with its own mean.
+    teacher: float = 0.75
+    # Points by which the answers may become less steady on what stays the same from one frame to the next.
+    temporal_drop: float = 0.05
+    # A frame's successor is compared where both frames, blurred, differ by less than this many levels …
+    same_colour: float = 6.0
+    # … and only if that is at least this share of the picture: less is no sample.
+    same_share: float = 0.02
+    # Points by which the expected calibration error on the source hold-out may rise.
+    calibration_rise: float = 0.08
+    # Points by which mean confidence on the target may rise: minimising one's own entropy looks like this.
+    confidence_jump: float = 0.2
+    # mIoU that may be lost on source hold-out frames in the colours of the target (labels are known there).
+    translated_drop: float = 0.03
+    # mIoU (or MF) that may be lost on a labelled target hold-out, where one is given: repeated measurements
+    # of one recipe differ by about this.
+    labelled_drop: float = 0.005
+    # Over all rounds since the released pack: a chain of harmless steps must not add up to a bad one.
+    total_source_drop: float = 0.05
+    total_distance: float = 0.6
+    # Agreement with the mirrored answer that other batch statistics must gain to be taken (gate.better).
+    statistics_gain: float = 0.0
+
+    # ------------------------------------------------------------------------ the frames (adapt.hostile)
+    # Frames that show nothing: a covered lens has a luma deviation of 0 to 2 levels, CamVid's dusk over 30.
+    contrast: float = 4.0
+    # Mean difference of neighbouring frames in levels: sensor noise alone gives 1 to 2, a moving car 5 to 30.
+    motion: float = 0.5
+    # Share of frames that may fail either.
+    bad_frames: float = 0.25
+
+
+@dataclass(frozen=True)
+class Check:
+    """One decision: what was measured, against what, and in words."""
+
+    name: str
+    value: float
+    limit: float
+    passed: bool
+    reason: str
+
+
+def as_dict(checks: Sequence[Check]) -> dict[str, Any]:
+    """For a manifest: {"passed": …, "failed": [names], "checks": [...]}."""
+    return {
+        "passed": all(c.passed for c in checks),
+        "failed": [c.name for c in checks if not c.passed],
+        "checks": [asdict(c) for c in checks],
+    }
