@@ -306,7 +306,7 @@ def adapted(shift: Shift, variant: str, seed: int, folder: Path) -> dict[str, An
     result = adapt(shift.pack, shift.frames, config=config, out=out)
     network = shift.pack.network()
     stages = {}
-    for name in sorted(p.stem for p in out.glob("train-*.pt")):
+    for name in sorted(p.stem for p in out.glob("train-*.pt") if "." not in p.stem):
         network.load_state_dict(torch.load(out / f"{name}.pt", weights_only=True))
         stages[name] = score(shift, network.eval())["miou"]
     report = result.report
@@ -478,6 +478,8 @@ def main(argv: list[str] | None = None) -> int:
         p.error("--seeds is 1 or more, --seed 0 or more")
     import torch
 
+    from adapt.round import RoundError
+
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     start, before = time.monotonic(), machine.describe()
     out = arguments.out.resolve()
@@ -507,7 +509,7 @@ def main(argv: list[str] | None = None) -> int:
         everything = gather(out, arguments.shift)
         if not set(everything) - {"labels"}:
             raise RealError(f"{place} holds no result: run without --table")
-    except (RealError, OSError, ValueError) as error:
+    except (RealError, RoundError, OSError, ValueError) as error:
         print(f"bench.ordering: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     rare = next(iter(next(iter(everything.values())).values()))["rare"]
