@@ -22,7 +22,7 @@ class Folder:
     """Frames in name order; the label of NAME.jpg is labels/NAME.png where that exists.
 
     Raises:
-        DataError: no such folder, or no picture in it.
+        DataError: no such folder, no picture in it, or a label whose picture is missing.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -39,6 +39,13 @@ class Folder:
         if len(set(stems)) != len(stems):
             twice = next(s for s in stems if stems.count(s) > 1)
             raise DataError(f"{frames} has two pictures called {twice}: their label would be the same file")
+        known = set(stems)
+        alone = [p.name for p in sorted((self.root / "labels").glob("*.png")) if p.stem not in known]
+        if alone:
+            raise DataError(
+                f"{self.root}/labels has {len(alone)} labels without a picture, first {alone[0]}: "
+                "half unpacked? expected frames/NAME.png|jpg and labels/NAME.png"
+            )
 
     def __len__(self) -> int:
         return len(self.images)

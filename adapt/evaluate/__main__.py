@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adapt.data.base import DataError, kinds, open_dataset
+from adapt.data.base import DataError, Dataset, kinds, open_dataset
+from adapt.evaluate.plot import svg
+from adapt.evaluate.protocols import PROTOCOLS, set_space
 from adapt.evaluate.tables import markdown
 from adapt.progress import Bars
 
@@ -19,14 +24,24 @@ data sets:
   camvid:ROOT:LIST             CamVid in its 11-class form, the frames LIST.txt names
   folder:PATH                  PATH/frames/*.png and PATH/labels/*.png
   street:DOMAIN:COUNT:SEED     COUNT rendered scenes of a domain (day, dusk, fog, night, camera)
+  cityscapes:ROOT:SPLIT  acdc:ROOT:CONDITION/SPLIT  darkzurich:ROOT:SPLIT
+  gta5:ROOT  synthia:ROOT  bdd100k:ROOT:SPLIT    as their authors unpack them
+
+protocols (--protocol):
+  19   Cityscapes' classes
+  16   SYNTHIA to Cityscapes: no terrain, truck, train; their pixels are not scored
+  13   the same pixels, the mean without wall, fence, pole (mIoU*)
+  11   CamVid's classes; answers and labels of 19 classes are mapped
 
 examples:
   python -m adapt.evaluate packs/camvid-day --data camvid:data/camvid:dusk_eval
   # before and after an adaptation, as a Markdown table
   python -m adapt.evaluate packs/camvid-day out/round/pack --data camvid:data/camvid:dusk_eval \\
-      --markdown table.md
+      --markdown table.md --plot table.svg --json > table.json
   # a Cityscapes network on CamVid: its answers are mapped to the data set's classes
-  python -m adapt.evaluate packs/espnetv2 --data camvid:data/camvid:day_val --truth camvid11
+  python -m adapt.evaluate packs/espnetv2 --data camvid:data/camvid:day_val
+  # SYNTHIA's table of 16
+  python -m adapt.evaluate packs/synthia --data cityscapes:data/cityscapes:val --protocol 16
 
 ``python -m adapt.evaluate edges --help``: the boundary benchmark (MF, OIS, AP) for edge maps.
 
@@ -49,49 +64,126 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--data", required=True, metavar="SET", help=f"labelled set, KIND:WHERE ({', '.join(kinds())})"
     )
-    p.add_argument("--truth", metavar="SPACE", help="label space of the set if not the pack's: maps answers")
+    p.add_argument("--truth", metavar="SPACE", help="label space of a folder if not the pack's: maps answers")
+    p.add_argument("--protocol", choices=sorted(PROTOCOLS), help="classes to score and to average (all)")
     p.add_argument("--batch", type=int, default=4, metavar="N", help="frames at a time (4)")
     p.add_argument("--threads", type=int, default=0, metavar="N", help="torch threads (as they are)")
     p.add_argument("--markdown", metavar="FILE", help="also write the table to FILE")
+    p.add_argument("--plot", metavar="FILE.svg", help="also draw it: bars a class, reliability of confidence")
     p.add_argument("--json", action="store_true", help="print one JSON object on stdout instead of the table")
     p.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return p
 
 
+class _Truth:
+    """A labelled set in the label space that is scored; counts frames and names the one that is wrong.
+
+    Args:
+        classes: how many the labels may hold; words: whose they are.
+        table: uint8 [256], label -> scored label or 255, or None to leave them.
+    """
+
+    def __init__(self, dataset: Dataset, classes: int, table: np.ndarray | None, words: str) -> None:
+        self.dataset, self.classes, self.table, self.words = dataset, classes, table, words
+        self.labelled = 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
+        frame, label = self.dataset[i]
+        if label is None:
+            return frame, None
+        known = label[label != 255]
+        if known.size and int(known.max()) >= self.classes:
+            raise DataError(
+                f"the label of {self.dataset.name(i)} holds class {int(known.max())}, {self.words} has "
+                f"{self.classes} and 255 for none: say what the labels are with --truth, or map them"
+            )
+        self.labelled += 1
+        return frame, label if self.table is None else self.table[label]
+
+    def name(self, i: int) -> str:
+        return self.dataset.name(i)
+
+
+def _spaces(classes: tuple[str, ...], arguments: argparse.Namespace, path: str) -> tuple[Any, Any, Any, str]:
+    """(pack class -> scored class, label -> scored class, scored classes, name of the labels' space)."""
+    from networks.labels import SPACES, mapping
+
+    if arguments.truth and arguments.truth not in SPACES:
+        raise ValueError(f"label space {arguments.truth!r} is unknown; known: {', '.join(sorted(SPACES))}")
+    own = next((name for name, space in SPACES.items() if space.classes == classes), None)
+    theirs = arguments.truth or set_space(arguments.data) or own
+    protocol = PROTOCOLS[arguments.protocol] if arguments.protocol else None
+    goal = protocol.space if protocol else theirs
+    if own is None and goal is not None:
+        raise ValueError(
+            f"{path} has classes of no known label space: its answers cannot be mapped to {goal}; score it "
+            "on a folder whose labels are its own, without --truth and --protocol"
+        )
+    if goal is None or own is None or theirs is None:
+        return None, None, classes, "the pack"
+    ours, labels = mapping(own, goal), mapping(theirs, goal)
+    if protocol:
+        ours, labels = protocol.table()[ours], protocol.table()[labels]
+    return ours, labels, SPACES[goal].classes, theirs
+
+
 def evaluate(path: str, arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Scores of one pack as plain numbers (0..1)."""
     from adapt.train.supervised import score
-    from networks.labels import SPACES, mapping
+    from networks.labels import SPACES
     from networks.pack import load_pack
 
     pack = load_pack(path)
-    dataset = open_dataset(arguments.data)
-    classes = pack.spec.classes
-    table = None
-    if arguments.truth:
-        if arguments.truth not in SPACES:
-            raise ValueError(
-                f"label space {arguments.truth!r} is unknown; known: {', '.join(sorted(SPACES))}"
-            )
-        own = next((name for name, space in SPACES.items() if space.classes == classes), None)
-        if own is None:
-            raise ValueError(f"{path} has classes of no known label space: --truth cannot map them")
-        table = mapping(own, arguments.truth)
-        classes = SPACES[arguments.truth].classes
+    ours, labels, classes, theirs = _spaces(pack.spec.classes, arguments, path)
+    claimed = len(SPACES[theirs].classes) if theirs in SPACES else len(classes)
+    dataset = _Truth(open_dataset(arguments.data), claimed, labels, theirs)
     confusion, calibration = score(
-        pack.network(), pack.spec, dataset, batch=arguments.batch, progress=progress, table=table,
+        pack.network(), pack.spec, dataset, batch=arguments.batch, progress=progress, table=ours,
         classes=len(classes),
     )  # fmt: skip
     if not confusion.matrix.any():
         raise ValueError(f"{arguments.data} holds no labelled frame: there is nothing to score on")
     iou = confusion.iou()
+    scored = tuple(classes)
+    miou = confusion.miou()
+    protocol = PROTOCOLS[arguments.protocol] if arguments.protocol else None
+    if protocol:
+        scored = protocol.scored
+        counted = [i for i, c in enumerate(classes) if c in protocol.averaged and confusion.matrix[i].any()]
+        miou = float(iou[counted].mean()) if counted else float("nan")
     return {
         "pack": str(path), "name": pack.spec.name, "version": pack.spec.version, "sha256": pack.sha256,
-        "data": arguments.data, "frames": len(dataset), "miou": confusion.miou(),
+        "data": arguments.data, "protocol": arguments.protocol, "frames": dataset.labelled,
+        "unlabelled": len(dataset) - dataset.labelled, "miou": miou,
         "accuracy": confusion.accuracy(), "ece": calibration.ece(),
-        "iou": {c: (float(v) if np.isfinite(v) else None) for c, v in zip(classes, iou, strict=True)},
+        "iou": {
+            c: (float(v) if np.isfinite(v) else None)
+            for c, v in zip(classes, iou, strict=True) if c in scored
+        },
         "calibration": calibration.curve(),
     }  # fmt: skip
+
+
+def _headings(scores: Sequence[dict[str, Any]]) -> list[str]:
+    """What tells the packs apart: the name of one, the versions of several, or name and place."""
+    if len(scores) == 1:
+        return [scores[0]["name"]]
+    versions = [s["version"] for s in scores]
+    if len(set(versions)) == len(versions):
+        return versions
+    names = [f"{s['name']} {s['version']}" for s in scores]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{i + 1}: {name}" for i, name in enumerate(names)]
+
+
+def _writable(file: str | None) -> None:
+    """Say before the work, not after it, that a file cannot be written."""
+    if file and not Path(file).parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,6 +196,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = command.parse_args(argv)
     if arguments.threads < 0 or arguments.batch < 1:
         command.error("--threads must not be negative, --batch must be 1 or more")
+    if arguments.plot and Path(arguments.plot).suffix.lower() != ".svg":
+        command.error(f"--plot {arguments.plot}: the picture is an SVG, call it NAME.svg")
     import torch
 
     from networks.pack import PackError
@@ -111,8 +205,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:
+        _writable(arguments.markdown)
+        _writable(arguments.plot)
         with Bars(quiet=arguments.quiet) as bars:
-            scores = []
+            scores: list[dict[str, Any]] = []
             for path in arguments.packs:
                 name = Path(path).name
 
@@ -120,15 +216,22 @@ def main(argv: list[str] | None = None) -> int:
                     bars(f"{stage} {_name}", done, total, **numbers)
 
                 scores.append(evaluate(path, arguments, show))
-        table = markdown([(s["version"] if len(scores) > 1 else s["name"], s) for s in scores])
+        columns = list(zip(_headings(scores), scores, strict=True))
+        table = markdown(columns)
         if arguments.markdown:
             Path(arguments.markdown).write_text(table, encoding="utf-8")
+        if arguments.plot:
+            Path(arguments.plot).write_text(svg(columns, f"Scored on {arguments.data}"), encoding="utf-8")
     except (DataError, PackError, ValueError, OSError) as error:
         text = str(error)
         if isinstance(error, OSError) and error.filename:
             text = f"{error.filename!r} cannot be used: {error.strerror}; check the path and its permissions"
         print(f"adapt.evaluate: {' '.join(text.split())}", file=sys.stderr)
         return 1
+    if scores[0]["unlabelled"]:
+        total = scores[0]["unlabelled"] + scores[0]["frames"]
+        words = f"{scores[0]['unlabelled']} of {total} frames have no label and were not scored"
+        print(f"adapt.evaluate: {words}", file=sys.stderr)
     if arguments.json:
         print(json.dumps({"data": arguments.data, "scores": scores}))
     else:
