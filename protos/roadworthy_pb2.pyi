@@ -202,7 +202,7 @@ class FramesRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., max_fps: _Optional[float] = ..., source: _Optional[str] = ...) -> None: ...
 
 class TappedFrame(_message.Message):
-    __slots__ = ("time", "source", "model", "version", "height", "width", "frame", "labels", "confidence", "dropped")
+    __slots__ = ("time", "source", "model", "version", "height", "width", "frame", "labels", "confidence", "dropped", "edge_bits")
     TIME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +213,7 @@ class TappedFrame(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
+    EDGE_BITS_FIELD_NUMBER: _ClassVar[int]
     time: float
     source: str
     model: str
@@ -223,7 +224,8 @@ class TappedFrame(_message.Message):
     labels: bytes
     confidence: bytes
     dropped: int
-    def __init__(self, time: _Optional[float] = ..., source: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., frame: _Optional[bytes] = ..., labels: _Optional[bytes] = ..., confidence: _Optional[bytes] = ..., dropped: _Optional[int] = ...) -> None: ...
+    edge_bits: bytes
+    def __init__(self, time: _Optional[float] = ..., source: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., frame: _Optional[bytes] = ..., labels: _Optional[bytes] = ..., confidence: _Optional[bytes] = ..., dropped: _Optional[int] = ..., edge_bits: _Optional[bytes] = ...) -> None: ...
 
 class MemberVersion(_message.Message):
     __slots__ = ("model", "version")

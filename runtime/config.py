@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import tomllib
 import types
 import typing
@@ -16,7 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runtime.drift import DriftConfig
 from runtime.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+MEMORY_POLICIES = ("availability-preserving", "resource-preserving", "availability", "resource")
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,17 @@ class GuardConfig:
 
     min_golden_agreement  share of golden pixels on which the engine must give the manifest's label
     max_golden_confidence mean absolute difference of confidence on the golden frames, in bytes (0..255)
-    require_golden        refuse a segmentation version that brings no golden frames
+    require_golden        refuse a version of the graph contract that brings no golden frames
+    min_golden_bits       share of golden pixels whose whole field of edge bits must be the manifest's; weak
+                          alone, because most pixels are no edge, hence ...
+    min_golden_overlap    ... edge pixels in both over edge pixels in either: float32 gives 1, half precision
+                          over .99, and a shift by a pixel under .6
+    max_golden_edges      mean absolute difference of the edge maps on the golden frames, in bytes (0..255)
+    golden_bytes          memory that a version's golden frames and their answers may take
     max_dominance         share of pixels that one class may take, unless the reference gives it that much too
+    max_edge_share        share of pixels that may be edges of one class, likewise; labels of radius 2 take
+                          under .15 of a street scene, and an untrained head half of it or all
+    shown_edge_share      an edge class counts as shown by the reference from this share of pixels on
     shown_share           a class counts as shown by the reference from this share of pixels on ...
     vanished_share        ... and as vanished below this fraction of the share it had there
     max_vanished          fraction of the shown classes that may vanish on golden frames
@@ -71,13 +87,20 @@ class GuardConfig:
     latency_budget_ms     absolute limit; 0 = none
     memory_budget_bytes   for all engines together; 0 = what the machine has left, less memory_reserve_bytes
     memory_factor         memory an engine takes, as a multiple of its file (measured 2.5 to 2.8)
-    memory_policy         "availability" keeps the previous version warm; "resource" gives it up to make room
+    memory_policy         TensorFlow Serving's two: "availability-preserving" keeps the previous version warm;
+                          "resource-preserving" gives it up to make room (short: "availability", "resource")
     """
 
     min_golden_agreement: float = 0.98
     max_golden_confidence: float = 4.0
     require_golden: bool = True
+    min_golden_bits: float = 0.98
+    min_golden_overlap: float = 0.8
+    max_golden_edges: float = 4.0
+    golden_bytes: int = 512 << 20
     max_dominance: float = 0.98
+    max_edge_share: float = 0.6
+    shown_edge_share: float = 0.001
     shown_share: float = 0.05
     vanished_share: float = 0.02
     max_vanished: float = 0.0
@@ -87,7 +110,11 @@ class GuardConfig:
     memory_budget_bytes: int = 0
     memory_reserve_bytes: int = 64 << 20
     memory_factor: float = 3.0
-    memory_policy: str = "availability"
+    memory_policy: str = "availability-preserving"
+
+    @property
+    def resource_preserving(self) -> bool:
+        return self.memory_policy.startswith("resource")
 
 
 @dataclass(frozen=True)
@@ -112,6 +139,10 @@ class ShadowConfig:
     min_confidence   mean confidence as a fraction of the live version's
     max_vanished     fraction of the classes shown by the live version that may vanish
     max_latency_ratio CPU time of the candidate over the live engine's on the same frames
+    edge_tolerance   edges match within this fraction of the diagonal (the Cityscapes protocol's)
+    min_edge_kappa   share of the live version's edges that the candidate has too, or the other way round,
+                     beyond chance; one direction is enough, because a better detector finds more or fewer
+    max_mixed        share of the live version's edges in classes that the candidate mostly calls another one
     """
 
     enabled: bool = True
@@ -127,6 +158,9 @@ class ShadowConfig:
     min_confidence: float = 0.6
     max_vanished: float = 0.67
     max_latency_ratio: float = 3.0
+    edge_tolerance: float = 0.0035
+    min_edge_kappa: float = 0.2
+    max_mixed: float = 0.67
 
 
 @dataclass(frozen=True)
@@ -172,14 +206,33 @@ class TapConfig:
 
 
 @dataclass(frozen=True)
+class TracingConfig:
+    """OpenTelemetry traces of inference requests (extra "tracing"); off until an endpoint is named.
+
+    endpoint     OTLP/gRPC receiver, "http://HOST:4317", or "https://..." for TLS; empty = no traces, no cost
+    rate         share of requests that begin a trace here; a caller's `traceparent` decides for its own
+    service      service.name of the spans
+    queue        spans that may wait for the receiver; more are dropped
+    timeout      seconds a delivery may take
+    """
+
+    endpoint: str = ""
+    rate: float = 0.01
+    service: str = "roadworthy"
+    queue: int = 2048
+    timeout: float = 5.0
+
+
+@dataclass(frozen=True)
 class SecurityConfig:
     """Who may call what.
 
     certificate, key   PEM files; both set = TLS
     client_ca          PEM file; set = clients must present a certificate signed by it (mTLS)
     tokens             {token: [roles]}; empty = no tokens needed.  Sent as "authorization: Bearer ..."
-                       roles: "infer", "observe" (status, watch, metadata), "tap" (live frames), "control"
-                       (the rest)
+                       roles: "infer", "observe" (status, watch, drift, metadata), "tap" (live frames),
+                       "adapt" (an adapter: tap, its connection, and submitting to the guarded swap),
+                       "control" (the rest)
     trusted_keys       Ed25519 public keys (PEM files); set = unsigned or wrongly signed versions are refused
     """
 
@@ -198,6 +251,7 @@ class ServerConfig:
     max_message    bytes of one message
     drain          seconds that a stopping server waits for what is in flight
     models         which models of the repository to serve; empty = all
+    groups         {name: [models]} that are answered and swapped together
     """
 
     repository: str = ""
@@ -208,6 +262,7 @@ class ServerConfig:
     max_message: int = 64 << 20
     drain: float = 20.0
     models: list[str] = field(default_factory=list)
+    groups: dict[str, list[str]] = field(default_factory=dict)
     engine: EngineConfig = field(default_factory=EngineConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -215,11 +270,13 @@ class ServerConfig:
     watch: WatchConfig = field(default_factory=WatchConfig)
     swap: SwapConfig = field(default_factory=SwapConfig)
     tap: TapConfig = field(default_factory=TapConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
 
     def __post_init__(self) -> None:
         _choice("queue.policy", self.queue.policy, ("fifo", "latest"))
-        _choice("guard.memory_policy", self.guard.memory_policy, ("availability", "resource"))
+        _choice("guard.memory_policy", self.guard.memory_policy, MEMORY_POLICIES)
         _choice("engine.device", self.engine.device, ("cpu", "cuda"))
         for key, value, low in (
             ("engine.threads", self.engine.threads, 0),
@@ -229,6 +286,7 @@ class ServerConfig:
             ("queue.max_batch", self.queue.max_batch, 1),
             ("shadow.frames", self.shadow.frames, 1),
             ("streams", self.streams, 1),
+            ("tracing.queue", self.tracing.queue, 1),
             ("max_message", self.max_message, 1 << 16),
         ):
             if value < low:
@@ -238,6 +296,16 @@ class ServerConfig:
                 raise ConfigError(f"{key} = {value}: must be from {low} to 65535")
         if not 0.0 < self.shadow.duty <= 1.0:
             raise ConfigError(f"shadow.duty = {self.shadow.duty}: must be above 0 and at most 1")
+        if not 0.0 <= self.tracing.rate <= 1.0:
+            raise ConfigError(f"tracing.rate = {self.tracing.rate}: must be from 0 to 1")
+        if not 0.0 < self.tracing.timeout < math.inf:
+            raise ConfigError(f"tracing.timeout = {self.tracing.timeout}: must be above 0")
+        if self.tracing.endpoint and not self.tracing.endpoint.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"tracing.endpoint = '{self.tracing.endpoint}': must begin with http:// or, for TLS, https://"
+            )
+        for group, members in self.groups.items():
+            _group(group, members)
 
 
 def load(path: Path | str, **overrides: Any) -> ServerConfig:
@@ -275,7 +343,12 @@ def _build(cls: type[Any], data: dict[str, Any], where: str) -> Any:
             values[key] = _build(typing.cast(type[Any], kind), value, f"{where}: [{key}]")
         else:
             values[key] = _scalar(key, value, kind, where)
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:  # a table whose dataclass belongs to another module
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _scalar(key: str, value: Any, kind: Any, where: str) -> Any:
@@ -286,7 +359,27 @@ def _scalar(key: str, value: Any, kind: Any, where: str) -> Any:
         return float(value)
     if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
         raise ConfigError(f"{where}: '{key}' must be of type {origin.__name__}, not {type(value).__name__}")
+    if kind in (list[str], dict[str, list[str]]):
+        lists = {key: value} if kind == list[str] else {f"{key}.{name}": each for name, each in value.items()}
+        for name, each in lists.items():
+            if not isinstance(each, list) or not all(isinstance(text, str) for text in each):
+                raise ConfigError(f"{where}: '{_hidden(name)}' must be a list of texts")
     return value
+
+
+def _hidden(name: str) -> str:
+    """A token is a secret, also in the words about its line."""
+    return f"{name[:10]}…" if name.startswith("tokens.") else name
+
+
+def _group(group: str, members: list[str]) -> None:
+    for name in (group, *members):
+        if not _NAME.fullmatch(name) or ".." in name:
+            raise ConfigError(f"groups.{group[:80]}: '{name[:80]}' is no model name")
+    if len(members) < 2 or len(set(members)) != len(members):
+        raise ConfigError(f"groups.{group}: {members}: a group has two or more different models")
+    if group in members:
+        raise ConfigError(f"groups.{group}: a group cannot be its own member; give it another name")
 
 
 def _choice(key: str, value: str, choices: tuple[str, ...]) -> None:

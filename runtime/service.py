@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.accounts import Account
+from runtime.adapters import Adapters
 from runtime.config import ServerConfig
 from runtime.errors import Code, Refused, ServiceError
-from runtime.events import Bus, Event
+from runtime.events import Bus, Event, State
 from runtime.host import Answer, InferRequest, ModelHost, parse_version
 from runtime.memory import Ledger
+from runtime.monitors import Monitors
 from runtime.repository import Repository
 from runtime.shm import Place, Region, Regions
 from runtime.signing import public_key
@@ -42,6 +44,8 @@ EXTENSIONS = (
     "logging",
     "roadworthy.v1",
 )
+
+_NOT_ITS_FAULT = ("frozen", "pinned", "stopping", "superseded", "record", "internal")
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Service:
         self.tap = Tap(config.tap)
         self.regions = Regions()
         self.ledger = Ledger(config.guard)
+        self.adapters = Adapters()
+        self.monitors = Monitors(config.drift, self.repository, self.bus)
         self.started = time.monotonic()
         self.draining = False
         self._lock = threading.Lock()
@@ -94,15 +100,16 @@ class Service:
                 self._open(model).start()
 
     def configure(self, config: ServerConfig) -> list[str]:
-        """Takes the limits of [guard], [shadow], [watch] and [swap].
+        """Takes [guard], [shadow], [watch], [swap] and [drift].
 
         Returns the other keys that differ: they need a new start.
         """
-        taken = ("guard", "shadow", "watch", "swap")
+        taken = ("guard", "shadow", "watch", "swap", "drift")
         names = [field.name for field in dataclasses.fields(config)]
         different = [n for n in names if n not in taken and getattr(config, n) != getattr(self.config, n)]
         self.config = dataclasses.replace(self.config, **{name: getattr(config, name) for name in taken})
         self.ledger.configure(config.guard)
+        self.monitors.configure(config.drift)
         for controller in self.controllers().values():
             controller.configure(self.config)
         return different
@@ -112,12 +119,14 @@ class Service:
         self.draining = True
         for controller in self.controllers().values():
             controller.stop()
+        self.adapters.close()
         idle = self.account.wait_idle(timeout)
         self.tap.close()
         self.bus.close()
         return idle
 
     def close(self) -> None:
+        self.monitors.close()
         for host in self.hosts().values():
             host.unload("the server has stopped")
 
@@ -161,6 +170,7 @@ class Service:
             if model not in self._controllers:
                 host = ModelHost(model, self.config)
                 host.observe(self.tap)
+                self.monitors.follow(host)
                 self._hosts[model] = host
                 self.ledger.add(host)
                 self._controllers[model] = SwapController(
@@ -301,6 +311,32 @@ class Service:
 
     def rollback(self, model: str) -> Event:
         return self.controller(model).rollback()
+
+    def reset(self, model: str) -> Ticket:
+        """Back to the released pack: the newest version that no round of adaptation made and that was neither
+        refused nor rolled back, made live on an operator's word.  Raises ServiceError when there is none.
+        """
+        self.controller(model)
+        out: dict[Any, bool] = {}  # by the last word on each version
+        for entry in self.repository.history(model):
+            if entry.get("state") == State.LIVE.value:
+                out[entry.get("version")] = False
+            elif entry.get("state") == State.ROLLED_BACK.value:
+                out[entry.get("version")] = True
+            elif entry.get("state") == State.REJECTED.value:
+                out[entry.get("version")] = entry.get("check") not in _NOT_ITS_FAULT
+        for number in reversed(self.repository.versions(model)):
+            try:
+                adapted = bool(self.repository.manifest(model, number).get("adaptation"))
+            except Refused:
+                continue
+            if not adapted and not out.get(number):
+                return self.submit(model, number, shadow=False)
+        message = (
+            f"'{model}' has no version built of a released pack that was not refused or rolled back; "
+            "build one with export.build, or promote one by its number"
+        )
+        raise ServiceError(Code.FAILED_PRECONDITION, message, "state")
 
     def freeze(self, model: str, reason: str) -> None:
         for controller in self._chosen(model):

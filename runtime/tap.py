@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from runtime.config import TapConfig
@@ -19,9 +19,9 @@ from runtime.tensors import Array
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One answered request of a segmentation model, as observers get it.
+    """One answered request of a model of the graph contract, as observers get it.
 
-    frame uint8 [N,H,W,3], labels uint8 [N,H,W], confidence uint8 [N,H,W] or None when it was not asked for.
+    frame uint8 [N,H,W,3]; outputs: what the request asked for, by name, with the shapes of the contract.
     Read-only by agreement: the arrays are those of the request and of the answer.
     """
 
@@ -29,9 +29,23 @@ class Observation:
     version: int
     source: str
     frame: Array
-    labels: Array
-    confidence: Array | None
+    outputs: Mapping[str, Array]
     time: float
+
+    @property
+    def labels(self) -> Array | None:
+        """uint8 [N,H,W]; None where the request did not ask for them or the model has none (edges)."""
+        return self.outputs.get("labels")
+
+    @property
+    def confidence(self) -> Array | None:
+        """uint8 [N,H,W], or None."""
+        return self.outputs.get("confidence")
+
+    @property
+    def edge_bits(self) -> Array | None:
+        """int32 [N,H,W], or None."""
+        return self.outputs.get("edge_bits")
 
 
 class TapSubscription:

@@ -30,7 +30,7 @@ def unary(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
 
 class Streams:
-    """At most `limit` server streams: each holds a thread of the server."""
+    """At most `limit` server streams of one kind: each holds a thread of the server."""
 
     def __init__(self, limit: int) -> None:
         self._free = threading.Semaphore(limit)
@@ -50,6 +50,16 @@ class Streams:
                 self._free.release()
 
         return call
+
+
+REASON = 500  # characters of a reason that somebody gives: it is written into histories and shown in tables
+
+
+def check_reason(reason: str) -> None:
+    """Raises ServiceError(INVALID_ARGUMENT) for one that is too long."""
+    if len(reason) > REASON:
+        message = f"a reason of {len(reason)} characters; at most {REASON}"
+        raise ServiceError(Code.INVALID_ARGUMENT, message, "invalid")
 
 
 def handler(name: str, methods: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,17 +12,31 @@ import numpy as np
 
 from protos import roadworthy_pb2 as pb
 from runtime.accounts import Account
-from runtime.edge.common import Streams, handler, typed
+from runtime.edge.adaptation import AdaptationEdge
+from runtime.edge.common import Streams, check_reason, handler, typed
 from runtime.events import Event
+from runtime.plain import clean
 from runtime.service import Service, server_version
+from runtime.swap import Ticket
+from runtime.tensors import Array
 
 SERVICE = "roadworthy.v1.Roadworthy"
 
 
+COMMANDS = 8  # swaps that may be followed by who asked for them
+ADAPTERS = 16  # connections of adapters
+
+
 class ControlEdge:
+    """`streams`: of watchers.  Swaps and adapters have limits of their own: who only looks on cannot keep out
+    who steers.
+    """
+
     def __init__(self, service: Service, streams: Streams) -> None:
         self._service = service
         self._streams = streams
+        self._commands = Streams(COMMANDS)
+        self._adaptation = AdaptationEdge(service, streams, Streams(ADAPTERS))
 
     def handler(self) -> Any:
         methods = {
@@ -32,19 +47,13 @@ class ControlEdge:
             "Unpin": typed(self.unpin, pb.ModelRequest, pb.StatusResponse),
             "Freeze": typed(self.freeze, pb.FreezeRequest, pb.StatusResponse),
             "Unfreeze": typed(self.unfreeze, pb.ModelRequest, pb.StatusResponse),
-            "Submit": self._stream(self.submit, pb.SubmitRequest, pb.Event),
-            "Promote": self._stream(self.promote, pb.PromoteRequest, pb.Event),
-            "Watch": self._stream(self.watch, pb.WatchRequest, pb.Event),
-            "SubscribeFrames": self._stream(self.frames, pb.FramesRequest, pb.TappedFrame),
+            "Submit": _stream(self._commands, self.submit, pb.SubmitRequest, pb.Event),
+            "Promote": _stream(self._commands, self.promote, pb.PromoteRequest, pb.Event),
+            "Reset": _stream(self._commands, self.reset, pb.ModelRequest, pb.Event),
+            "Watch": _stream(self._streams, self.watch, pb.WatchRequest, pb.Event),
+            "SubscribeFrames": _stream(self._streams, self.frames, pb.FramesRequest, pb.TappedFrame),
         }
-        return handler(SERVICE, methods)
-
-    def _stream(self, function: Any, request: Any, response: Any) -> Any:
-        return grpc.unary_stream_rpc_method_handler(
-            self._streams.stream(function),
-            request_deserializer=request.FromString,
-            response_serializer=response.SerializeToString,
-        )
+        return handler(SERVICE, methods | self._adaptation.methods())
 
     # -- unary -----------------------------------------------------------------------
 
@@ -83,7 +92,8 @@ class ControlEdge:
         return self._status(request.model)
 
     def freeze(self, request: pb.FreezeRequest, context: Any) -> pb.StatusResponse:
-        self._service.freeze(request.model, request.reason)
+        check_reason(request.reason)
+        self._service.freeze(request.model, clean(request.reason))
         return self._status(request.model)
 
     def unfreeze(self, request: pb.ModelRequest, context: Any) -> pb.StatusResponse:
@@ -93,14 +103,13 @@ class ControlEdge:
     # -- streams ---------------------------------------------------------------------
 
     def submit(self, request: pb.SubmitRequest, context: Any) -> Iterator[pb.Event]:
-        ticket = self._service.submit(request.model, request.version)
-        for event in ticket.follow(context.is_active):
-            yield _event(event)
+        yield from _followed(self._service.submit(request.model, request.version), context)
 
     def promote(self, request: pb.PromoteRequest, context: Any) -> Iterator[pb.Event]:
-        ticket = self._service.submit(request.model, request.version, shadow=False)
-        for event in ticket.follow(context.is_active):
-            yield _event(event)
+        yield from _followed(self._service.submit(request.model, request.version, shadow=False), context)
+
+    def reset(self, request: pb.ModelRequest, context: Any) -> Iterator[pb.Event]:
+        yield from _followed(self._service.reset(request.model), context)
 
     def watch(self, request: pb.WatchRequest, context: Any) -> Iterator[pb.Event]:
         subscription = self._service.bus.subscribe(request.model)
@@ -123,7 +132,6 @@ class ControlEdge:
                 for seen in subscription:
                     for index in range(len(seen.frame)):
                         _, height, width, _ = seen.frame.shape
-                        sure = seen.confidence
                         yield pb.TappedFrame(
                             time=seen.time,
                             source=seen.source,
@@ -131,9 +139,10 @@ class ControlEdge:
                             version=seen.version,
                             height=height,
                             width=width,
-                            frame=np.ascontiguousarray(seen.frame[index]).tobytes(),
-                            labels=np.ascontiguousarray(seen.labels[index]).tobytes(),
-                            confidence=b"" if sure is None else np.ascontiguousarray(sure[index]).tobytes(),
+                            frame=_bytes(seen.frame, index),
+                            labels=_bytes(seen.labels, index),
+                            confidence=_bytes(seen.confidence, index),
+                            edge_bits=_bytes(seen.edge_bits, index),
                             dropped=subscription.dropped,
                         )
         finally:
@@ -142,8 +151,6 @@ class ControlEdge:
     # -- conversions -----------------------------------------------------------------
 
     def _status(self, model: str) -> pb.StatusResponse:
-        import time
-
         response = pb.StatusResponse(
             server="roadworthy",
             version=server_version(),
@@ -153,8 +160,34 @@ class ControlEdge:
         )
         for status in self._service.status(model):
             values = {**vars(status), "account": _account(status.account)}
+            watched = self._service.monitors.status(status.model)
+            if watched is not None:
+                values |= {"drift": watched[0].state, "drift_since": watched[0].since}
+            adapter = self._service.adapters.connected(status.model)
+            if adapter is not None:
+                report = adapter.report
+                values |= {"adapter": adapter.name, "phase": report.get("phase", "")}
+                values |= {"progress": report.get("progress", 0.0)}
+                values |= {"collection": report.get("collection", {}).get("on", False)}
             response.models.add(**values)
         return response
+
+
+def _stream(streams: Streams, function: Any, request: Any, response: Any) -> Any:
+    return grpc.unary_stream_rpc_method_handler(
+        streams.stream(function),
+        request_deserializer=request.FromString,
+        response_serializer=response.SerializeToString,
+    )
+
+
+def _bytes(array: Array | None, index: int) -> bytes:
+    return b"" if array is None else np.ascontiguousarray(array[index]).tobytes()
+
+
+def _followed(ticket: Ticket, context: Any) -> Iterator[pb.Event]:
+    for event in ticket.follow(context.is_active):
+        yield _event(event)
 
 
 def _account(account: Account) -> pb.Account:
@@ -177,4 +210,5 @@ def _line(model: str, line: dict[str, Any]) -> pb.Event:
         check=str(line.get("check", "")),
         reason=str(line.get("reason", "")),
         detail=json.dumps(line.get("detail") or {}, default=str, ensure_ascii=False),
+        group=str((line.get("detail") or {}).get("group", "")),
     )

@@ -17,8 +17,8 @@ import grpc
 from runtime.config import SecurityConfig
 from runtime.errors import ConfigError
 
-ROLES = ("infer", "observe", "tap", "control")
-_READ = ("infer", "observe", "control")
+ROLES = ("infer", "observe", "tap", "adapt", "control")
+_READ = ("infer", "observe", "adapt", "control")
 _INFERENCE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("ModelInfer", "ModelStreamInfer"), ("infer",)),
     **dict.fromkeys(
@@ -36,8 +36,13 @@ _INFERENCE: dict[str, tuple[str, ...]] = {
     ),
 }
 _CONTROL: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("Status", "Versions", "Watch"), ("observe", "control")),
-    "SubscribeFrames": ("tap",),
+    **dict.fromkeys(
+        ("Status", "Versions", "Watch", "Groups", "Drift", "Adaptation", "WatchRound"),
+        ("observe", "adapt", "control"),
+    ),
+    "SubscribeFrames": ("tap", "adapt"),
+    # An adapter offers versions to the guarded swap, which judges them; it does not promote.
+    **dict.fromkeys(("Adapter", "Submit", "SubmitGroup"), ("adapt", "control")),
 }
 _OPEN = "/grpc.health.v1.Health/"
 _REFLECTION = "/grpc.reflection."

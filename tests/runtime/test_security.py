@@ -30,11 +30,12 @@ def openssl(*arguments, cwd):
     subprocess.run(["openssl", *arguments], cwd=cwd, check=True, capture_output=True)
 
 
-TOKENS = {"cam": ["infer"], "eye": ["observe"], "learner": ["tap", "observe"], "boss": ["control"]}
+TOKENS = {"cam": ["infer"], "eye": ["observe"], "learner": ["tap", "observe"], "adapter": ["adapt"], "boss": ["control"]}
 MAY = {
     "cam": {"infer", "metadata"},
     "eye": {"status", "watch", "metadata"},
     "learner": {"status", "watch", "tap", "metadata"},
+    "adapter": {"status", "watch", "tap", "submit", "metadata"},
     "boss": {"status", "watch", "freeze", "submit", "rollback", "metadata"},
 }
 
@@ -89,8 +90,12 @@ def test_every_call_that_is_not_named_needs_control():
     changing = ("RepositoryModelLoad", "RepositoryModelUnload", "LogSettings", "TraceSetting", "Invented")
     for name in changing:
         assert roles_for(f"/inference.GRPCInferenceService/{name}") == ("control",)
-    for name in ("Submit", "Promote", "Rollback", "Pin", "Unpin", "Freeze", "Unfreeze", "Invented"):
+    for name in ("Promote", "Rollback", "RollbackGroup", "Reset", "Pin", "Unpin", "Freeze", "Unfreeze"):
         assert roles_for(f"/roadworthy.v1.Roadworthy/{name}") == ("control",)
+    for name in ("StartRound", "CancelRound", "SetCollection", "Invented"):
+        assert roles_for(f"/roadworthy.v1.Roadworthy/{name}") == ("control",)
+    for name in ("Submit", "SubmitGroup", "Adapter"):  # the guarded swap judges what an adapter offers
+        assert roles_for(f"/roadworthy.v1.Roadworthy/{name}") == ("adapt", "control")
 
 
 @pytest.fixture(scope="module")
