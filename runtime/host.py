@@ -73,25 +73,28 @@ class Answer:
 
 @dataclass(slots=True)
 class _Work:
-    """What travels with a Job."""
+    """What travels with a Job.  `pinned`: the slot that must answer, held by who asks (a frame group)."""
 
     inputs: dict[str, Array]
     names: tuple[str, ...]
     version: int | None
     source: str
+    pinned: Slot | None = None
     slot: Slot | None = None
     stages: Durations = field(default_factory=Durations)
 
 
 class ModelHost:
-    def __init__(self, name: str, config: ServerConfig) -> None:
+    """`lock`: guards what is live; the members of a frame group share one, so that they flip as one."""
+
+    def __init__(self, name: str, config: ServerConfig, lock: threading.RLock | None = None) -> None:
         self.name = name
         self.account = Account()
         self.reason = "no version has been loaded"  # why the model is not ready, while it is not
         self.unloaded: tuple[int, ...] = ()  # versions that answered until the model was unloaded
         self.observers: tuple[Callable[[Observation], None], ...] = ()
         self._config = config
-        self._lock = threading.Lock()
+        self._lock = lock or threading.RLock()
         self._live: Slot | None = None
         self._previous: Slot | None = None
         self._statistics: dict[int, Statistics] = {}
@@ -221,17 +224,20 @@ class ModelHost:
         *,
         deadline: float | None = None,
         on_job: Callable[[Callable[[], None]], None] | None = None,
+        pinned: Slot | None = None,
     ) -> Answer:
-        """Answers one request by exactly one version.
+        """Answers one request by exactly one version: `pinned`, which the caller holds, or the one that is
+        live when the run begins.
 
         `deadline` is a time.monotonic(); `on_job` is given a function that cancels the request.
         Raises ServiceError.
         """
         begun = time.monotonic_ns()
-        slot = self.slot(request.version)
+        slot = pinned or self.slot(request.version)
         names = self._names(request, slot)  # before the inputs, as Triton: of two faults the same is reported
         inputs = self._inputs(request, slot)
-        work = _Work(inputs, names, parse_version(request.version), str(request.parameters.get("source", "")))
+        source = str(request.parameters.get("source", ""))
+        work = _Work(inputs, names, parse_version(request.version), source, pinned)
         stages = work.stages
         stages.compute_input = time.monotonic_ns() - begun
         job = self._job(request, work, slot, deadline)
@@ -272,7 +278,7 @@ class ModelHost:
             first = next(iter(work.inputs.values()))
             size = int(first.shape[0])
             shapes = tuple((name, array.shape[1:]) for name, array in sorted(work.inputs.items()))
-            key = (work.version, work.names, shapes)
+            key = (work.version, id(work.pinned), work.names, shapes)  # a slot that is held keeps its id
         job = Job(work, source=work.source, deadline=deadline, batch_key=key, size=size)
         if seconds > 0:
             until = time.monotonic() + seconds
@@ -356,15 +362,20 @@ class ModelHost:
         for output in request.outputs:
             if spec.output(output.name) is None:
                 raise _invalid(f"unexpected inference output '{output.name}' for model '{self.name}'")
+            if output.classification and slot.task is not None and slot.task.is_map(output.name):
+                raise _invalid(
+                    f"{request.label}classification of '{output.name}' for model '{self.name}' has no "
+                    "meaning: it holds edges of every class at every pixel; ask for the tensor"
+                )
         if request.outputs:
             return tuple(dict.fromkeys(output.name for output in request.outputs))
-        if spec.segmentation:  # probabilities are large, and sent only where the request names them
-            return ("labels", "confidence")
+        if slot.task is not None:
+            return slot.task.outputs
         return tuple(output.name for output in spec.outputs)
 
     def _execute(self, jobs: list[Job]) -> None:
         work: _Work = jobs[0].payload
-        slot = self._hold(work.version)
+        slot = self._hold(work)
         try:
             begun, cpu = time.monotonic_ns(), time.thread_time_ns()
             inputs = work.inputs
@@ -403,24 +414,23 @@ class ModelHost:
         finally:
             slot.release()
 
-    def _hold(self, version: int | None) -> Slot:
+    def _hold(self, work: _Work) -> Slot:
         """The slot of this run, held.  Decided here, at the start of the run, not when the request came."""
         while True:
-            slot = self.slot("" if version is None else str(version))
+            slot = work.pinned or self.slot("" if work.version is None else str(work.version))
             if slot.hold():
                 return slot
 
     def _observed(self, work: _Work, slot: Slot, outputs: dict[str, Array]) -> None:
         observers = self.observers
-        if not observers or "labels" not in outputs or not slot.engine.spec.segmentation:
+        if not observers or slot.task is None or not slot.task.seen(outputs):
             return
         observation = Observation(
             self.name,
             slot.version,
             work.source,
             work.inputs["frame"],
-            outputs["labels"],
-            outputs.get("confidence"),
+            outputs,
             time.time(),
         )
         for observer in observers:

@@ -16,12 +16,29 @@ from runtime.host import ModelHost
 OVERHEAD = 16 << 20  # a session with next to no weights
 
 
+class Reservation:
+    """A candidate's claim, from before it is loaded until it is live (and counted by its slot) or closed."""
+
+    def __init__(self, ledger: Ledger, need: int) -> None:
+        self.need = need
+        self.is_loaded = False
+        self._ledger = ledger
+
+    def loaded(self) -> None:
+        """The memory is taken now, and missing from what the machine says is left."""
+        self.is_loaded = True
+
+    def release(self) -> None:
+        """Any number of times."""
+        self._ledger.forget(self)
+
+
 class Ledger:
     def __init__(self, config: GuardConfig) -> None:
         self._config = config
         self._lock = threading.Lock()
         self._hosts: list[ModelHost] = []
-        self._reserved = 0
+        self._reservations: list[Reservation] = []
 
     def configure(self, config: GuardConfig) -> None:
         self._config = config
@@ -39,25 +56,32 @@ class Ledger:
         with self._lock:
             return self._declared()
 
-    def reserve(self, host: ModelHost, engine_bytes: int) -> int:
+    def reserve(self, host: ModelHost, engine_bytes: int) -> Reservation:
         """Declares the memory of a candidate; Refused("memory") when there is not that much.
 
         Under the resource-preserving policy the warm previous version of the same model is given up first.
         """
-        need = self.need(engine_bytes)
-        reason = self._reserve(need)
-        if reason and self._config.memory_policy == "resource" and host.drop_previous() is not None:
-            reason = self._reserve(need)
+        claim = Reservation(self, self.need(engine_bytes))
+        reason = self._reserve(claim)
+        if reason and self._config.resource_preserving and host.drop_previous() is not None:
+            reason = self._reserve(claim)
         if reason:
             raise Refused("memory", reason)
-        return need
+        return claim
 
-    def release(self, need: int) -> None:
-        """Ends the reservation: the engine is loaded (and counted by its slot), or failed to."""
+    def readable(self, file_bytes: int) -> None:
+        """Refused("memory") for a version whose files alone are more than there is: they are read whole."""
+        limits = [self._config.memory_budget_bytes or None, available()]
+        most = min((limit for limit in limits if limit is not None), default=None)
+        if most is not None and file_bytes > most:
+            raise Refused("memory", f"its files have {_mib(file_bytes)}, {_mib(most)} may be taken")
+
+    def forget(self, claim: Reservation) -> None:
         with self._lock:
-            self._reserved -= need
+            self._reservations = [other for other in self._reservations if other is not claim]
 
-    def _reserve(self, need: int) -> str:
+    def _reserve(self, claim: Reservation) -> str:
+        need = claim.need
         with self._lock:
             budget = self._config.memory_budget_bytes
             taken = self._declared()
@@ -67,14 +91,17 @@ class Ledger:
                     f"are taken (guard.memory_budget_bytes)"
                 )
             left = available()
-            if budget <= 0 and left is not None and need + self._config.memory_reserve_bytes > left:
-                return f"needs {_mib(need)} and the machine has {_mib(left)} left"
-            self._reserved += need
+            if budget <= 0 and left is not None:
+                left -= sum(other.need for other in self._reservations if not other.is_loaded)
+                if need + self._config.memory_reserve_bytes > left:
+                    return f"needs {_mib(need)} and the machine has {_mib(left)} left"
+            self._reservations.append(claim)
             return ""
 
     def _declared(self) -> int:
         slots = [slot for host in self._hosts for slot in host.loaded()]
-        return self._reserved + sum(self.need(slot.engine.memory_bytes) for slot in slots)
+        claimed = sum(claim.need for claim in self._reservations)
+        return claimed + sum(self.need(slot.engine.memory_bytes) for slot in slots)
 
 
 def available() -> int | None:

@@ -135,11 +135,7 @@ class Repository:
             )
         kept: dict[str, bytes] = {}
         for name, entry in sorted(listed.items()):
-            content = _read_plain(directory / name, name)
-            if len(content) != entry.get("bytes"):
-                raise Refused(
-                    "hash", f"file '{name}' has {len(content)} bytes, the manifest says {entry.get('bytes')}"
-                )
+            content = _read_plain(directory / name, name, entry.get("bytes"))
             if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
                 raise Refused(
                     "hash", f"file '{name}' does not have the SHA-256 of the manifest; it was altered"
@@ -375,7 +371,8 @@ def _checked_manifest(manifest: Any, model: str, version: int) -> dict[str, Any]
     return manifest
 
 
-def _read_plain(path: Path, name: str) -> bytes:
+def _read_plain(path: Path, name: str, size: Any) -> bytes:
+    """A file of exactly `size` bytes; one of another size is refused before it is read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -383,7 +380,10 @@ def _read_plain(path: Path, name: str) -> bytes:
     except OSError as error:
         raise Refused("hash", f"file '{name}' cannot be read: {error.strerror}") from error
     with open(descriptor, "rb") as file:
-        return file.read()
+        there = os.fstat(descriptor).st_size
+        if there != size:
+            raise Refused("hash", f"file '{name}' has {there} bytes, the manifest says {size}")
+        return file.read(there)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from runtime import tasks
 from runtime.engines import Engine
 
 
@@ -46,6 +47,7 @@ class Slot:
         self.engine = engine
         self.manifest = manifest
         self.provenance = Provenance.of(manifest, engine)
+        self.task = tasks.of(engine.spec, manifest)  # None: a network that is foreign to the graph contract
         self.classes: tuple[str, ...] = tuple(manifest.get("classes") or ())
         self.run_ms: deque[float] = deque(maxlen=256)  # wall time of the last runs; appended without a lock
         self.cpu_ms: deque[float] = deque(maxlen=256)

@@ -217,8 +217,7 @@ class SwapController:
         ]
         for number in dict.fromkeys(wanted + newest):
             try:
-                candidate = self._verifier.verify(number, reference=None)
-                slot = self._verifier.slot(candidate)
+                candidate, slot = self._bring_up(number)
             except Refused as refusal:
                 tried.append(f"version {number}: {refusal}")
                 self._emit(
@@ -226,6 +225,7 @@ class SwapController:
                 )
                 continue
             self.host.flip(slot)
+            candidate.reservation.release()
             self._verifier.goldens[number] = candidate.golden
             if recorded is None or state.get("live") != number:
                 first = "live.json was lost; from the history" if state else "first version"
@@ -239,13 +239,22 @@ class SwapController:
             return
         self.host.reason = "; ".join(tried) or "no version in the repository"
 
+    def _bring_up(self, number: int) -> tuple[Candidate, Slot]:
+        """A version of the repository with every check that needs no live version.  Raises Refused."""
+        candidate = self._verifier.verify(number, reference=None)
+        try:
+            return candidate, self._verifier.slot(candidate)
+        except BaseException:
+            candidate.close()
+            raise
+
     def _warm_previous(self, state: dict[str, Any], live: int) -> None:
         """After a restart the rollback target is loaded again, in the background, if it still passes."""
         number = state.get("previous")
         if (
             not isinstance(number, int)
             or number in (0, live)
-            or self._config.guard.memory_policy == "resource"
+            or self._config.guard.resource_preserving
         ):
             return
 
@@ -256,7 +265,11 @@ class SwapController:
                         lambda: self._verifier.verify(number, reference=None),
                         self._config.engine.load_timeout,
                     )
-                slot = self._verifier.slot(candidate)
+                try:
+                    slot = self._verifier.slot(candidate)
+                except BaseException:
+                    candidate.close()
+                    raise
             except Refused as refusal:
                 self._note(number, refusal.check, f"not kept warm: {refusal.reason}")
                 return
@@ -268,10 +281,11 @@ class SwapController:
                     or self.host.previous is not None
                     or self._stop.is_set()
                 ):
-                    slot.retire()
+                    candidate.close()
                     return
                 self._verifier.goldens[number] = candidate.golden
                 self.host.keep_warm(slot)
+                candidate.reservation.release()
 
         threading.Thread(target=warm, name=f"warm-{self.model}", daemon=True).start()
 
@@ -350,8 +364,8 @@ class SwapController:
     ) -> None:
         if slot is not None and slot is not self.host.live:
             slot.retire()
-        if candidate is not None and (slot is None or slot.engine is not candidate.engine):
-            candidate.engine.close()
+        if candidate is not None:
+            candidate.close()
         event = Event(
             self.model, ticket.version, State.REJECTED, refusal.check, refusal.reason, refusal.detail
         )
@@ -392,6 +406,7 @@ class SwapController:
             self._verifier.goldens[version] = candidate.golden
             begun = time.perf_counter()
             displaced = self.host.flip(slot)
+            candidate.reservation.release()  # counted by its slot from here on
             flip_ms = (time.perf_counter() - begun) * 1e3
             if displaced is not None:
                 self._emit(Event(self.model, displaced.version, State.RETIRED, reason="two versions behind"))

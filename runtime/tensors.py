@@ -71,22 +71,6 @@ class EngineSpec:
         return next((spec for spec in self.outputs if spec.name == name), None)
 
     @property
-    def segmentation(self) -> bool:
-        """True when the tensors are those of the graph contract (docs/architecture.md)."""
-        frame, labels, confidence = self.input("frame"), self.output("labels"), self.output("confidence")
-        return (
-            len(self.inputs) == 1
-            and frame is not None
-            and frame.datatype == "UINT8"
-            and len(frame.shape) == 4
-            and frame.shape[3] == 3
-            and labels is not None
-            and confidence is not None
-            and labels.datatype == confidence.datatype == "UINT8"
-            and len(labels.shape) == len(confidence.shape) == 3
-        )
-
-    @property
     def batched(self) -> bool:
         """True when the first dimension of every tensor is free, so that requests can share a run."""
         tensors = self.inputs + self.outputs

@@ -2,28 +2,28 @@
 
 In the order of docs/architecture.md: manifest, hash, signature, contract, memory, load,
 finite, golden, collapse, latency.  Everything here runs on a thread of low priority.
-Knows the repository and engines; knows nothing of flips.
+Knows the repository, engines and tasks; knows nothing of flips.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from runtime import engines, guard
+from runtime import engines, golden, tasks
 from runtime.config import ServerConfig
 from runtime.engines import Engine
 from runtime.errors import Refused
 from runtime.host import ModelHost
-from runtime.memory import Ledger
+from runtime.memory import Ledger, Reservation
 from runtime.repository import Repository
 from runtime.signing import check_signature
 from runtime.slot import Slot
+from runtime.tasks import Looks, Task
 from runtime.tensors import DTYPES, Array, TensorSpec
 
 GOLDEN_FRAMES = 4  # of those a version brings; more would only make swaps slower
@@ -33,24 +33,35 @@ GOLDEN_FRAMES = 4  # of those a version brings; more would only make swaps slowe
 class Golden:
     """What a version answered on its golden frames, kept with its slot as the reference for the next one."""
 
-    labels: dict[str, Array] = field(default_factory=dict)  # hash of the frame -> labels
-    looks: dict[str, guard.Look] = field(default_factory=dict)
+    answers: dict[str, dict[str, Array]] = field(default_factory=dict)  # hash of the frame -> outputs
+    looks: dict[str, Looks] = field(default_factory=dict)
     cost_ms: float = 0.0  # of one frame on one thread of low priority: comparable between candidates
+
+    def add(self, task: Task, key: str, answer: dict[str, Array]) -> Looks:
+        """Keeps what comparisons need of an answer, and its look."""
+        self.answers[key] = {part.needs: answer[part.needs] for part in task.parts}
+        self.looks[key] = task.look(answer)
+        return self.looks[key]
 
 
 @dataclass
 class Candidate:
+    """`reservation`: its memory, declared until it is live or closed."""
+
     version: int
     engine: Engine
     manifest: dict[str, Any]
     golden: Golden
+    reservation: Reservation
+    task: Task | None = None
     frames: dict[str, Array] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(self.manifest.get("classes") or ())
+    def close(self) -> None:
+        """Of one that will not be live: its engine and its claim to memory."""
+        self.engine.close()
+        self.reservation.release()
 
 
 class Verifier:
@@ -72,6 +83,9 @@ class Verifier:
 
     def verify(self, version: int, *, reference: Slot | None) -> Candidate:
         """Every check of VERIFIED, in the order of docs/architecture.md.  Raises Refused."""
+        listed = self._repository.manifest(self.model, version)["files"]
+        sizes = [entry.get("bytes") for entry in listed.values()]
+        self._ledger.readable(sum(size for size in sizes if isinstance(size, int)))
         manifest, files = self._repository.read(self.model, version)
         check_signature(
             self._repository.directory(self.model, version), manifest, self._config.security.trusted_keys
@@ -79,22 +93,24 @@ class Verifier:
         described = manifest["engine"]
         model = files[described.get("file", "model.onnx")]
         _same_promise(manifest, reference)
-        need = self._ledger.reserve(self.host, len(model))
+        reservation = self._ledger.reserve(self.host, len(model))
         try:
             kind, precision = (
                 str(described.get("kind", "onnxruntime")),
                 str(described.get("precision", "fp32")),
             )
             engine = engines.load(model, kind, precision, self._config.engine, candidate=True)
-        finally:
-            self._ledger.release(need)
-        candidate = Candidate(version, engine, manifest, Golden())
+        except BaseException:
+            reservation.release()
+            raise
+        reservation.loaded()
+        candidate = Candidate(version, engine, manifest, Golden(), reservation)
         try:
             _contract(candidate, reference)
-            if engine.spec.segmentation:
-                expected = self._golden_frames(files, candidate)
-                self._look_at_golden(candidate, expected)
-                self._compare_golden(candidate, reference)
+            if candidate.task is not None:
+                expected = self._golden_frames(files, candidate, candidate.task)
+                self._look_at_golden(candidate, candidate.task, expected)
+                self._compare_golden(candidate, candidate.task, reference)
             else:
                 candidate.notes.append(
                     "outputs are not those of the graph contract: golden, collapse and "
@@ -103,7 +119,7 @@ class Verifier:
                 _run_blind(candidate)
             self._latency(candidate, reference)
         except BaseException:
-            engine.close()
+            candidate.close()
             raise
         candidate.report |= {
             "cost_ms": round(candidate.golden.cost_ms, 3),
@@ -111,8 +127,10 @@ class Verifier:
         }
         return candidate
 
-    def _golden_frames(self, files: dict[str, bytes], candidate: Candidate) -> dict[str, tuple[Array, Array]]:
-        """{hash of the frame: (expected labels, expected confidence)}; fills candidate.frames."""
+    def _golden_frames(
+        self, files: dict[str, bytes], candidate: Candidate, task: Task
+    ) -> dict[str, dict[str, Array]]:
+        """{hash of the frame: what the exporter's network said of it}; fills candidate.frames."""
         if "golden.npz" not in files:
             if self._config.guard.require_golden:
                 raise Refused(
@@ -124,99 +142,74 @@ class Verifier:
             )
             candidate.frames[_hash(frame)] = frame
             return {}
-        try:
-            with np.load(io.BytesIO(files["golden.npz"]), allow_pickle=False) as archive:
-                frames, labels, confidence = archive["frames"], archive["labels"], archive["confidence"]
-        except Exception as error:
-            raise Refused("golden", f"golden.npz cannot be read: {error}") from error
-        _, height, width, _ = candidate.engine.spec.inputs[0].shape
-        fits = (
-            frames.dtype == labels.dtype == confidence.dtype == np.uint8
-            and frames.ndim == 4
-            and len(frames) > 0
+        arrays = golden.read(
+            files["golden.npz"], task.golden, frames=GOLDEN_FRAMES, limit=self._config.guard.golden_bytes
         )
-        fits = fits and frames.shape[3] == 3 and labels.shape == confidence.shape == frames.shape[:3]
+        frames = arrays["frames"]
+        _, height, width, _ = candidate.engine.spec.inputs[0].shape
+        fits = frames.ndim == 4 and frames.shape[3] == 3
         if not fits or height not in (-1, frames.shape[1]) or width not in (-1, frames.shape[2]):
             raise Refused("golden", f"golden.npz holds frames {frames.shape} that this engine does not take")
+        for part in task.parts:
+            if not part.fits(arrays):
+                shapes = ", ".join(f"{name} {arrays[name].shape}" for name in ("frames", *part.golden))
+                raise Refused("golden", f"golden.npz holds arrays that do not belong together: {shapes}")
         expected = {}
-        for frame, label, sure in list(zip(frames, labels, confidence, strict=True))[:GOLDEN_FRAMES]:
+        for index, frame in enumerate(frames):
             key = _hash(frame)
             candidate.frames[key] = frame[None]
-            expected[key] = (label, sure)
+            expected[key] = task.expected(arrays, index)
         return expected
 
-    def _look_at_golden(self, candidate: Candidate, expected: dict[str, tuple[Array, Array]]) -> None:
-        names = [
-            name for name in ("labels", "confidence", "probabilities") if candidate.engine.spec.output(name)
-        ]
-        classes = class_count(candidate.manifest)
+    def _look_at_golden(
+        self, candidate: Candidate, task: Task, expected: dict[str, dict[str, Array]]
+    ) -> None:
+        names = task.asked(candidate.engine.spec)
         costs: list[float] = []
-        agreements: list[float] = []
-        differences: list[float] = []
+        parities: list[dict[str, Any]] = []
         for key, frame in candidate.frames.items():
             answer, cost = timed(candidate.engine, {"frame": frame}, names)
             costs.append(cost)
-            seen = guard.look(answer["labels"], answer["confidence"], classes)
-            if reason := guard.not_finite(seen, answer.get("probabilities")):
+            _shapes(answer, frame)
+            seen = candidate.golden.add(task, key, answer)
+            if reason := task.not_finite(seen, answer):
                 raise Refused("finite", reason)
-            if int(answer["labels"].max(initial=0)) >= classes:
-                raise Refused(
-                    "contract", f"label {int(answer['labels'].max())} is beyond the {classes} classes"
-                )
-            candidate.golden.labels[key] = answer["labels"]
-            candidate.golden.looks[key] = seen
+            if reason := task.beyond(answer):
+                raise Refused("contract", reason)
             if key in expected:
-                label, sure = expected[key]
-                agreements.append(float((answer["labels"][0] == label).mean()))
-                differences.append(float(np.abs(answer["confidence"][0].astype(np.int16) - sure).mean()))
+                parities.append(task.parity(answer, expected[key]))
         if len(costs) == 1:  # the first run of an engine is not typical
             costs.append(timed(candidate.engine, {"frame": next(iter(candidate.frames.values()))}, names)[1])
         candidate.golden.cost_ms = min(costs)
-        if agreements:
-            agreement, difference = float(np.mean(agreements)), float(np.mean(differences))
-            candidate.report |= {
-                "golden_agreement": round(agreement, 6),
-                "golden_confidence": round(difference, 3),
-            }
-            limits = self._config.guard
-            if agreement < limits.min_golden_agreement:
-                looks = total(list(candidate.golden.looks.values()))
-                if one := guard.collapsed(looks, None, limits, candidate.classes, limits.max_vanished):
-                    raise Refused("collapse", f"{one}; the manifest's labels are met on {agreement:.2%}")
-                reason = (
-                    f"labels equal the manifest's on {agreement:.2%} of the golden "
-                    f"pixels, the limit is {limits.min_golden_agreement:.2%}"
-                )
-                raise Refused("golden", reason)
-            if difference > limits.max_golden_confidence:
-                reason = (
-                    f"confidence differs from the manifest's by {difference:.1f} of 255 "
-                    f"on average, the limit is {limits.max_golden_confidence}"
-                )
-                raise Refused("golden", reason)
+        parity, limits = tasks.total(parities), self._config.guard
+        candidate.report |= task.parity_figures(parity)
+        if reason := task.missed(parity, limits):
+            looks = tasks.total(list(candidate.golden.looks.values()))
+            if one := task.collapsed(looks, None, limits, limits.max_vanished):
+                raise Refused("collapse", f"{one}; {reason}")
+            raise Refused("golden", reason)
 
-    def _compare_golden(self, candidate: Candidate, reference: Slot | None) -> None:
-        seen = total(list(candidate.golden.looks.values()))
+    def _compare_golden(self, candidate: Candidate, task: Task, reference: Slot | None) -> None:
+        seen = tasks.total(list(candidate.golden.looks.values()))
         other = None
-        if reference is not None and reference.engine.spec.segmentation:
-            golden = self.reference_golden(reference, candidate)
-            other = total([golden.looks[key] for key in candidate.frames])
+        if reference is not None and reference.task is not None:
+            known = self.reference_golden(reference, candidate)
+            other = tasks.total([known.looks[key] for key in candidate.frames])
         limits = self._config.guard
-        if reason := guard.collapsed(seen, other, limits, candidate.classes, limits.max_vanished):
+        if reason := task.collapsed(seen, other, limits, limits.max_vanished):
             raise Refused("collapse", reason)
 
     def reference_golden(self, reference: Slot, candidate: Candidate) -> Golden:
         """The live version's answers on the candidate's golden frames; computed where they are not those
         it came with.
         """
-        golden = self.goldens.setdefault(reference.version, Golden())
-        classes = class_count(reference.manifest)
+        known = self.goldens.setdefault(reference.version, Golden())
+        task = reference.task
+        assert task is not None
         for key, frame in candidate.frames.items():
-            if key not in golden.looks:
-                answer = held(reference, {"frame": frame}, ["labels", "confidence"])
-                golden.labels[key] = answer["labels"]
-                golden.looks[key] = guard.look(answer["labels"], answer["confidence"], classes)
-        return golden
+            if key not in known.looks:
+                known.add(task, key, held(reference, {"frame": frame}, list(task.outputs)))
+        return known
 
     def _latency(self, candidate: Candidate, reference: Slot | None) -> None:
         known = self.goldens.get(reference.version) if reference is not None else None
@@ -238,22 +231,8 @@ class Verifier:
             if engine is candidate.engine:
                 return Slot(candidate.version, engine, candidate.manifest)
             try:
-                if candidate.frames and engine.spec.segmentation:
-                    key, frame = next(iter(candidate.frames.items()))
-                    answer = engine.run({"frame": frame}, ["labels", "confidence"])
-                    same = float((answer["labels"] == candidate.golden.labels[key]).mean())
-                    if same < 0.999:
-                        raise Refused(
-                            "golden",
-                            f"with all threads the engine gives other labels on {1 - same:.2%} of the pixels",
-                        )
-                budget = self._config.guard.latency_budget_ms
-                if budget > 0 and candidate.frames:
-                    took = _wall(
-                        engine, {"frame": next(iter(candidate.frames.values()))}, ["labels", "confidence"]
-                    )
-                    if took > budget:
-                        raise Refused("latency", f"{took:.1f} ms a frame, the budget is {budget:.1f}")
+                if candidate.frames and candidate.task is not None:
+                    self._as_judged(candidate, candidate.task, engine)
             except BaseException:
                 engine.close()
                 raise
@@ -262,14 +241,28 @@ class Verifier:
         except Exception as error:
             raise Refused("load", f"the engine cannot be loaded with all threads: {error}") from error
         candidate.engine.close()
+        candidate.engine = engine
         return Slot(candidate.version, engine, candidate.manifest)
+
+    def _as_judged(self, candidate: Candidate, task: Task, engine: Engine) -> None:
+        """The engine that will answer says what the one that was judged said, and within the budget."""
+        key, frame = next(iter(candidate.frames.items()))
+        names = list(task.outputs)
+        same = task.same(engine.run({"frame": frame}, names), candidate.golden.answers[key])
+        if same < 0.999:
+            raise Refused(
+                "golden", f"with all threads the engine gives other answers on {1 - same:.2%} of the pixels"
+            )
+        budget = self._config.guard.latency_budget_ms
+        if budget > 0 and (took := _wall(engine, {"frame": frame}, names)) > budget:
+            raise Refused("latency", f"{took:.1f} ms a frame, the budget is {budget:.1f}")
 
 
 def _same_promise(manifest: dict[str, Any], reference: Slot | None) -> None:
     """What the manifest says must equal what the live one's says: clients depend on it."""
     if reference is None:
         return
-    for key in ("task", "classes"):
+    for key in tasks.PROMISED:
         if (manifest.get(key) or None) != (reference.manifest.get(key) or None):
             raise Refused(
                 "contract",
@@ -278,33 +271,16 @@ def _same_promise(manifest: dict[str, Any], reference: Slot | None) -> None:
 
 
 def _contract(candidate: Candidate, reference: Slot | None) -> None:
-    """The engine's tensors against the manifest and against the live engine's."""
+    """The engine's tensors against the manifest and against the live engine's; sets the candidate's task."""
     spec, manifest = candidate.engine.spec, candidate.manifest
-    task = manifest.get("task")
-    if task == "segmentation" and not spec.segmentation:
+    candidate.task = task = tasks.of(spec, manifest)
+    if task is None and (tensors := tasks.TENSORS.get(str(manifest.get("task")))):
         raise Refused(
             "contract",
-            "the tensors are not those of a segmentation graph: frame uint8 [N,H,W,3] -> "
-            "labels, confidence uint8 [N,H,W]",
+            f"the tensors are not those of task '{manifest['task']}': frame uint8 [N,H,W,3] -> {tensors}",
         )
-    if spec.segmentation:
-        classes = class_count(manifest)
-        if classes == 0:
-            raise Refused("contract", "the manifest of a segmentation engine names no classes")
-        _, height, width, _ = spec.inputs[0].shape
-        size = manifest.get("input") or {}
-        for name, want, got in (("height", size.get("height"), height), ("width", size.get("width"), width)):
-            if want is not None and got not in (-1, want):
-                raise Refused("contract", f"the engine takes {name} {got}, the manifest says {want}")
-        probabilities = spec.output("probabilities")
-        if (
-            probabilities is not None
-            and len(probabilities.shape) == 4
-            and probabilities.shape[1] not in (-1, classes)
-        ):
-            raise Refused(
-                "contract", f"the engine has {probabilities.shape[1]} classes, the manifest names {classes}"
-            )
+    if task is not None and (reason := task.contract(spec, manifest)):
+        raise Refused("contract", reason)
     if reference is None:
         return
     live = reference.engine.spec
@@ -386,16 +362,12 @@ def _concrete(tensor: TensorSpec) -> tuple[int, ...]:
     )
 
 
-def class_count(manifest: dict[str, Any]) -> int:
-    return len(manifest.get("classes") or ())
+def _shapes(answer: dict[str, Array], frame: Array) -> None:
+    """Maps are of the frame's own size: clients lay them over it."""
+    for name, value in answer.items():
+        if name != "probabilities" and (len(value), *value.shape[-2:]) != frame.shape[:3]:
+            raise Refused("contract", f"'{name}' is {list(value.shape)} for a frame {list(frame.shape)}")
 
 
 def _hash(frame: Array) -> str:
     return hashlib.sha256(np.ascontiguousarray(frame).tobytes()).hexdigest()
-
-
-def total(looks: list[guard.Look]) -> guard.Look:
-    total = looks[0]
-    for other in looks[1:]:
-        total = total + other
-    return total

@@ -8,19 +8,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from runtime import guard
 from runtime.config import ServerConfig
 from runtime.host import ModelHost
 from runtime.priority import lower
 from runtime.slot import Slot
 from runtime.tap import Observation, Sampler
-from runtime.verify import class_count, held
+from runtime.tasks import Looks, Task
+from runtime.tensors import Array
+from runtime.verify import held
 
 log = logging.getLogger("roadworthy.watch")
 RollBack = Callable[[Slot, str, str, dict[str, Any]], None]  # slot, check, reason, detail
@@ -76,7 +77,7 @@ class Watch(threading.Thread):
             self._host.unobserve(self._sampler)
 
     def _watch(self) -> None:
-        limits, classes = self._config.watch, class_count(self.slot.manifest)
+        limits, task = self._config.watch, self.slot.task
         statistics = self._host.statistics_of(self.slot.version)
         start = statistics.snapshot()
         until = time.monotonic() + limits.seconds
@@ -85,17 +86,15 @@ class Watch(threading.Thread):
         sums: list[float] = []
         while not self._ended.is_set() and time.monotonic() < until:
             observation = self._sampler.get(0.25)
-            if observation is not None and observation.version == self.slot.version:
-                seen = guard.look(observation.labels, observation.confidence, classes)
+            if observation is not None and observation.version == self.slot.version and task is not None:
+                looks = task.look(observation.outputs)
                 looked += 1
-                reason = guard.not_finite(seen, None) or guard.collapsed(
-                    seen, None, self._config.guard, self.slot.classes, 0.0
-                )
-                if reason is not None and not self._previous_no_better(observation, classes):
+                reason = self._fault(task, looks, observation.outputs)
+                if reason is not None and not self._previous_no_better(task, observation):
                     bad += 1
                     worst = reason
-                if observation.confidence is not None:
-                    sums.append(seen.mean_confidence)
+                if observation.confidence is not None and (sure := task.confidence(looks)) is not None:
+                    sums.append(sure)
                     self.confidence = float(np.mean(sums[-50:]))
             verdict = self._verdict(start, statistics.snapshot(), looked, bad, worst, len(sums))
             if verdict is not None:
@@ -104,20 +103,21 @@ class Watch(threading.Thread):
                 return
             self._ended.wait(1.0 / limits.max_fps)
 
-    def _previous_no_better(self, observation: Observation, classes: int) -> bool:
-        """A covered camera gives one class with any version; rolling back would not help."""
+    def _fault(self, task: Task, looks: Looks, answer: Mapping[str, Array]) -> str | None:
+        """What is wrong with an answer, whatever is on the frame."""
+        return task.not_finite(looks, answer) or task.collapsed(looks, None, self._config.guard, 0.0)
+
+    def _previous_no_better(self, task: Task, observation: Observation) -> bool:
+        """A covered camera gives one class, or no edge, with any version; rolling back would not help."""
         previous = self._host.previous
-        if previous is None:
+        if previous is None or previous.task is None:
             return False
+        names = [name for name in task.outputs if name in observation.outputs]
         try:
-            answer = held(previous, {"frame": observation.frame}, ["labels", "confidence"])
+            answer = held(previous, {"frame": observation.frame}, names)
         except Exception:
             return False
-        seen = guard.look(answer["labels"], answer["confidence"], classes)
-        limits = self._config.guard
-        return bool(
-            guard.not_finite(seen, None) or guard.collapsed(seen, None, limits, self.slot.classes, 0.0)
-        )
+        return self._fault(previous.task, previous.task.look(answer), answer) is not None
 
     def _verdict(
         self, start: Any, now: Any, looked: int, bad: int, worst: str, with_confidence: int

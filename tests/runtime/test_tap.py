@@ -81,7 +81,7 @@ def test_the_rate_is_kept(monkeypatch, offered, wanted, kept):
     tap = TapSubscription("road", "", max_fps=wanted, limit=10_000)
     blank = np.zeros((1, 2, 2, 3), np.uint8)
     for _ in range(10 * offered):
-        tap.offer(Observation("road", 1, "", blank, blank[..., 0], None, 0.0))
+        tap.offer(Observation("road", 1, "", blank, {"labels": blank[..., 0]}, 0.0))
         now[0] += 1 / offered
     assert len(tap._queue) == pytest.approx(10 * kept, abs=2)
 
