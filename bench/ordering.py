@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from adapt.data.base import Resized, resize_frame, resize_label
+from adapt.data.base import InMemory, Resized, resize_frame, resize_label
 from adapt.files import write_json
 from bench import machine
 from bench.real import RealError, command, data_folder, numbers, spread
@@ -96,22 +96,6 @@ class Shift:
         return self.pack.network()
 
 
-class _Pairs:
-    """A list of (frame, label) as a data set."""
-
-    def __init__(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.pairs[i]
-
-    def name(self, i: int) -> str:
-        return str(i)
-
-
 def street(domain: str, seed: int, folder: Path) -> Shift:
     """The committed street-day pack meets another domain: 64 frames of 16 streets, scored on 60 others."""
     from bench.demo import streets
@@ -124,7 +108,7 @@ def street(domain: str, seed: int, folder: Path) -> Shift:
     pack = load_pack(ROOT / "packs" / "street-day")
     return Shift(
         f"rendered streets, day → {domain}", pack, frames, list(zip(frames, truth, strict=True)),
-        _Pairs(held), ("pole", "sign", "person"), pack.spec.classes,
+        InMemory(held), ("pole", "sign", "person"), pack.spec.classes,
         {"source": 4, "target": 4, "scale": (0.9, 1.5), "bn": "split", "steps": 80},
     )  # fmt: skip
 

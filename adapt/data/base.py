@@ -17,6 +17,7 @@ from PIL import Image
 __all__ = [
     "DataError",
     "Dataset",
+    "InMemory",
     "Mapped",
     "Resized",
     "Subset",
@@ -128,6 +129,22 @@ class Mapped:
 
     def name(self, i: int) -> str:
         return self.dataset.name(i)
+
+
+class InMemory:
+    """Pairs (frame uint8 [H,W,3], label uint8 [H,W]) that are read already, as a data set."""
+
+    def __init__(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.pairs[i]
+
+    def name(self, i: int) -> str:
+        return f"number {i}"
 
 
 class Subset:

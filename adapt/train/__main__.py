@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from adapt.data.base import DataError, Dataset, Resized, kinds, open_dataset
+from adapt.data.base import DataError, Dataset, InMemory, Resized, kinds, open_dataset, refuse_overlap
 from adapt.progress import Bars
 
 EPILOG = """\
@@ -219,8 +219,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     val: Dataset | None = open_dataset(arguments.val) if arguments.val else None
     crop = arguments.crop or spec.size
     multiple = int(getattr(network, "size_multiple", 1))
-    if crop[0] % multiple or crop[1] % multiple:
-        raise ValueError(f"crop {crop[0]}x{crop[1]}: both must be multiples of {multiple} for {spec.network}")
+    for what, (height, width) in (("crop", crop), ("size", spec.size)):
+        if height % multiple or width % multiple:
+            raise ValueError(
+                f"{what} {height}x{width}: both must be multiples of {multiple} for {spec.network}"
+            )
     recipe = supervised.Recipe(
         epochs=arguments.epochs, batch=arguments.batch, rate=arguments.rate,
         weight_decay=arguments.weight_decay,
@@ -234,6 +237,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     summary: dict[str, Any] = {"pack": str(out)}
     with Bars(quiet=arguments.quiet) as bars:
         frames = supervised.load(data, bars)
+        if val is not None:
+            refuse_overlap(InMemory(frames), Resized(val, spec.size))
         network = supervised.train(
             network, spec, frames, recipe, seed=arguments.seed, checkpoint=checkpoint, progress=bars
         )

@@ -14,16 +14,20 @@ from networks.pack import load_pack
 from tests.adapt.conftest import toy_scene
 
 
+def labelled_folder(path, first: int):
+    """A folder with eight labelled toy scenes, from that seed on."""
+    for name in ("frames", "labels"):
+        (path / name).mkdir(parents=True)
+    for i in range(8):
+        frame, label = toy_scene(first + i)
+        Image.fromarray(frame).save(path / "frames" / f"{i}.png")
+        Image.fromarray(label).save(path / "labels" / f"{i}.png")
+    return path
+
+
 @pytest.fixture
 def bands(tmp_path):
-    """A folder with eight labelled toy scenes."""
-    for name in ("frames", "labels"):
-        (tmp_path / "set" / name).mkdir(parents=True)
-    for i in range(8):
-        frame, label = toy_scene(i)
-        Image.fromarray(frame).save(tmp_path / "set" / "frames" / f"{i}.png")
-        Image.fromarray(label).save(tmp_path / "set" / "labels" / f"{i}.png")
-    return tmp_path / "set"
+    return labelled_folder(tmp_path / "set", 0)
 
 
 def quick(bands, out, *more: str) -> list[str]:
@@ -36,8 +40,9 @@ def quick(bands, out, *more: str) -> list[str]:
 
 def test_a_trained_pack_holds_what_adaptation_needs(bands, tmp_path, capsys):
     out = tmp_path / "pack"
+    others = labelled_folder(tmp_path / "val", 50)
     arguments = quick(
-        bands, out, "--val", f"folder:{bands}", "--replay", "5", "--replay-holdout", "3", "--json"
+        bands, out, "--val", f"folder:{others}", "--replay", "5", "--replay-holdout", "3", "--json"
     )
     assert train(arguments) == 0
     told = json.loads(capsys.readouterr().out)
@@ -76,6 +81,8 @@ def test_a_pack_continues_in_the_same_label_space(bands, tmp_path):
         (["--data", "folder:/nowhere"], "there is no folder"),
         (["--classes", "moon"], "label space"),
         (["--crop", "33x64"], "multiples of"),
+        (["--size", "33x64", "--crop", "32x64"], "size 33x64"),
+        (["--val", "folder:{set}"], "also the evaluation frame"),
         (["--data", "nothing"], "describes no data set"),
     ],
 )
