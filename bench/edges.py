@@ -330,7 +330,7 @@ def real_time(size: tuple[int, int], repeats: int) -> list[dict[str, Any]]:
     import torch
 
     import networks
-    from export.edges import write
+    from export.writer import write
     from networks.pack import PackSpec
 
     options = onnxruntime.SessionOptions()

@@ -22,7 +22,7 @@ import torch
 from bench import machine
 from export import int8, parity
 from export.errors import ExportError
-from export.graph import INPUT
+from export.graph import INPUT, Contract
 from export.writer import write
 from networks.pack import PackError, load_pack
 from runtime.config import EngineConfig
@@ -81,15 +81,14 @@ def compare(path: Path, count: int, rounds: int, tell: Callable[[str], None]) ->
         encoded = int8.quantise(model, candidates, classes=len(pack.spec.classes), **arguments).model
         engines[name] = load(encoded.SerializeToString(), "onnxruntime", "int8", config, candidate=False)
     answers, cpu = measure(engines, frames, rounds)
-    labels, confidence = (
-        {name: np.concatenate([a[output] for a in part]) for name, part in answers.items()}
-        for output in OUTPUTS
-    )
+    whole = {
+        name: {output: np.concatenate([a[output] for a in part]) for output in OUTPUTS}
+        for name, part in answers.items()
+    }
+    contract = Contract("segmentation", pack.spec.classes)
     rows = []
     for name in engines:
-        report = parity.compare(
-            labels[name], confidence[name], labels["fp32"], confidence["fp32"], pack.spec.classes
-        )
+        report = parity.compare(whole[name], whole["fp32"], contract)
         rows.append(
             {
                 "network": pack.spec.network,

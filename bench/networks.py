@@ -28,7 +28,7 @@ from adapt.data.street import render
 from bench import machine
 from export import int8, parity
 from export.errors import ExportError
-from export.graph import INPUT, ServingGraph
+from export.graph import INPUT, Contract, ServingGraph
 from export.writer import write
 from networks.base import SegmentationNetwork
 from networks.labels import CITYSCAPES19
@@ -36,21 +36,21 @@ from networks.pack import PackError, PackSpec, load_pack, normalise
 from runtime.config import EngineConfig
 from runtime.engines import load
 
-OUTPUTS = ("labels", "confidence")
-LIGHT = ("roadnet", "espnetv2", "ddrnet", "pidnet")
-HEAVY = ("fcn8s", "resnet38", "deeplabv2")
+LIGHT = ("roadnet", "espnetv2", "ddrnet", "pidnet", "casenet_light", "espnetv2_edges")
+HEAVY = ("fcn8s", "resnet38", "deeplabv2", "casenet")
 #: Frames INT8 is calibrated on; agreement is measured on as many others.
 CALIBRATED = 6
 SEEDS = range(9000, 9000 + 2 * CALIBRATED)
-Way = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Way = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def describe(name: str, size: tuple[int, int]) -> PackSpec:
-    """A pack of that network in its published form, with Cityscapes' classes."""
+def describe(name: str, size: tuple[int, int], task: str | None = None) -> PackSpec:
+    """A pack of that network in its published form, with Cityscapes' classes; `task` None: the network's."""
     return PackSpec(
         name=name,
         version="1.0.0",
         network=name,
+        task=task or networks.architecture(name).TASK,
         arguments={},
         classes=CITYSCAPES19.classes,
         colours=CITYSCAPES19.colours,
@@ -88,23 +88,20 @@ def multiplications(spec: PackSpec) -> float:
 def ways(
     network: SegmentationNetwork, spec: PackSpec, frames: np.ndarray, targets: Sequence[str]
 ) -> dict[str, Way]:
-    """Every way to answer a frame uint8 [1,H,W,3] with labels and confidence, by name."""
+    """Every way to answer a frame uint8 [1,H,W,3] with what parity compares, by name."""
     graph = ServingGraph(network, spec)
+    names = graph.contract.compared
 
-    def eager(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def eager(frame: np.ndarray) -> dict[str, np.ndarray]:
         with torch.inference_mode():
-            labels, confidence, _ = graph(torch.from_numpy(frame))
-        return labels.numpy(), confidence.numpy()
+            answer = dict(zip(graph.contract.outputs, graph(torch.from_numpy(frame)), strict=True))
+        return {name: answer[name].numpy() for name in names}
 
     def engine(model: Any, precision: str) -> Way:
         config = EngineConfig(threads=1)
         loaded = load(model.SerializeToString(), "onnxruntime", precision, config, candidate=False)
 
-        def run(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            answer = loaded.run({INPUT: frame}, OUTPUTS)
-            return answer["labels"], answer["confidence"]
-
-        return run
+        return lambda frame: loaded.run({INPUT: frame}, names)
 
     model = write(network, spec, size=spec.size, batch=1)
     result: dict[str, Way] = {"torch": eager, "fp32": engine(model, "fp32")}
@@ -145,19 +142,19 @@ def measure(
         row[f"{key}_wall_ms"] = round(1000 * statistics.median(wall[name]), 1)
         row[f"{key}_speed"] = round(cpu_ms["fp32"] / cpu_ms[name], 2)
     if spec.training != "random weights":
-        unseen = frames[CALIBRATED:]
+        unseen, contract = frames[CALIBRATED:], Contract.of(spec, network)
         truth = _all(contestants["fp32"], unseen)
         for target in targets:
-            labels, confidence = _all(contestants[f"int8 {target}"], unseen)
-            report = parity.compare(labels, confidence, *truth, spec.classes)
-            row[f"int8_{target}_agreement"] = round(report["agreement"], 4)
-            row[f"int8_{target}_boundary"] = round(report["boundary_agreement"] or 0.0, 4)
+            report = parity.compare(_all(contestants[f"int8 {target}"], unseen), truth, contract)
+            for key in ("agreement", "boundary_agreement", "bits_equal", "mf"):
+                if report.get(key) is not None:
+                    row[f"int8_{target}_{key.removesuffix('_agreement')}"] = round(report[key], 4)
     return row
 
 
-def _all(run: Way, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _all(run: Way, frames: np.ndarray) -> dict[str, np.ndarray]:
     answers = [run(frame[None].copy()) for frame in frames]
-    return np.concatenate([a[0] for a in answers]), np.concatenate([a[1] for a in answers])
+    return {name: np.concatenate([a[name] for a in answers]) for name in answers[0]}
 
 
 def _size(text: str) -> tuple[int, int]:

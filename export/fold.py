@@ -46,9 +46,9 @@ class Folding:
         graph: the traced network; normalisations that fold are gone from it.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        """Raises: ExportError for a network that torch.fx cannot trace."""
-        graph = _trace(network)
+    def __init__(self, network: nn.Module, method: str = "forward") -> None:
+        """Trace one method of a network.  Raises: ExportError where torch.fx cannot."""
+        graph = _trace(network, method)
         modules = dict(network.named_modules())
         self._norms = _plan(graph, modules)
         self.folded = {norm.path for norm in self._norms if norm.conv}
@@ -86,12 +86,14 @@ class Folding:
         return {k: v.to(torch.float32).numpy() for k, v in result.items()}
 
 
-def _trace(network: nn.Module) -> fx.Graph:
+def _trace(network: nn.Module, method: str) -> fx.Graph:
     """Traced as it is when it infers; the modes of its modules are as before afterwards."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
+    tracer = fx.Tracer()
+    tracer.traced_func_name = method
     try:
-        return fx.Tracer().trace(network)
+        return tracer.trace(network)
     except Exception as error:  # fx raises whatever the network's own code raises on a proxy
         raise ExportError(
             f"network {type(network).__name__} cannot be traced: {one_line(error)}; "

@@ -16,12 +16,14 @@ import numpy as np
 import onnx
 
 from export import golden, parity, triton
-from export.build import Published, _model_name, libraries, publish
 from export.errors import ExportError, one_line
+from export.graph import Contract
 from export.inspect import inspect_onnx, read_onnx, sample_inputs
+from export.publish import Published, libraries, model_name, publish
 from runtime.config import EngineConfig
 from runtime.engines import load
 from runtime.errors import Refused
+from runtime.tasks import recognise
 
 if TYPE_CHECKING:
     from runtime.repository import Repository
@@ -44,7 +46,7 @@ def publish_onnx(
         ExportError: no ONNX, weights in other files, an invalid graph, one that ONNX Runtime refuses or
             whose answers are not finite.
     """
-    path, model = Path(file), _model_name(name)
+    path, model = Path(file), model_name(name)
     graph = read_onnx(path)
     outside = [i.name for i in graph.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL]
     if outside:
@@ -78,7 +80,7 @@ def publish_onnx(
         "pack": {},
         "adaptation": {},
         "gate": {},
-        "parity": {"agreement": None, "engine_ms": round(1000 * seconds, 3)},
+        "parity": {"frames": 0, "agreement": None, "engine_ms": round(1000 * seconds, 3)},
         "source": {"file": path.name, "producer": facts["producer"], "tensorrt": facts["tensorrt"]},
         "libraries": libraries(),
     }
@@ -106,23 +108,25 @@ def _golden(
     options.intra_op_num_threads = 1
     plain = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     engine = load(content, "onnxruntime", "fp32", EngineConfig(threads=1), candidate=False)
-    names, batch = ["labels", "confidence"], dims[0] or 1
-    truth, answers = [], []
+    contract, batch = Contract("segmentation", tuple(labels)), dims[0] or 1
+    truth: dict[str, list[np.ndarray]] = {name: [] for name in contract.compared}
+    answers: dict[str, list[np.ndarray]] = {name: [] for name in contract.compared}
     for frame in frames:
         feed = {"frame": np.repeat(frame[None], batch, axis=0)}
-        truth.append([a[0] for a in plain.run(names, feed)])
-        answers.append([engine.run(feed, names)[name][0] for name in names])
+        given = engine.run(feed, contract.compared)
+        for name, wanted in zip(contract.compared, plain.run(list(contract.compared), feed), strict=True):
+            truth[name].append(wanted[0])
+            answers[name].append(given[name][0])
     engine.close()
-    expected, given = (
-        (np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])) for rows in (truth, answers)
-    )
-    if int(expected[0].max()) >= len(labels):
-        raise ExportError(f"the graph answers class {int(expected[0].max())}, --labels names {len(labels)}")
-    report = parity.judge(parity.compare(*given, *expected, tuple(labels)), parity.DEFAULTS["fp32"])
+    expected, found = ({k: np.stack(v) for k, v in side.items()} for side in (truth, answers))
+    top = int(expected["labels"].max())
+    if top >= len(labels):
+        raise ExportError(f"the graph answers class {top}, --labels names {len(labels)}")
+    report = parity.judge(parity.compare(found, expected, contract), parity.DEFAULTS["fp32"])
     report |= {"golden": "synthetic", "reference": "onnxruntime without optimisation"}
     if not report["passed"]:
         raise ExportError(f"ONNX Runtime optimised answers otherwise: {'; '.join(report['missed'])}")
-    return golden.archive(frames, expected, given, "fp32"), report
+    return golden.archive(frames, expected, found, "fp32"), report
 
 
 def _run_once(content: bytes, graph: onnx.ModelProto, size: tuple[int, int] | None) -> tuple[float, bool]:
@@ -149,4 +153,4 @@ def _run_once(content: bytes, graph: onnx.ModelProto, size: tuple[int, int] | No
             raise ExportError(
                 f"output {name!r} is not finite on made-up inputs; the file is damaged or needs --size"
             )
-    return seconds, engine.spec.segmentation
+    return seconds, bool(recognise(engine.spec))

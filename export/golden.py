@@ -10,27 +10,38 @@ import torch
 from PIL import Image
 
 from export.errors import ExportError
-from export.graph import ServingGraph
+from export.graph import Contract, ServingGraph
 from export.progress import Callback
 from networks.base import SegmentationNetwork
 from networks.pack import Pack, PackSpec
 
 #: More than this many frames would only make every load of the version slower.
 LARGEST = 8
-#: Labels and confidence, each uint8 [n,H,W].
-Answers = tuple[np.ndarray, np.ndarray]
+#: The same in bytes of edge maps, of which a frame has one a class: 3 frames of 19 classes at 512x1024.
+LARGEST_EDGES = 32 << 20
+#: What is compared, by output name, each with a first dimension n: labels and confidence uint8 [n,H,W];
+#: edges uint8 [n,K,H,W] and edge_bits int32 [n,H,W].
+Answers = dict[str, np.ndarray]
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
-def frames(pack: Pack, size: tuple[int, int]) -> tuple[np.ndarray, str]:
+def limit(contract: Contract, size: tuple[int, int]) -> int:
+    """How many golden frames a version may have at most."""
+    one = len(contract.edge_classes) * size[0] * size[1]
+    return max(1, min(LARGEST, LARGEST_EDGES // one)) if one else LARGEST
+
+
+def frames(pack: Pack, size: tuple[int, int], most: int = LARGEST) -> tuple[np.ndarray, str]:
     """uint8 [n,H,W,3] at `size`, and where they come from: "pack", "pack, resized" or "synthetic".
 
+    At most `most`, evenly spaced over the pack's.
     A pack without golden frames is compared on smooth seeded noise with blocks in it: it exercises the
     arithmetic, and says little about the road.
     """
-    golden = pack.golden()[:LARGEST]
+    golden = pack.golden()
     if not len(golden):
-        return synthetic(size), "synthetic"
+        return synthetic(size, min(2, most)), "synthetic"
+    golden = golden[np.linspace(0, len(golden) - 1, min(len(golden), most)).astype(int)]
     if golden.shape[1:3] == size:
         return golden, "pack"
     resized = [
@@ -55,23 +66,27 @@ def synthetic(size: tuple[int, int], count: int = 2) -> np.ndarray:
     return np.stack(result)
 
 
-def answers(network: SegmentationNetwork, spec: PackSpec, frames: np.ndarray, progress: Callback) -> Answers:
-    """Torch's labels and confidence, uint8 [n,H,W], in float32.
+def answers(
+    network: SegmentationNetwork, spec: PackSpec, contract: Contract, frames: np.ndarray, progress: Callback
+) -> Answers:
+    """Torch's answers in float32.
 
     Raises: ExportError where the network's answers are not finite.
     """
-    graph = ServingGraph(network, spec)
-    labels, confidence = [], []
+    graph = ServingGraph(network, spec, contract)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in contract.compared}
     for index, frame in enumerate(frames):
         progress("torch", index, len(frames))
         with torch.inference_mode():
-            label, sure, probabilities = graph(torch.from_numpy(frame.copy())[None])
-        if not bool(torch.isfinite(probabilities).all()):
+            logits = graph.logits(torch.from_numpy(frame.copy())[None])
+            given = graph.answers(logits, frame.shape[:2])
+        if not all(bool(torch.isfinite(part).all()) for part in logits):
             raise ExportError(f"the network's answer to golden frame {index} is not finite; train it again")
-        labels.append(label[0].numpy())
-        confidence.append(sure[0].numpy())
+        for name, tensor in zip(contract.outputs, given, strict=True):
+            if name in found:
+                found[name].append(tensor[0].numpy())
     progress("torch", len(frames), len(frames))
-    return np.stack(labels), np.stack(confidence)
+    return {name: np.stack(parts) for name, parts in found.items()}
 
 
 def read_folder(folder: Path, size: tuple[int, int]) -> np.ndarray:
@@ -102,16 +117,15 @@ def read_lines(file: Path) -> list[str]:
 
 
 def archive(frames: np.ndarray, torch_answers: Answers, engine_answers: Answers, precision: str) -> bytes:
-    """golden.npz: frames, and the labels and confidence that a server expects of this engine.
+    """golden.npz: frames, and the answers that a server expects of this engine.
 
     In float32 they are torch's.  An engine that may differ from torch by what its precision costs was judged
     when it was built; what a server asks is whether it still does here what it did then, so its own answers
     are expected, and torch's are kept beside them.
     """
-    expected = torch_answers if precision == "fp32" else engine_answers
-    arrays = {"frames": frames, "labels": expected[0], "confidence": expected[1]}
+    arrays = {"frames": frames, **(torch_answers if precision == "fp32" else engine_answers)}
     if precision != "fp32":
-        arrays |= {"torch_labels": torch_answers[0], "torch_confidence": torch_answers[1]}
+        arrays |= {f"torch_{name}": value for name, value in torch_answers.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -70,6 +70,8 @@ def inspect_pack(path: Path) -> Report:
         "network": spec.network,
         "arguments": spec.arguments,
         "classes": list(spec.classes),
+        "edge_classes": list(spec.edge_classes),
+        "edge_thresholds": list(spec.edge_thresholds),
         "size": list(spec.size),
         "mean": list(spec.mean),
         "std": list(spec.std),
@@ -109,9 +111,9 @@ def inspect_version(path: Path, *, lineage: bool = False, profile: bool = False)
         "damage": intact,
         "manifest": manifest,
     }
-    engine = path / str(manifest["engine"].get("file", "model.onnx"))
-    if engine.suffix == ".onnx" and engine.is_file():
-        report["onnx"] = inspect_onnx(engine, profile=profile)
+    graph = path / "model.onnx"  # of a plan too: what it was built from
+    if graph.is_file():
+        report["onnx"] = inspect_onnx(graph, profile=profile)
     if lineage:
         report["lineage"] = _lineage(repository, model, manifest)
         report["history"] = [e for e in repository.history(model) if e.get("version") == manifest["version"]]
@@ -274,6 +276,7 @@ def _show_pack(r: Report) -> list[str]:
         f"  parent      {r['parent'] or '-'}",
         f"  network     {r['network']} {r['arguments']}, {r['parameters']:,} parameters",
         f"  input       {r['size'][0]}x{r['size'][1]} {r['channel_order']}, mean {r['mean']}, std {r['std']}",
+        f"  task        {r['task']}",
         f"  classes     {len(r['classes'])}: {', '.join(r['classes'])}",
         f"  golden      {r['golden']} frames",
         f"  replay      {r['replay']['train']} to train on, {r['replay']['holdout']} held out",
@@ -297,13 +300,25 @@ def _show_version(r: Report) -> list[str]:
         f"  pack        {pack.get('name', '-')} {pack.get('version', '')}  {str(pack.get('sha256', ''))[:12]}"
         f"  parent {str(pack.get('parent', ''))[:12] or '-'}",
     ]
-    if parity.get("agreement") is not None:
+    size = m.get("input", {})
+    if "height" in size:
+        batch = "open" if size.get("dynamic_batch") else "fixed"
+        lines.append(f"  task        {m.get('task')}, {size['height']}x{size['width']}, batch {batch}")
+    names, limits = m.get("edge_classes") or [], m.get("edge_thresholds") or []
+    if names:
+        shown = (f"{name} {limit:g}" for name, limit in zip(names, limits, strict=False))
+        lines.append(f"  edges       {len(names)}: {', '.join(shown)}")
+    if parity.get("frames"):
         verdict = "passed" if parity.get("passed") else "MISSED"
-        lines.append(
-            f"  parity      {verdict}: labels {100 * parity['agreement']:.4f} %, "
-            f"confidence {parity['confidence_mean']:.4f} of 255, "
-            f"{parity['frames']} frames ({parity.get('golden')})"
-        )
+        parts = []
+        if parity.get("agreement") is not None:
+            parts.append(f"labels {100 * parity['agreement']:.4f} %")
+            parts.append(f"confidence {parity['confidence_mean']:.4f} of 255")
+        if "bits_equal" in parity:
+            parts.append(f"bit fields {100 * parity['bits_equal']:.4f} %")
+            parts.append(f"edges {parity['edges_max_difference']} of 255 at most")
+        where = f"{parity['frames']} frames ({parity.get('golden')})"
+        lines.append(f"  parity      {verdict}: {', '.join(parts)}, {where}")
     for name, entry in sorted(m["files"].items()):
         lines.append(f"  {name:<16}{entry['bytes']:>12,} bytes  {entry['sha256'][:12]}")
     if r.get("live") is not None:
@@ -322,6 +337,9 @@ def _show_version(r: Report) -> list[str]:
         lines.append(f"  history     {json.dumps(entry)[:160]}")
     if "onnx" in r:
         lines += _show_onnx(r["onnx"])
+    if plan := engine.get("plan"):
+        count = len(plan.get("refittable") or ())
+        lines.append(f"  plan        {plan.get('library')}, {count} weights can be refitted")
     return lines
 
 

@@ -24,17 +24,15 @@ import onnx
 import torch
 
 from export import golden
-from export.build import (
+from export.build import add_thresholds, show, thresholds
+from export.engine import (
     Engine,
     Options,
-    Published,
     compare_engine,
     configuration,
-    libraries,
+    contract_of,
+    describe,
     metadata,
-    pack_facts,
-    publish,
-    show,
     skeleton,
     weight_names,
 )
@@ -42,6 +40,7 @@ from export.errors import ExportError, one_line
 from export.fold import Folding
 from export.parity import Thresholds
 from export.progress import Bars, Callback, silent
+from export.publish import Published, from_pack, publish, reference_file
 from export.tensorrt import refit_plan
 from networks.pack import Pack, PackError, load_pack
 from runtime.engines.tensorrt_library import TensorRTError
@@ -58,11 +57,14 @@ def refit(
     adaptation: dict[str, Any] | None = None,
     gate: dict[str, Any] | None = None,
     thresholds: Thresholds | None = None,
+    frames: int = golden.LARGEST,
     threads: int = 0,
     progress: Callback | None = None,
 ) -> Published:
     """Publish version `version` again with the weights of `pack`.
 
+    Args:
+        frames: golden frames that parity is measured on, at most; most of a refit's time goes into them.
     Raises:
         ExportError: the version is damaged or cannot be refitted (quantised, foreign), the pack is of
             another network, class list or normalisation, a weight is missing or misshapen, or parity is
@@ -79,40 +81,43 @@ def refit(
     _check_engine(model, version, facts, files)
     graph = onnx.ModelProto.FromString(files["model.onnx"])
     _check_skeleton(graph, pack)
-    network = pack.network()
-    weights = Folding(network).weights(network.state_dict())
-    replace_weights(graph, weights)
-    onnx.helper.set_model_props(graph, metadata(pack))
-    engine = _engine(facts, files, graph, weights)
-    refitted = time.monotonic() - started
-
     size = (manifest["input"]["height"], manifest["input"]["width"])
     batch = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
-    options = Options(size=size, batch=batch, thresholds=thresholds, threads=threads)
-    frames, origin = golden.frames(pack, size)
-    truth = golden.answers(network, pack.spec, frames, report)
-    verdict, answers = compare_engine(engine, options, frames, truth, pack.spec.classes, report)
-    verdict["golden"] = origin
-    if not verdict["passed"]:
-        raise ExportError(f"parity with torch is missed: {'; '.join(verdict['missed'])}")
-    kept = {k: manifest[k] for k in ("task", "input", "classes", "colours", "output_stride")}
-    entry = {
-        **kept,
-        "engine": {**engine.facts, "refit_of": version, "refit_seconds": round(refitted, 3)},
-        "pack": pack_facts(pack),
-        "adaptation": adaptation if adaptation is not None else pack.spec.adaptation,
-        "gate": gate or {},
-        "parity": verdict,
-        "libraries": libraries(),
-        "build_seconds": round(time.monotonic() - started, 3),
-    }
+    options = Options(
+        size=size,
+        batch=batch,
+        task=manifest["task"],
+        edge_thresholds=manifest.get("edge_thresholds"),
+        thresholds=thresholds,
+        frames=frames,
+        threads=threads,
+    )
+    network = pack.network()
+    contract = contract_of(pack, network, options)
+    served = network.fused()
+    weights = Folding(served, served.TASKS[contract.task]).weights(served.state_dict())
+    replace_weights(graph, weights)
+    onnx.helper.set_model_props(graph, metadata(pack, contract))
+    engine = _engine(facts, files, graph, weights)
+    made = time.monotonic() - started
+    compared = compare_engine(engine, pack, network, contract, options, report)
+    entry = describe(pack, network, contract, options) | from_pack(
+        pack,
+        engine={**engine.facts, "refit_of": version, "refit_seconds": round(made, 3)},
+        parity=compared.report,
+        adaptation=adaptation,
+        gate=gate,
+        seconds=time.monotonic() - started,
+        seconds_of={"engine": made, "parity": compared.seconds},
+    )
     content = {
         str(facts["file"]): engine.content,
-        "golden.npz": golden.archive(frames, truth, answers, "fp32"),
+        "golden.npz": compared.archive("fp32"),
         **engine.beside,
+        **reference_file(pack),
     }
     config = configuration(model, str(facts["kind"]), graph)
-    return publish(home, model, content, entry, config, list(pack.spec.classes))
+    return publish(home, model, content, entry, config, contract.labels)
 
 
 def replace_weights(graph: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> None:
@@ -156,7 +161,7 @@ def _check_skeleton(graph: onnx.ModelProto, pack: Pack) -> None:
             "the engine does not say which network it is (foreign file?); build it from the pack"
         )
     ours, theirs = json.loads(json.dumps(skeleton(pack))), json.loads(held)
-    for key, value in theirs.items():
+    for key, value in sorted(theirs.items(), key=lambda item: item[0] != "network"):
         if ours.get(key) != value:
             raise ExportError(
                 f"the pack's {key} is {ours.get(key)}, the engine's {value}; build it from the pack"
@@ -199,11 +204,15 @@ exit codes: 0 published, 1 refused (one line on stderr says why; nothing was pub
     result.add_argument(
         "--json", action="store_true", help="print one JSON object: model, version, path, manifest"
     )
+    add_thresholds(result)
     return result
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    command = parser()
+    args = command.parse_args(argv)
+    if not 1 <= args.golden_frames <= golden.LARGEST:
+        command.error(f"--golden-frames {args.golden_frames}: 1 to {golden.LARGEST}")
     torch.set_num_threads(args.threads or 1)
     try:
         if not Path(args.repository).is_dir():
@@ -214,6 +223,8 @@ def main(argv: list[str] | None = None) -> int:
                 args.model,
                 args.version,
                 load_pack(args.pack),
+                thresholds=thresholds(args, "fp32"),
+                frames=args.golden_frames,
                 threads=args.threads,
                 progress=bars,
             )

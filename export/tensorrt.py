@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.plan_options import PlanOptions, add_arguments, from_arguments
 from runtime.engines.tensorrt import refit_engine
 from runtime.engines.tensorrt_library import RTX, Library, Log, TensorRTError, check, logger, tensorrt
 from runtime.tensors import Array
@@ -37,7 +38,6 @@ Progress = Callable[[str, int, int], object]
 
 BACKENDS = ("tensorrt", RTX)
 PRECISIONS = ("fp32", "fp16", "int8")
-HARDWARE = ("none", "ampere+", "same-capability")
 
 
 class Cancelled(TensorRTError):
@@ -45,50 +45,27 @@ class Cancelled(TensorRTError):
 
 
 @dataclass(frozen=True)
-class BuildOptions:
-    """How a plan is built.
+class BuildOptions(PlanOptions):
+    """How a plan is built: `PlanOptions`, and what depends on the graph.
 
     precision           what the graph is said to be; the build fails where the graph is something else
     batch               (min, opt, max) of a free first dimension
     profiles            further free dimensions: input name -> (min, opt, max) shapes; wins over `batch`
     refit               names of the weights that may change later: exactly these are marked refittable
-    workspace           bytes of scratch memory for the builder; None = the device's
-    optimisation_level  0 (fast build) to 5 (fast engine); TensorRT's own default is 3
-    timing_cache        file of measured kernel times
-    replay              build from that file alone: a kernel that is not in it fails the build
-    version_compatible  the plan runs with later releases of the same major version (and carries host code)
-    hardware            "none" = this GPU model only, "ampere+", or "same-capability"
-    dla                 DLA core; layers it cannot take fall back to the GPU if `gpu_fallback`
-    tf32                allow TF32 in float32 convolutions (faster; 10 bits of mantissa)
     """
 
     precision: str = "fp32"
     batch: tuple[int, int, int] | None = None
     profiles: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
     refit: tuple[str, ...] = ()
-    workspace: int | None = None
-    optimisation_level: int = 3
-    timing_cache: Path | None = None
-    replay: bool = False
-    version_compatible: bool = False
-    hardware: str = "none"
-    dla: int | None = None
-    gpu_fallback: bool = True
-    tf32: bool = False
 
     def __post_init__(self) -> None:
-        for value, allowed, name in (
-            (self.precision, PRECISIONS, "precision"),
-            (self.hardware, HARDWARE, "hardware"),
-            (self.optimisation_level, range(6), "optimisation_level"),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} is {value!r}: use one of {', '.join(map(str, allowed))}")
+        super().__post_init__()
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}: use one of {', '.join(PRECISIONS)}")
         for name, shapes in {"batch": self.batch and [(n,) for n in self.batch], **self.profiles}.items():
             if shapes and not all(0 < a <= b <= c for a, b, c in zip(*shapes, strict=True)):
                 raise ValueError(f"{name} {shapes}: 0 < min <= opt <= max must hold in every dimension")
-        if self.replay and self.timing_cache is None:
-            raise ValueError("replay needs a timing_cache: record one first by building without replay")
         if self.dla is not None and self.precision == "fp32":
             raise ValueError("a DLA computes in fp16 and int8 only: choose one of these precisions")
 
@@ -599,30 +576,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="what the graph is (fp32)")
     parser.add_argument("--batch", metavar="N|min:opt:max", help="range of a free first dimension")
     parser.add_argument("--refit", metavar="NAME", nargs="+", default=[], help="weights that may change")
-    parser.add_argument("--workspace", type=int, metavar="MiB", help="builder's scratch memory; default: all")
-    parser.add_argument("--optimisation-level", type=int, choices=range(6), default=3)
-    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="record measured kernel times here")
-    parser.add_argument("--replay", action="store_true", help="use the timing cache alone; fail on a miss")
-    parser.add_argument("--version-compatible", action="store_true")
-    parser.add_argument("--hardware", choices=HARDWARE, default="none")
-    parser.add_argument("--dla", type=int, metavar="CORE")
-    parser.add_argument("--tf32", action="store_true")
     parser.add_argument("--layers", type=Path, metavar="FILE.json", help="write layer information here")
     parser.add_argument("--json", action="store_true", help="print what was built as one JSON object")
+    add_arguments(parser)
     arguments = parser.parse_args(argv)
     try:
         options = BuildOptions(
             precision=arguments.precision,
             batch=parse_batch(arguments.batch) if arguments.batch else None,
             refit=tuple(arguments.refit),
-            workspace=arguments.workspace << 20 if arguments.workspace else None,
-            optimisation_level=arguments.optimisation_level,
-            timing_cache=arguments.timing_cache,
-            replay=arguments.replay,
-            version_compatible=arguments.version_compatible,
-            hardware=arguments.hardware,
-            dla=arguments.dla,
-            tf32=arguments.tf32,
+            **asdict(from_arguments(arguments)),
         )
     except ValueError as error:
         parser.error(str(error))

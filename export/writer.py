@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from export.errors import ExportError, one_line
 from export.fold import Folding
-from export.graph import INPUT
+from export.graph import INPUT, Contract
 from networks.base import SegmentationNetwork
 from networks.pack import PackSpec
 
@@ -106,8 +106,8 @@ class _Emitter:
         self.env: dict[fx.Node, Any] = {}
         self.names: dict[fx.Node, str] = {}
 
-    def write(self, x: str, example: Tensor) -> tuple[str, Tensor]:
-        """Write the network applied to the value `x`; returns the logits' name and their meta tensor."""
+    def write(self, x: str, example: Tensor) -> list[tuple[str, Tensor]]:
+        """Write the network applied to the value `x`; returns the name and the meta tensor of each answer."""
         for node in self.folding.graph.nodes:
             if node.op == "output":
                 break
@@ -116,10 +116,10 @@ class _Emitter:
                 self.names[node] = x
             elif isinstance(result, Tensor):
                 self.names[node] = self._emit(node, result)
-        output = node.args[0]
-        if not isinstance(output, fx.Node) or not isinstance(self.env[output], Tensor):
-            raise ExportError("the network must return one tensor of logits")
-        return self.names[output], self.env[output]
+        answers = node.args[0] if isinstance(node.args[0], tuple) else (node.args[0],)
+        if not all(isinstance(a, fx.Node) and isinstance(self.env[a], Tensor) for a in answers):
+            raise ExportError("the network must return tensors of logits")
+        return [(self.names[a], self.env[a]) for a in answers if isinstance(a, fx.Node)]
 
     def _evaluate(self, node: fx.Node, example: Tensor) -> Any:
         args, kwargs = self.value(node.args), self.value(dict(node.kwargs))
@@ -528,6 +528,7 @@ def write(
     batch: int | None = 1,
     opset: int = DEFAULT_OPSET,
     metadata: dict[str, str] | None = None,
+    contract: Contract | None = None,
 ) -> onnx.ModelProto:
     """The network under the graph contract, as ONNX.
 
@@ -536,35 +537,47 @@ def write(
         batch: frames a call; None leaves the batch dimension open ("N").
         opset: one of `OPSETS`.
         metadata: goes into `metadata_props`.
+        contract: what is answered; None: what the pack is for.
     Raises:
         ExportError: an operation without an ONNX form, a size that is no multiple of the network's, an
-            opset outside `OPSETS`.
+            opset outside `OPSETS`, a task that the network does not have.
     """
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not written here; choose one of {', '.join(map(str, OPSETS))}")
+    contract = contract or Contract.of(spec, network)
     height, width = size
     multiple = network.size_multiple
     if height % multiple or width % multiple or height <= 0 or width <= 0:
         raise ExportError(f"size {height}x{width} must be a multiple of {multiple} for {spec.network}")
     graph = Graph(opset)
-    folding = Folding(network)
+    served = network.fused()
+    folding = Folding(served, served.TASKS[contract.task])
     x = _preprocess(graph, spec)
-    emitter = _Emitter(folding, graph, folding.weights(network.state_dict()))
+    emitter = _Emitter(folding, graph, folding.weights(served.state_dict()))
     example = torch.empty(_TRACED_BATCH, 3, height, width, device="meta")
     with torch.no_grad():
-        logits, shape = emitter.write(x, example)
-    _check_logits(network, spec, tuple(shape.shape), size)
-    _postprocess(graph, logits, tuple(shape.shape[2:]), size)  # type: ignore[arg-type]
-    return _model(graph, spec, tuple(shape.shape), size, batch, metadata or {})
+        answers = emitter.write(x, example)
+    channels = [len(names) for names in (contract.classes, contract.edge_classes) if names]
+    if len(answers) != len(channels):
+        found = f"{len(answers)} tensors of logits, promised {len(channels)}"
+        raise ExportError(f"{spec.network} answers {found}")
+    for (_, shape), wanted in zip(answers, channels, strict=True):
+        _check_logits(network, spec, tuple(shape.shape), (wanted, height, width))
+    outputs: list[onnx.ValueInfoProto] = []
+    n: int | str = "N" if batch is None else batch
+    for (logits, shape), kind in zip(answers, contract.heads, strict=True):
+        head = _segmentation if kind == "segmentation" else _edges
+        outputs += head(graph, logits, tuple(shape.shape[1:]), size, n, contract)
+    return _model(graph, spec, outputs, size, n, metadata or {})
 
 
 def _check_logits(
-    network: SegmentationNetwork, spec: PackSpec, shape: tuple[int, ...], size: tuple[int, int]
+    network: SegmentationNetwork, spec: PackSpec, shape: tuple[int, ...], wanted: tuple[int, int, int]
 ) -> None:
     stride = network.output_stride
-    wanted = (_TRACED_BATCH, len(spec.classes), size[0] // stride, size[1] // stride)
-    if shape != wanted:
-        raise ExportError(f"{spec.network} answers logits of {list(shape[1:])}, promised {list(wanted[1:])}")
+    promised = [wanted[0], wanted[1] // stride, wanted[2] // stride]
+    if shape != (_TRACED_BATCH, *promised):
+        raise ExportError(f"{spec.network} answers logits of {list(shape[1:])}, promised {promised}")
 
 
 def _preprocess(graph: Graph, spec: PackSpec) -> str:
@@ -578,9 +591,16 @@ def _preprocess(graph: Graph, spec: PackSpec) -> str:
     return graph.node("Add", [graph.node("Mul", [x, graph.constant(scale)]), graph.constant(offset)])
 
 
-def _postprocess(graph: Graph, logits: str, before: tuple[int, int], after: tuple[int, int]) -> None:
+def _segmentation(
+    graph: Graph,
+    logits: str,
+    shape: tuple[int, ...],
+    size: tuple[int, int],
+    n: int | str,
+    contract: Contract,
+) -> list[onnx.ValueInfoProto]:
     _softmax_by_hand(graph, logits)
-    full = graph.resize(logits, before, after, aligned=False)
+    full = graph.resize(logits, shape[1:], size, aligned=False)  # type: ignore[arg-type]
     # ArgMax answers int64 and uint8 may only be cast from float: the documented way to a uint8 output.
     index = graph.node("ArgMax", [full], axis=1, keepdims=0)
     graph.node(
@@ -590,6 +610,12 @@ def _postprocess(graph: Graph, logits: str, before: tuple[int, int], after: tupl
     total = graph.reduce("ReduceSum", graph.node("Exp", [graph.node("Sub", [full, largest])]), [1], False)
     share = graph.node("Div", [graph.constant(255.0), total])
     graph.node("Cast", [share], to=TensorProto.UINT8, output="confidence")
+    info = helper.make_tensor_value_info
+    return [
+        info("labels", TensorProto.UINT8, [n, *size]),
+        info("confidence", TensorProto.UINT8, [n, *size]),
+        info("probabilities", TensorProto.FLOAT, [n, *shape]),
+    ]
 
 
 def _softmax_by_hand(graph: Graph, logits: str) -> None:
@@ -599,28 +625,41 @@ def _softmax_by_hand(graph: Graph, logits: str) -> None:
     graph.node("Div", [powers, graph.reduce("ReduceSum", powers, [1], True)], output="probabilities")
 
 
+def _edges(
+    graph: Graph,
+    logits: str,
+    shape: tuple[int, ...],
+    size: tuple[int, int],
+    n: int | str,
+    contract: Contract,
+) -> list[onnx.ValueInfoProto]:
+    full = graph.resize(logits, shape[1:], size, aligned=False)  # type: ignore[arg-type]
+    on = graph.node("GreaterOrEqual", [full, graph.constant(contract.limits[:, None, None])])
+    powers = graph.constant([[[1 << k]] for k in range(shape[0])], np.int32)
+    bits = graph.node("Mul", [graph.node("Cast", [on], to=TensorProto.INT32), powers])
+    graph.node("ReduceSum", [bits, graph.constant([1], np.int64)], keepdims=0, output="edge_bits")
+    scaled = graph.node("Mul", [graph.node("Sigmoid", [full]), graph.constant(255.0)])
+    # Casting to uint8 truncates: half a step is added, so that an edge is an 8-bit image rounded as usual.
+    rounded = graph.node("Add", [scaled, graph.constant(0.5)])
+    graph.node("Cast", [rounded], to=TensorProto.UINT8, output="edges")
+    info = helper.make_tensor_value_info
+    return [
+        info("edge_bits", TensorProto.INT32, [n, *size]),
+        info("edges", TensorProto.UINT8, [n, shape[0], *size]),
+    ]
+
+
 def _model(
     graph: Graph,
     spec: PackSpec,
-    logits: tuple[int, ...],
+    outputs: list[onnx.ValueInfoProto],
     size: tuple[int, int],
-    batch: int | None,
+    n: int | str,
     metadata: dict[str, str],
 ) -> onnx.ModelProto:
-    n: int | str = "N" if batch is None else batch
-    info = helper.make_tensor_value_info
+    frame = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [n, *size, 3])
     model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            spec.name,
-            [info(INPUT, TensorProto.UINT8, [n, *size, 3])],
-            [
-                info("labels", TensorProto.UINT8, [n, *size]),
-                info("confidence", TensorProto.UINT8, [n, *size]),
-                info("probabilities", TensorProto.FLOAT, [n, *logits[1:]]),
-            ],
-            list(graph.initialisers.values()),
-        ),
+        helper.make_graph(graph.nodes, spec.name, [frame], outputs, list(graph.initialisers.values())),
         opset_imports=[helper.make_opsetid("", graph.opset)],
         ir_version=_IR_VERSION[graph.opset],
         producer_name="roadworthy",

@@ -5,6 +5,7 @@ Architectures import this module; it imports none of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -21,13 +22,26 @@ class SegmentationNetwork(nn.Module):
 
     output_stride: int
     size_multiple: int
-    #: What its packs are for: "segmentation", or "edges" where the logits are sigmoids of edge classes.
+    #: What its packs are for unless they say otherwise: "segmentation", or "edges" where the logits are
+    #: sigmoids of edge classes.
     TASK: ClassVar[str] = "segmentation"
+    #: Tasks it can be served for, and the method that answers: one map of logits, for "joint" a pair
+    #: (segmentation, edges).
+    TASKS: ClassVar[Mapping[str, str]] = {"segmentation": "forward"}
     #: Keyword arguments besides `classes`, for documentation and tests: one small instance of each form.
     EXAMPLES: ClassVar[tuple[dict[str, object], ...]] = ({},)
 
     def forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+    @property
+    def edge_count(self) -> int:
+        """Edge classes it answers; 0 where it answers none."""
+        return 0
+
+    def fused(self) -> SegmentationNetwork:
+        """The same answers in the form an engine is made of: itself, or a copy."""
+        return self
 
 
 class ConvBN(nn.Module):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -150,6 +150,7 @@ class CASENet(SegmentationNetwork):
     output_stride = 1
     size_multiple = 8
     TASK = "edges"
+    TASKS: ClassVar[Mapping[str, str]] = {"edges": "forward"}
     EXAMPLES = ({"depth": 14, "width": 8},)
     #: Parameters made for this task: the published recipe moves them ten times as fast (biases twenty).
     NEW = ("score_", "ce_fusion")
@@ -203,6 +204,10 @@ class CASENet(SegmentationNetwork):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.sides(x)[1]
+
+    @property
+    def edge_count(self) -> int:
+        return self.classes
 
     def fused(self) -> CASENet:
         """A copy whose fusion is one dense convolution: the same answers, for export."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,7 @@ class CASENetLight(SegmentationNetwork):
     output_stride = 2
     size_multiple = 16
     TASK = "edges"
+    TASKS: ClassVar[Mapping[str, str]] = {"edges": "forward"}
     EXAMPLES = ({"scale": 0.5},)
     UNUSED = (r"level\d_0\.eesp\.module_act",)
     NEW = ("edge_head.",)
@@ -93,6 +95,10 @@ class CASENetLight(SegmentationNetwork):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.sides(x)[1]
+
+    @property
+    def edge_count(self) -> int:
+        return self.edge_head.classes
 
     def fused(self) -> CASENetLight:
         """A copy whose fusion is one dense convolution: the same answers, for export."""

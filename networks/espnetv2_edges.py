@@ -1,17 +1,20 @@
 """Segmentation and semantic edges from one ESPNetv2 encoder: two heads, one backbone.
 
-``forward`` answers the segmentation, so that the network is trained, adapted, exported and served as any
-other; ``joint`` answers both.  Trained with both losses the edge head sharpens the encoder at no cost when
-only the segmentation is asked for (SBCB, Ishikawa and Aoki 2023).  Attribute names outside ``edge_head`` are
-ESPNetv2's.
+``forward`` answers the segmentation, so that the network is trained and adapted as any other; served, it is
+any of the three tasks (``TASKS``): a pack of task "joint" answers both from one run of the encoder.  Trained
+with both losses the edge head sharpens the encoder at no cost when only the segmentation is asked for (SBCB,
+Ishikawa and Aoki 2023).  Attribute names outside ``edge_head`` are ESPNetv2's.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
+from networks.casenet import with_dense_fusion
 from networks.casenet_light import EdgeHead
 from networks.espnetv2 import CHANNELS, ESPNetv2, _double
 
@@ -29,6 +32,7 @@ class ESPNetv2Edges(ESPNetv2):
         joint: -> (segmentation logits, A5, fused edge logits), all at 1/2.
     """
 
+    TASKS: ClassVar[Mapping[str, str]] = {"segmentation": "forward", "edges": "edges", "joint": "both"}
     EXAMPLES = ({"scale": 0.5}, {"scale": 0.5, "edge_classes": 3})
     UNUSED: ClassVar[tuple[str, ...]] = (*ESPNetv2.UNUSED, r"edge_head\.")
     NEW = ("edge_head.",)
@@ -59,3 +63,22 @@ class ESPNetv2Edges(ESPNetv2):
         half, quarter, eighth, sixteenth = self.base_net(x)
         a5, fused = self.edge_head(half, quarter, eighth, sixteenth)
         return a5, fused
+
+    def edges(self, x: Tensor) -> Tensor:
+        """Fused edge logits float32 [N,K,H/2,W/2] alone."""
+        return self.sides(x)[1]
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(segmentation logits, fused edge logits): what a joint engine is made of."""
+        segmentation, _, fused = self.joint(x)
+        return segmentation, fused
+
+    @property
+    def edge_count(self) -> int:
+        return self.edge_head.classes
+
+    def fused(self) -> ESPNetv2Edges:
+        """A copy whose edge fusion is one dense convolution: the same answers, for export."""
+        out = copy.deepcopy(self)
+        out.edge_head = with_dense_fusion(out.edge_head)
+        return out

@@ -41,7 +41,7 @@ import networks
 from networks.base import SegmentationNetwork
 
 SCHEMA = 1
-TASKS = ("segmentation", "edges")
+TASKS = ("segmentation", "edges", "joint")
 SPLITS = ("train", "holdout")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -57,7 +57,8 @@ class PackSpec:
 
     `mean` and `std` apply to channel values scaled to 0..1, in the order of `channel_order`.  `size` is the
     (height, width) the network was trained for.  `parent` is the SHA-256 of the pack this one was adapted
-    from, or empty.
+    from, or empty.  A joint pack may name its edge classes where they are not `classes`, and a pack with
+    edges the probability from which a class's edge is served as one (`edge_thresholds`; empty: a half).
     """
 
     name: str
@@ -75,11 +76,13 @@ class PackSpec:
     training: str = ""
     licence: str = ""
     adaptation: dict[str, Any] = field(default_factory=dict)
+    edge_classes: tuple[str, ...] = ()
+    edge_thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Bring sequences to tuples, then refuse what cannot be right.  Raises: PackError."""
         try:
-            for key in ("classes", "size", "mean", "std"):
+            for key in ("classes", "size", "mean", "std", "edge_classes", "edge_thresholds"):
                 object.__setattr__(self, key, tuple(getattr(self, key)))
             object.__setattr__(self, "colours", tuple(tuple(int(v) for v in c) for c in self.colours))
         except (TypeError, ValueError) as error:
@@ -108,6 +111,8 @@ class PackSpec:
             return f"{len(self.classes)} classes but {len(self.colours)} colours; give one colour a class"
         if any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in self.colours):
             return "colours must be (red, green, blue) from 0 to 255"
+        if reason := self._edge_problem():
+            return reason
         if len(self.size) != 2 or not all(isinstance(v, int) and v > 0 for v in self.size):
             return f"size must be (height, width) in pixels, not {self.size!r}"
         for key in ("mean", "std"):
@@ -122,8 +127,24 @@ class PackSpec:
             return f"parent {self.parent!r} is not a SHA-256"
         return ""
 
+    def _edge_problem(self) -> str:
+        names, limits = self.edge_classes, self.edge_thresholds
+        if not all(isinstance(c, str) and c for c in names) or len(set(names)) != len(names):
+            return "edge_classes must be distinct names"
+        if names and self.task == "edges" and names != self.classes:
+            return "edge_classes of an edge pack are its classes: leave edge_classes out"
+        if not all(isinstance(t, float) and 0 < t < 1 for t in limits):
+            return f"edge_thresholds must be numbers between 0 and 1, not {list(limits)}"
+        wanted = len(names or self.classes)
+        if limits and len(limits) != wanted:
+            return f"edge_thresholds has {len(limits)} entries for {wanted} edge classes; give one each"
+        return ""
+
     def to_toml(self) -> str:
         values = {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        for key in ("edge_classes", "edge_thresholds"):  # of edges: nothing to say for most packs
+            if not values[key]:
+                del values[key]
         # Tables must come after plain values for a person to read the file easily.
         ordered = sorted(values.items(), key=lambda item: isinstance(item[1], dict))
         return tomli_w.dumps({"schema": SCHEMA, **dict(ordered)})

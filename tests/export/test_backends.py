@@ -11,7 +11,7 @@ from PIL import Image
 from export.build import Options, build, check, main
 from export.errors import ExportError
 from export.fold import Folding
-from export.graph import ServingGraph
+from export.graph import Contract, ServingGraph
 from export.parity import Thresholds
 from export.tensorrt import Plan
 
@@ -105,7 +105,7 @@ def test_tensorrt_rtx_is_never_published(pack, tmp_path):
 
 def test_a_plan_is_published_with_its_graph_and_layers(pack, make_pack, tmp_path, monkeypatch):
     """The builder and the engine are stand-ins: what is shown is what becomes of a plan, not TensorRT."""
-    from export import build as module
+    from export import engine as module
     from export import refit as refitting
     from runtime.engines import load
 
@@ -136,7 +136,9 @@ def test_a_plan_is_published_with_its_graph_and_layers(pack, make_pack, tmp_path
         assert plan == b"plan"
         fresh = Folding(adapted.network()).weights(adapted.state())
         assert all(np.array_equal(fresh[name], array) for name, array in weights.items())
-        graphs[b"new plan"] = module.make_graph(adapted, Options()).SerializeToString()
+        contract = Contract("segmentation", adapted.spec.classes)
+        graph = module.make_graph(adapted, adapted.network(), contract, Options())
+        graphs[b"new plan"] = graph.SerializeToString()
         return b"new plan"
 
     monkeypatch.setattr(refitting, "refit_plan", refitted)

@@ -15,6 +15,7 @@ from onnx import TensorProto, numpy_helper
 import networks
 from export import int8, parity
 from export.errors import ExportError
+from export.graph import Contract
 from export.int8 import candidates, choose_frames, class_shares, quantise
 from export.lint import lint
 from export.tensorrt import BuildOptions, build_plan
@@ -60,8 +61,9 @@ def session(model, optimised=None):
 
 def answers(model, frames):
     run = session(model)
-    parts = [run.run(["labels", "confidence"], {"frame": f[None]}) for f in frames]
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    names = ["labels", "confidence"]
+    parts = [run.run(names, {"frame": f[None]}) for f in frames]
+    return {name: np.concatenate([p[i] for p in parts]) for i, name in enumerate(names)}
 
 
 class TestTheEncoding:
@@ -139,8 +141,8 @@ class TestTheEncoding:
 class TestTheEngine:
     def test_agrees_with_float_within_the_gate_for_int8(self, model, quantised, frames):
         _, after = quantised
-        truth = answers(model, frames)
-        report = parity.compare(*answers(after, frames), *truth, STREET.classes)
+        contract = Contract("segmentation", STREET.classes)
+        report = parity.compare(answers(after, frames), answers(model, frames), contract)
         # Random weights have thin margins: the labels of a trained network agree better.
         assert report["agreement"] > 0.93
         assert report["confidence_mean"] < 8
@@ -149,7 +151,8 @@ class TestTheEngine:
         """Calibrated on black frames, every activation of a daylight frame is cut off."""
         dark = np.zeros_like(frames[:2])
         after = quantise(model, dark, classes=CLASSES).model
-        report = parity.compare(*answers(after, frames), *answers(model, frames), STREET.classes)
+        contract = Contract("segmentation", STREET.classes)
+        report = parity.compare(answers(after, frames), answers(model, frames), contract)
         assert not parity.judge(report, parity.DEFAULTS["int8"])["passed"]
 
     def test_onnx_runtime_computes_the_convolutions_in_8_bits(self, model, frames, tmp_path):
