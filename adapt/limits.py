@@ -67,6 +67,35 @@ class Limits:
     motion: float = 0.5
     # Share of frames that may fail either.
     bad_frames: float = 0.25
+    # Share of frames that may be half decoded or torn: one broken cable end, not a broken camera.
+    damaged: float = 0.1
+    # A picture is damaged where this share of its rows is.
+    damaged_rows: float = 0.1
+    # A frame is another view when this share of its pixels changed: what stands is no evidence of a sticker.
+    changed: float = 0.15
+    # Fewer views than this are not compared with each other.
+    views: int = 8
+    # A pixel is steady when this share of the views has it within 8 levels of one value: a sticker in every
+    # second frame is still one.
+    steady: float = 0.45
+    # Levels across two pixels that count as an edge between steady pixels.
+    static_edge: float = 20.0
+    # Share of the upper three quarters such edges may take.
+    static: float = 0.005
+    # Levels within which a pixel must stay to count as dead, and the share of the middle that may be.
+    dead_levels: float = 2.0
+    dead: float = 0.2
+    # Robust deviations by which one regular pattern may stand out of the mean spectrum.
+    grid: float = 7.0
+    # Two groups of pictures: variance explained (a Gaussian has 0.64, an even spread 0.75; measured, honest
+    # drives that also switch as often as below reach 0.75) …
+    apart: float = 0.82
+    # … share of the smaller one, and switches in time against chance: dusk, a tunnel or another street comes
+    # once and stays (0.1), cameras alternate (1 to 2).
+    minority: float = 0.15
+    mixing: float = 0.5
+    # Part of the brighter group's brightness by which a strobe's groups differ.
+    strobe: float = 0.3
 
 
 @dataclass(frozen=True)

@@ -144,5 +144,62 @@ def test_looking_at_the_frames_first():
     rng = np.random.default_rng(0)
     road = [rng.integers(0, 255, (16, 16, 3)).astype(np.uint8) for _ in range(6)]
     assert all(c.passed for c in gate.look(road, LIMITS))
-    assert [c.passed for c in gate.look([road[0]] * 6, LIMITS)] == [True, False]
-    assert [c.passed for c in gate.look([f // 64 for f in road], LIMITS)] == [False, True]
+    assert declined([road[0]] * 6) == ["frames-motion"]
+    assert declined([f // 64 for f in road]) == ["frames-contrast"]
+
+
+def declined(frames: list[np.ndarray]) -> list[str]:
+    return [c.name for c in gate.look(frames, LIMITS) if not c.passed]
+
+
+def test_a_translated_frame_has_the_colours_of_the_other_and_its_own_shapes():
+    rng = np.random.default_rng(0)
+    frame = np.full((32, 64, 3), 60, np.uint8)
+    frame[8:24, 20:44] = 200
+    style = np.clip(rng.normal((90, 40, 20), 9, (32, 64, 3)), 0, 255).astype(np.uint8)
+    out = gate.translated(frame, style)
+    np.testing.assert_allclose(out.mean((0, 1)), style.mean((0, 1)), atol=2)
+    inside = out[8:24, 20:44].mean() - out[0:6].mean()
+    assert inside > 10  # what was brighter still is
+    np.testing.assert_allclose(gate.translated(frame, frame).astype(int), frame, atol=1)
+    with pytest.raises(ValueError, match="cannot take the colours"):
+        gate.translated(frame, style[:16])
+
+
+def test_steadiness_counts_only_what_looks_the_same():
+    frame = np.full((20, 20, 3), 100, np.uint8)
+    after = frame.copy()
+    after[:, 12:] = 200  # a car drove in; its pixels do not count
+    ours, theirs = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
+    theirs[:, 12:] = 1
+    assert gate.steadiness([frame], [ours], [after], [theirs], LIMITS) == 1.0
+    theirs[:10] = 2
+    found = gate.steadiness([frame], [ours], [after], [theirs], LIMITS)
+    assert found == pytest.approx(0.5, abs=0.05)
+    assert np.isnan(gate.steadiness([frame], [ours], [255 - frame], [theirs], LIMITS))
+    assert np.isnan(gate.steadiness([frame], [ours], [None], [None], LIMITS))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "check"),
+    [
+        ({"teacher": 0.5}, {}, "teacher"),
+        ({"temporal": 0.8}, {"temporal": 0.9}, "temporal"),
+        ({"translated": 0.5}, {"translated": 0.6}, "source-translated"),
+        ({"labelled": 0.55}, {"labelled": 0.6}, "labelled-holdout"),
+        ({"calibration": 0.3}, {"calibration": 0.05}, "calibration"),
+        ({"confidence": 0.99}, {"confidence": 0.6}, "confidence"),
+    ],
+)
+def test_each_further_fault_is_named(candidate, reference, check):
+    before = measures(**reference)
+    checks = gate.decide(measures(**{**reference, **candidate}), before, before, 0.02, toy_spec(), LIMITS)
+    assert [c.name for c in checks if not c.passed] == [check]
+
+
+def test_harmless_steps_may_not_add_up():
+    fine = gate.cumulative(measures(source=0.57), 0.6, 0.3, LIMITS)
+    assert all(c.passed for c in fine)
+    far = gate.cumulative(measures(source=0.5), 0.6, 0.9, LIMITS)
+    assert [c.name for c in far if not c.passed] == ["total-distance", "total-source-holdout"]
+    assert [c.name for c in gate.cumulative(measures(), float("nan"), 0.1, LIMITS)] == ["total-distance"]

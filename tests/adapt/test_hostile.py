@@ -1,0 +1,137 @@
+"""Spoilt drives are declined for the right reason, honest ones are not; the measures on made-up pictures."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from adapt import hostile
+from adapt.data import street
+from adapt.limits import Limits
+from bench.attacks import ATTACKS
+
+LIMITS = Limits()
+
+
+def drive(domain: str, seed: int = 0) -> list[np.ndarray]:
+    """Four streets of six frames each, 48 m down each."""
+    return [
+        frame
+        for k in range(4)
+        for frame, _ in street.drive(830_000 + 100 * seed + k, domain, 6, (96, 192), step=2.5)
+    ]
+
+
+@pytest.fixture(scope="module")
+def dusk() -> list[np.ndarray]:
+    return drive("dusk")
+
+
+def refused(frames: list[np.ndarray]) -> dict[str, str]:
+    return {c.name: c.reason for c in hostile.look(frames, LIMITS) if not c.passed}
+
+
+@pytest.mark.parametrize("domain", street.DOMAINS)
+def test_an_honest_drive_is_not_declined(domain):
+    assert refused(drive(domain, seed=1)) == {}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_is_declined_for_its_reason(attack, dusk):
+    spoil, expected = ATTACKS[attack]
+    found = refused(spoil(dusk, np.random.default_rng(3)))
+    assert set(found) & set(expected), found
+    assert all(reason for reason in found.values())
+
+
+def test_sizes_of_two_cameras(dusk):
+    sizes = [(96, 192)] * 20 + [(480, 640)] * 4
+    found = [c for c in hostile.look(dusk, LIMITS, sizes=sizes) if not c.passed]
+    assert [c.name for c in found] == ["frames-size"]
+    assert "640x480: 4" in found[0].reason
+
+
+def test_a_standing_vehicle_and_a_bonnet_are_no_stickers():
+    """Ten frames at a light with a little life in them, then a drive; an own bonnet below all the time."""
+    rng = np.random.default_rng(0)
+    moving = drive("day", seed=2)
+    waiting = [moving[0].copy() for _ in range(10)]
+    for i, frame in enumerate(waiting):
+        frame[40:60, 10 * i : 10 * i + 20] = rng.integers(60, 120, (20, 20, 3))
+    frames = waiting + moving
+    for frame in frames:
+        frame[-16:, 30:160] = (20, 22, 25)
+    assert "frames-static" not in refused(frames)
+
+
+def test_one_change_for_good_is_not_two_cameras():
+    """Into a tunnel or under clouds: a domain that comes and stays is what adaptation is for."""
+    assert refused(drive("day", seed=3)[:12] + drive("dusk", seed=4)[:12]) == {}
+
+
+def test_populations_of_known_mixtures():
+    rng = np.random.default_rng(0)
+    one = rng.normal(0, 1, (400, 1))
+    apart, _, _, _ = hostile.populations(one)
+    assert apart == pytest.approx(2 / np.pi, abs=0.05)  # a Gaussian cut in the middle
+    two = np.where(np.arange(400) % 2, 5.0, -5.0)[:, None] + rng.normal(0, 0.5, (400, 1))
+    apart, minority, mixing, (a, b) = hostile.populations(two)
+    assert apart > 0.98
+    assert minority == 0.5
+    assert mixing == pytest.approx(2.0, abs=0.02)
+    assert sorted([float(a[0]), float(b[0])]) == pytest.approx([-5, 5], abs=0.2)
+    later = np.sort(two, axis=0)
+    assert hostile.populations(later)[2] < 0.02
+    assert hostile.populations(np.ones((9, 3)))[:3] == (0.0, 0.0, 0.0)
+
+
+def test_grid_peak_sees_one_period_and_not_edges_of_all():
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[:96, :128]
+    plain = [
+        np.clip(rng.normal(0, 12, (96, 128, 1)) + 120 + 60 * ((x + 9 * i) // 31 % 2)[..., None], 0, 255)
+        .repeat(3, 2).astype(np.uint8)
+        for i in range(12)
+    ]  # fmt: skip
+    beat = 8 * np.sin(2 * np.pi * (0.21 * x + 0.13 * y))[..., None]
+    screen = [np.clip(f + beat, 0, 255).astype(np.uint8) for f in plain]
+    assert hostile.grid_peak(plain) < LIMITS.grid < hostile.grid_peak(screen)
+
+
+def test_damage_is_named_and_night_is_none():
+    rng = np.random.default_rng(2)
+    a, b = (rng.integers(0, 256, (40, 60, 3), np.uint8) for _ in range(2))
+    assert hostile.damaged(a, b, LIMITS) == ""
+    half = a.copy()
+    half[20:] = 128
+    assert "half decoded" in hostile.damaged(half, None, LIMITS)
+    night = a // 40
+    night[30:] = 0
+    assert hostile.damaged(night, None, LIMITS) == ""
+    torn = b.copy()
+    torn[:15] = a[:15]
+    assert "torn" in hostile.damaged(torn, a, LIMITS)
+    assert hostile.damaged(a, a, LIMITS) == ""  # a repeated picture is another look's business
+
+
+def test_the_attacks_keep_size_and_number(dusk):
+    for spoil, _ in ATTACKS.values():
+        out = spoil(dusk, np.random.default_rng(0))
+        assert len(out) == len(dusk)
+        assert {f.shape for f in out} == {dusk[0].shape}
+        assert all(f.dtype == np.uint8 for f in out)
+    assert any((a != b).any() for a, b in pairwise(dusk))
+
+
+def test_a_round_declines_and_says_why(toy_pack, tmp_path):
+    from adapt.round import adapt
+    from tests.adapt.test_round import QUICK
+
+    frames = ATTACKS["sticker-3%"][0](drive("day"), np.random.default_rng(0))
+    result = adapt(toy_pack, frames, config=QUICK, out=tmp_path)
+    assert not result.accepted
+    assert result.pack is None
+    assert "frames-static" in result.report["gate"]["failed"]
+    assert not (tmp_path / "pack").exists()
