@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from adapt.data.base import DataError, Dataset, Resized, Subset, open_dataset, refuse_overlap
+from adapt.evaluate.truth import Truth, mean_iou, plan
 from adapt.files import write_json
 from adapt.progress import Bars
 from adapt.round import RoundConfig, RoundError, adapt
@@ -109,7 +110,10 @@ def run(arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
 
     table = TABLES[arguments.table]
     pack = load_pack(arguments.pack)
-    val = open_dataset(arguments.val or table.val.format(root=arguments.root))
+    described = arguments.val or table.val.format(root=arguments.root)
+    held = open_dataset(described)
+    how = plan(pack.spec.classes, described, truth=arguments.truth, who=str(arguments.pack))
+    val = Truth(held, how)
     network = pack.network()
     report: dict[str, Any] = {}
     if arguments.row != "source":
@@ -120,7 +124,8 @@ def run(arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
                 raise RoundError(f"--set {item}: no such setting of a round")
             value = json.loads(text)
             changes[key] = tuple(value) if isinstance(value, list) else value
-        target = open_dataset(arguments.target or table.target.format(root=arguments.root))
+        wanted = arguments.target or table.target.format(root=arguments.root)
+        target = open_dataset(wanted, labels=False)
         if arguments.limit and arguments.limit < len(target):
             target = Subset(
                 target, np.linspace(0, len(target) - 1, arguments.limit).round().astype(int).tolist()
@@ -134,12 +139,17 @@ def run(arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
         assert result.pack is not None
         network = result.pack.network()
     confusion: Confusion
-    confusion, calibration = score(network, pack.spec, val, progress=progress)
+    confusion, calibration = score(
+        network, pack.spec, val, progress=progress, table=how.answers, classes=len(how.classes)
+    )
+    if not confusion.matrix.any():
+        raise DataError(f"{described} holds no labelled frame: there is nothing to score a row on")
     iou = confusion.iou()
     found = {
         "table": arguments.table, "row": arguments.row, "pack": pack.sha256, "network": pack.spec.network,
-        "miou": confusion.miou(), "ece": calibration.ece(), "frames": len(val), "seed": arguments.seed,
-        "iou": {c: float(v) for c, v in zip(pack.spec.classes, iou, strict=True) if np.isfinite(v)},
+        "miou": mean_iou(confusion, how), "ece": calibration.ece(), "frames": len(val),
+        "seed": arguments.seed,
+        "iou": {c: float(v) for c, v in zip(how.classes, iou, strict=True) if np.isfinite(v)},
         "published": table.published[arguments.row],
         "gate": report.get("gate"), "seconds": report.get("seconds"),
     }  # fmt: skip
@@ -165,6 +175,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--root", default="data", metavar="DIR", help="folder with the sets by name (data)")
     p.add_argument("--target", metavar="SET", help="unlabelled frames (the table's)")
     p.add_argument("--val", metavar="SET", help="scored frames (the table's)")
+    p.add_argument("--truth", metavar="SPACE", help="label space of a --val folder if not the pack's")
     p.add_argument(
         "--limit", type=int, default=505, metavar="N", help="target frames, 0 = all (505, as published)"
     )

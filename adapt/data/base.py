@@ -7,6 +7,7 @@ text a command line gives.  No network, no training in here.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -21,6 +22,7 @@ __all__ = [
     "Mapped",
     "Resized",
     "Subset",
+    "Unlabelled",
     "iterate",
     "kinds",
     "open_dataset",
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 IGNORE = 255
+# What Pillow raises for files that are cut off, are no pictures or claim to be enormous.
+BROKEN = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 class DataError(Exception):
@@ -60,7 +64,7 @@ def read_frame(path: Path) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"{path} is missing: is the set unpacked completely?") from None
-    except OSError as error:
+    except BROKEN as error:
         raise DataError(f"{path} is no readable image ({error}): unpack the set again") from error
 
 
@@ -75,7 +79,7 @@ def read_label(path: Path) -> np.ndarray:
             return np.asarray(image)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: is the set unpacked completely?") from None
-    except OSError as error:
+    except BROKEN as error:
         raise DataError(f"{path} is no readable image ({error}): unpack the set again") from error
 
 
@@ -147,6 +151,22 @@ class InMemory:
         return f"number {i}"
 
 
+class Unlabelled:
+    """Another set without its labels."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.dataset[i][0], None
+
+    def name(self, i: int) -> str:
+        return self.dataset.name(i)
+
+
 class Subset:
     """Chosen frames of another set, in the order given."""
 
@@ -189,7 +209,7 @@ def refuse_overlap(train: Dataset, evaluation: Dataset) -> None:
 
 
 # ------------------------------------------------------------------------------------- by description
-def _camvid(text: str) -> Dataset:
+def _camvid(text: str, labels: bool) -> Dataset:
     from adapt.data.camvid import CamVid
 
     root, _, name = text.rpartition(":")
@@ -197,40 +217,41 @@ def _camvid(text: str) -> Dataset:
         raise DataError(
             f"camvid:{text} names no list: write camvid:ROOT:LIST, such as camvid:data/camvid:dusk_eval"
         )
-    return CamVid(root, name)
+    return CamVid(root, name, labels=labels)
 
 
-def _folder(text: str) -> Dataset:
+def _folder(text: str, labels: bool) -> Dataset:
     from adapt.data.folder import Folder
 
-    return Folder(text)
+    return Folder(text, labels=labels)
 
 
-def _street(text: str) -> Dataset:
+def _street(text: str, labels: bool) -> Dataset:
     from adapt.data.rendered import Rendered
 
     parts = text.split(":")
     if not 1 <= len(parts) <= 3:
         raise DataError(f"street:{text}: write street:DOMAIN[:COUNT[:FIRST_SEED]]")
     try:
-        return Rendered(parts[0], *(int(part) for part in parts[1:]))
+        rendered = Rendered(parts[0], *(int(part) for part in parts[1:]))
+        return rendered if labels else Unlabelled(rendered)
     except ValueError as error:
         raise DataError(f"street:{text}: {error}; write street:DOMAIN[:COUNT[:FIRST_SEED]]") from error
 
 
-def _driving(kind: str) -> Callable[[str], Dataset]:
-    def opener(text: str) -> Dataset:
+def _driving(kind: str) -> Callable[[str, bool], Dataset]:
+    def opener(text: str, labels: bool) -> Dataset:
         from adapt.data.driving import SETS, Driving
 
         if not SETS[kind].needs_split:
-            return Driving(kind, text)
+            return Driving(kind, text, labels=labels)
         root, _, split = text.rpartition(":")
-        return Driving(kind, root or text, split if root else "")
+        return Driving(kind, root or text, split if root else "", labels=labels)
 
     return opener
 
 
-_OPENERS: dict[str, Callable[[str], Dataset]] = {
+_OPENERS: dict[str, Callable[[str, bool], Dataset]] = {
     "camvid": _camvid,
     "folder": _folder,
     "street": _street,
@@ -243,9 +264,11 @@ def kinds() -> list[str]:
     return sorted(_OPENERS)
 
 
-def open_dataset(text: str) -> Dataset:
+def open_dataset(text: str, *, labels: bool = True) -> Dataset:
     """The data set a description names: camvid:ROOT:LIST, folder:PATH, street:DOMAIN[:COUNT[:FIRST_SEED]],
     and the published sets of `adapt.data.driving`, such as cityscapes:ROOT:SPLIT or gta5:ROOT.
+
+    With labels=False no label is read or asked for: what adaptation wants.
 
     Raises DataError with the remedy.
     """
@@ -254,4 +277,4 @@ def open_dataset(text: str) -> Dataset:
         raise DataError(
             f"{text!r} describes no data set: write KIND:WHERE with KIND one of {', '.join(kinds())}"
         )
-    return _OPENERS[kind](rest)
+    return _OPENERS[kind](rest, labels)

@@ -128,12 +128,25 @@ class Driving:
                     f"{kind}: {len(missing)} of {len(self.images)} frames have no label, first "
                     f"{self.label_path(missing[0])}: half unpacked? {expected}"
                 )
+            self._refuse_lone_labels(expected)
         self.table = np.full(256, 255, np.uint8)
         self.table[:19] = np.arange(19)
         if layout.ids is not None:
             self.table[:] = 255
             for theirs, ours in layout.ids.items():
                 self.table[theirs] = ours
+
+    def _refuse_lone_labels(self, expected: str) -> None:
+        """Frames come in other archives than labels: one that was not unpacked must not go unnoticed."""
+        pattern = self.layout.frames.format(split=self.split)
+        for old, new in self.layout.label:
+            pattern = pattern.replace(old, new)
+        known = {self.label_path(image) for image in self.images}
+        alone = [path for path in sorted(self.root.glob(pattern)) if path not in known]
+        if alone:
+            raise DataError(
+                f"{self.kind}: {len(alone)} labels have no frame, first {alone[0]}: half unpacked? {expected}"
+            )
 
     def label_path(self, frame: Path) -> Path:
         """Where the label of a frame is."""

@@ -19,14 +19,14 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 class Folder:
-    """Frames in name order; the label of NAME.jpg is labels/NAME.png where that exists.
+    """Frames in name order; the label of NAME.jpg is labels/NAME.png where that exists (labels=False: none).
 
     Raises:
         DataError: no such folder, no picture in it, or a label whose picture is missing.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.root = Path(path)
+    def __init__(self, path: str | os.PathLike[str], *, labels: bool = True) -> None:
+        self.root, self.labels = Path(path), labels
         if not self.root.is_dir():
             raise DataError(
                 f"there is no folder {self.root}; expected pictures in it, or frames/ and labels/"
@@ -40,7 +40,8 @@ class Folder:
             twice = next(s for s in stems if stems.count(s) > 1)
             raise DataError(f"{frames} has two pictures called {twice}: their label would be the same file")
         known = set(stems)
-        alone = [p.name for p in sorted((self.root / "labels").glob("*.png")) if p.stem not in known]
+        found = sorted((self.root / "labels").glob("*.png")) if labels else []
+        alone = [p.name for p in found if p.stem not in known]
         if alone:
             raise DataError(
                 f"{self.root}/labels has {len(alone)} labels without a picture, first {alone[0]}: "
@@ -53,7 +54,7 @@ class Folder:
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
         frame = read_frame(self.images[i])
         path = self.root / "labels" / f"{self.images[i].stem}.png"
-        if not path.is_file():
+        if not self.labels or not path.is_file():
             return frame, None
         label = read_label(path)
         if label.shape != frame.shape[:2]:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from adapt.data.base import DataError, Dataset, kinds, open_dataset
+from adapt.data.base import DataError, kinds, open_dataset
 from adapt.evaluate.plot import svg
-from adapt.evaluate.protocols import PROTOCOLS, set_space
+from adapt.evaluate.protocols import PROTOCOLS
 from adapt.evaluate.tables import markdown
+from adapt.evaluate.truth import Truth, mean_iou, plan
 from adapt.progress import Bars
 
 EPILOG = """\
@@ -75,93 +76,31 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-class _Truth:
-    """A labelled set in the label space that is scored; counts frames and names the one that is wrong.
-
-    Args:
-        classes: how many the labels may hold; words: whose they are.
-        table: uint8 [256], label -> scored label or 255, or None to leave them.
-    """
-
-    def __init__(self, dataset: Dataset, classes: int, table: np.ndarray | None, words: str) -> None:
-        self.dataset, self.classes, self.table, self.words = dataset, classes, table, words
-        self.labelled = 0
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
-        frame, label = self.dataset[i]
-        if label is None:
-            return frame, None
-        known = label[label != 255]
-        if known.size and int(known.max()) >= self.classes:
-            raise DataError(
-                f"the label of {self.dataset.name(i)} holds class {int(known.max())}, {self.words} has "
-                f"{self.classes} and 255 for none: say what the labels are with --truth, or map them"
-            )
-        self.labelled += 1
-        return frame, label if self.table is None else self.table[label]
-
-    def name(self, i: int) -> str:
-        return self.dataset.name(i)
-
-
-def _spaces(classes: tuple[str, ...], arguments: argparse.Namespace, path: str) -> tuple[Any, Any, Any, str]:
-    """(pack class -> scored class, label -> scored class, scored classes, name of the labels' space)."""
-    from networks.labels import SPACES, mapping
-
-    if arguments.truth and arguments.truth not in SPACES:
-        raise ValueError(f"label space {arguments.truth!r} is unknown; known: {', '.join(sorted(SPACES))}")
-    own = next((name for name, space in SPACES.items() if space.classes == classes), None)
-    theirs = arguments.truth or set_space(arguments.data) or own
-    protocol = PROTOCOLS[arguments.protocol] if arguments.protocol else None
-    goal = protocol.space if protocol else theirs
-    if own is None and goal is not None:
-        raise ValueError(
-            f"{path} has classes of no known label space: its answers cannot be mapped to {goal}; score it "
-            "on a folder whose labels are its own, without --truth and --protocol"
-        )
-    if goal is None or own is None or theirs is None:
-        return None, None, classes, "the pack"
-    ours, labels = mapping(own, goal), mapping(theirs, goal)
-    if protocol:
-        ours, labels = protocol.table()[ours], protocol.table()[labels]
-    return ours, labels, SPACES[goal].classes, theirs
-
-
 def evaluate(path: str, arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Scores of one pack as plain numbers (0..1)."""
     from adapt.train.supervised import score
-    from networks.labels import SPACES
     from networks.pack import load_pack
 
     pack = load_pack(path)
-    ours, labels, classes, theirs = _spaces(pack.spec.classes, arguments, path)
-    claimed = len(SPACES[theirs].classes) if theirs in SPACES else len(classes)
-    dataset = _Truth(open_dataset(arguments.data), claimed, labels, theirs)
+    how = plan(
+        pack.spec.classes, arguments.data, truth=arguments.truth, protocol=arguments.protocol, who=path
+    )
+    dataset = Truth(open_dataset(arguments.data), how)
     confusion, calibration = score(
-        pack.network(), pack.spec, dataset, batch=arguments.batch, progress=progress, table=ours,
-        classes=len(classes),
+        pack.network(), pack.spec, dataset, batch=arguments.batch, progress=progress, table=how.answers,
+        classes=len(how.classes),
     )  # fmt: skip
     if not confusion.matrix.any():
         raise ValueError(f"{arguments.data} holds no labelled frame: there is nothing to score on")
     iou = confusion.iou()
-    scored = tuple(classes)
-    miou = confusion.miou()
-    protocol = PROTOCOLS[arguments.protocol] if arguments.protocol else None
-    if protocol:
-        scored = protocol.scored
-        counted = [i for i, c in enumerate(classes) if c in protocol.averaged and confusion.matrix[i].any()]
-        miou = float(iou[counted].mean()) if counted else float("nan")
     return {
         "pack": str(path), "name": pack.spec.name, "version": pack.spec.version, "sha256": pack.sha256,
         "data": arguments.data, "protocol": arguments.protocol, "frames": dataset.labelled,
-        "unlabelled": len(dataset) - dataset.labelled, "miou": miou,
+        "unlabelled": len(dataset) - dataset.labelled, "miou": mean_iou(confusion, how),
         "accuracy": confusion.accuracy(), "ece": calibration.ece(),
         "iou": {
             c: (float(v) if np.isfinite(v) else None)
-            for c, v in zip(classes, iou, strict=True) if c in scored
+            for c, v in zip(how.classes, iou, strict=True) if c in how.scored
         },
         "calibration": calibration.curve(),
     }  # fmt: skip

@@ -112,3 +112,29 @@ def test_rendered_streets_by_text():
     assert data.name(1) == "day_000008"
     with pytest.raises(IndexError):
         data[2]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x89PNG\r\n\x1a\n",
+        b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + b"\xff" * 30,
+        b"GIF89a\xff",
+        b"\xff\xd8\xff",
+    ],
+)
+def test_a_damaged_picture_is_named(tmp_path, content):
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match="no readable image"):
+        Folder(tmp_path)[0]
+
+
+def test_without_labels_none_is_read(tmp_path):
+    for name in ("frames", "labels"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "frames" / "a.png")
+    (tmp_path / "labels" / "a.png").write_bytes(b"no label at all")
+    assert open_dataset(f"folder:{tmp_path}", labels=False)[0][1] is None
+    assert open_dataset("street:day:1", labels=False)[0][1] is None

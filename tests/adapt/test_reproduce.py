@@ -70,3 +70,12 @@ def test_a_missing_set_and_a_wrong_setting_end_with_one_line(toy_pack, sets, cap
     assert "expected leftImg8bit" in capsys.readouterr().err
     assert main(arguments(toy_pack, sets, "cbst", "--set", "nothing=1")) == 1
     assert "no such setting" in capsys.readouterr().err
+
+
+def test_target_labels_are_neither_read_nor_asked_for(toy_pack, sets, capsys):
+    (sets / "target" / "labels" / "0.png").write_bytes(b"no label at all")
+    assert main(arguments(toy_pack, sets, "cbst")) == 0
+    for file in (sets / "val" / "labels").glob("*.png"):
+        file.unlink()
+    assert main(arguments(toy_pack, sets, "source")) == 1
+    assert "holds no labelled frame" in capsys.readouterr().err

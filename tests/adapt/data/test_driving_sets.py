@@ -67,10 +67,18 @@ def test_each_layout_is_read_into_train_ids(tmp_path, kind):
     data = open_dataset(f"{kind}:{tmp_path}{split}")
     assert len(data) == 1
     assert data[0][1][0].tolist() == train_ids
+    lone = (tmp_path / label).with_name((tmp_path / label).name.replace("a_", "b_").replace("0", "1"))
+    lone = lone if lone.name != (tmp_path / label).name else lone.with_name("b.png")
+    put(lone, ids)
+    with pytest.raises(DataError, match=r"1 labels have no frame.*half unpacked.*expected"):
+        open_dataset(f"{kind}:{tmp_path}{split}")
+    lone.unlink()
     (tmp_path / label).unlink()
     with pytest.raises(DataError, match="1 of 1 frames have no label") as error:
         open_dataset(f"{kind}:{tmp_path}{split}")
     assert "expected" in str(error.value)
+    unlabelled = open_dataset(f"{kind}:{tmp_path}{split}", labels=False)
+    assert unlabelled[0][1] is None
 
 
 def test_synthia_keeps_the_class_in_sixteen_bits(tmp_path):
