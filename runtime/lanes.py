@@ -1,31 +1,52 @@
 """The client's side of shared memory: lanes through which a frame goes and its answer comes back.
 
-A lane is one region that one request uses at a time.  Its file is unlinked as soon as the
-server has opened it, so that a client that is killed leaves nothing behind.
+A lane is one region that one request uses at a time.  Its file is unlinked as soon as the server has opened
+it, so that a client that is killed leaves no file; and the client holds a lock on it as long as it lives, by
+which the server sees that a lane has lost its owner (`runtime/shm.py`) and gives its memory back.
+
+Knows neither gRPC nor how a lane is made known to the server: `Pool` keeps the lanes of one client.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import mmap
 import os
 import threading
 import uuid
-from collections.abc import Callable
 
 from runtime.tensors import Array
 
 _DIRECTORY = "/dev/shm"
-Register = Callable[[str, str, int], None]  # name, key, bytes
-Unregister = Callable[[str], None]
+PREFIX = "roadworthy-lane-"  # of the names of lanes: who finds one unlocked may take it away
 
 
 class Lane:
-    """`size` bytes that both sides see."""
+    """`size` bytes that both sides see.  Its file has a name until `unlink`."""
 
-    def __init__(self, name: str, size: int, memory: mmap.mmap) -> None:
-        self.name = name
-        self.size = size
-        self.memory = memory
+    def __init__(self, size: int) -> None:
+        self.size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.name = f"{PREFIX}{os.getpid()}-{uuid.uuid4().hex}"
+        self._path = f"{_DIRECTORY}/{self.name}"
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            os.posix_fallocate(self._descriptor, 0, self.size)  # a full tmpfs says so here, not by SIGBUS
+            self.memory = mmap.mmap(self._descriptor, self.size)
+        except BaseException:
+            self.unlink()
+            os.close(self._descriptor)
+            raise
+
+    @property
+    def key(self) -> str:
+        """What the server opens."""
+        return f"/{self.name}"
+
+    def unlink(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
 
     def put(self, array: Array, offset: int = 0) -> None:
         """Copies a contiguous array into the lane."""
@@ -35,63 +56,44 @@ class Lane:
         """A copy: the lane is used again."""
         return self.memory[offset : offset + size]
 
+    def close(self) -> None:
+        """Our side of it.  The server's stays until it is unregistered, or found without an owner."""
+        if self._descriptor >= 0:
+            self.memory.close()
+            os.close(self._descriptor)
+            self._descriptor = -1
 
-class Lanes:
-    """The lanes of one client, made when they are needed and kept for the next request."""
 
-    def __init__(self, register: Register, unregister: Unregister) -> None:
-        self._register = register
-        self._unregister = unregister
+class Pool:
+    """The lanes of one client, kept for the next request.  May be used from several threads."""
+
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._free: list[Lane] = []
-        self._made: dict[str, Lane] = {}
+        self._closed = False
 
-    def borrow(self, size: int) -> Lane:
-        """A lane of at least `size` bytes for the caller alone; raises OSError or what registering raises."""
+    def borrow(self, size: int) -> tuple[Lane | None, Lane | None]:
+        """(a free lane of at least `size` bytes for the caller alone, a smaller one that is to be ended):
+        one of them or neither.
+        """
         with self._lock:
             for index, lane in enumerate(self._free):
                 if lane.size >= size:
-                    return self._free.pop(index)
-            small = self._free.pop() if self._free else None
-        if small is not None:
-            self.drop(small)
-        lane = _make(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE, self._register)
-        with self._lock:
-            self._made[lane.name] = lane
-        return lane
+                    return self._free.pop(index), None
+            return None, self._free.pop() if self._free else None
 
-    def give_back(self, lane: Lane) -> None:
+    def give_back(self, lane: Lane) -> bool:
+        """False when the client has been closed meanwhile: the caller ends the lane."""
         with self._lock:
-            if lane.name in self._made:
+            if not self._closed:
                 self._free.append(lane)
+            return not self._closed
 
-    def drop(self, lane: Lane) -> None:
-        """Ends a lane, on the server too."""
+    def close(self) -> list[Lane]:
+        """The lanes that are free now, to be ended by the caller; the others come to an end as they come
+        back.
+        """
         with self._lock:
-            self._made.pop(lane.name, None)
-        self._unregister(lane.name)
-        lane.memory.close()
-
-    def close(self) -> None:
-        with self._lock:
+            self._closed = True
             lanes, self._free = self._free, []
-        for lane in lanes:
-            self.drop(lane)
-
-
-def _make(size: int, register: Register) -> Lane:
-    name = f"roadworthy-{os.getpid()}-{uuid.uuid4().hex}"
-    path = f"{_DIRECTORY}/{name}"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.posix_fallocate(descriptor, 0, size)  # a full tmpfs says so here, not by SIGBUS later
-        memory = mmap.mmap(descriptor, size)
-        try:
-            register(name, f"/{name}", size)
-        except BaseException:
-            memory.close()
-            raise
-        return Lane(name, size, memory)
-    finally:
-        os.close(descriptor)
-        os.unlink(path)
+        return lanes

@@ -186,6 +186,7 @@ def _bytes(array: Array | None, index: int) -> bytes:
 
 
 def _followed(ticket: Ticket, context: Any) -> Iterator[pb.Event]:
+    context.send_initial_metadata(())  # it is taken; its first event comes when it is its turn
     for event in ticket.follow(context.is_active):
         yield _event(event)
 
