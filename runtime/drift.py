@@ -4,8 +4,8 @@
 
 Signals of a segmentation answer, all computed on a sub-sampled grid:
 
-    confidence         mean max softmax                                                    (both directions)
-    class-confidence   mean over shown classes of W₁ between the frame's and the baseline's histogram    (up)
+    confidence         mean max softmax, less what the mixture of classes explains         (both directions)
+    class-confidence   W₁ between the frame's and the baseline's histogram of each class, mean           (up)
     shares             Jensen-Shannon distance of the class shares to the baseline's                     (up)
     entropy            entropy of the class shares, in nats                                (both directions)
     edges              share of neighbouring pixels with different labels                  (both directions)
@@ -62,6 +62,7 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 BINS = 32  # of a confidence histogram: 8 levels of the byte each
+LEVELS = (np.arange(BINS) + 0.5) / BINS  # confidence of a bin
 GRID = 160  # pixels of the longer side that are looked at
 NAME = 64  # characters of a source's name that are kept
 CLIP = 4.0  # of a block's z: one odd block is no drift
@@ -228,8 +229,8 @@ def long_run_deviation(points: Array) -> float:
         max(phi + (1 + 4 * phi) / n, 0.0), 0.9
     )  # the estimate of a short series is biased towards nought
     freedom = max((n - 1) * (1 - phi) / (1 + phi), 2.0)
-    # 10 % quantile of χ² by Wilson and Hilferty, PNAS 1931
-    low = freedom * max(1 - 2 / (9 * freedom) - 1.2816 * math.sqrt(2 / (9 * freedom)), 0.05) ** 3
+    # 30 % quantile of χ² by Wilson and Hilferty, PNAS 1931
+    low = freedom * max(1 - 2 / (9 * freedom) - 0.5244 * math.sqrt(2 / (9 * freedom)), 0.05) ** 3
     return math.sqrt(variance * (1 + phi) / (1 - phi) * freedom / low)
 
 
@@ -296,15 +297,32 @@ def js_distance(p: Array, q: Array) -> float:
     return math.sqrt(max(float(a + b) / 2, 0.0))
 
 
-def wasserstein(histogram: Array, base: Array, least: float = 0.005) -> float:
-    """Mean over classes with a share of `least` in both of W₁ between their confidence histograms, 0..1."""
+def wasserstein(histogram: Array, base: Array, least: float = 0.002) -> float:
+    """W₁ between the confidence histograms of a class, 0..1, mean over classes weighted by the frame's
+    shares.
+
+    Classes without a share of `least` on both sides are left out.
+    """
     ours, theirs = histogram.sum(1), base.sum(1)
     both = (ours >= least) & (theirs >= least)
     if not both.any():
         return 0.0
     a = np.cumsum(histogram[both] / ours[both, None], axis=1)
     b = np.cumsum(base[both] / theirs[both, None], axis=1)
-    return float(np.abs(a - b).mean())
+    return float(np.average(np.abs(a - b).mean(1), weights=ours[both]))
+
+
+def composition(histogram: Array, base: Array) -> float:
+    """By how much the mean confidence differs because of what is in the picture: Σ_c (share_c − base
+    share_c)·m_c.
+
+    m_c: mean confidence of class c in `base`.  A street with many thin things is less sure and has not
+    drifted.
+    """
+    theirs = base.sum(1)
+    mean = (base @ LEVELS) / np.maximum(theirs, 1e-12)
+    known = theirs > 0
+    return float(((histogram.sum(1) - theirs)[known] * (mean[known] - float(base.sum(0) @ LEVELS))).sum())
 
 
 def _reference(reference: Mapping[str, Array] | None, classes: int) -> tuple[Array | None, Array | None]:
@@ -428,6 +446,7 @@ class SourceDrift:
         values[name] = js_distance(sample.histogram.sum(1), self.share)
         if "confidence" in values and self.histogram is not None:
             values["class-confidence"] = wasserstein(sample.histogram, self.histogram)
+            values["confidence"] -= composition(sample.histogram, self.histogram)
         return values
 
     def _learnt(self, at: float) -> bool:

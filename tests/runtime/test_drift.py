@@ -51,8 +51,8 @@ def test_correlated_noise_of_the_same_long_run_deviation_alarms_no_more_often():
     assert run_lengths(h, 0.5, 1500, 5000, np.random.default_rng(1), phi=0.6) > 300.0
 
 
-def test_the_long_run_deviation_is_not_underestimated():
-    """AR(1) of deviation 1 and φ = .6 has the long-run deviation 2; from 60 points it is rarely put lower."""
+def test_the_long_run_deviation_is_not_put_too_low():
+    """AR(1) of deviation 1 and φ = .6 has the long-run deviation 2; what ignores φ says 1."""
     rng = np.random.default_rng(2)
     found = []
     for _ in range(300):
@@ -61,8 +61,22 @@ def test_the_long_run_deviation_is_not_underestimated():
         for i in range(1, 60):
             x[i] = 0.6 * x[i - 1] + 0.8 * rng.standard_normal()
         found.append(drift.long_run_deviation(x))
-    assert np.mean(np.array(found) < 0.8 * 2.0) < 0.15
-    assert 1.8 < np.median(found) < 4.0
+    assert 2.0 < np.median(found) < 3.0
+    assert np.mean(np.array(found) < 0.7 * 2.0) < 0.1
+    steady = [drift.long_run_deviation(rng.standard_normal(60)) for _ in range(300)]
+    assert 1.0 < np.median(steady) < 1.3
+
+
+def test_a_busier_street_is_no_less_sure():
+    """Thin things are never sure: more of them lowers the mean confidence, and that is no drift."""
+    base = np.zeros((2, drift.BINS))
+    base[0, -1], base[1, 16] = 0.9, 0.1
+    busy = np.zeros((2, drift.BINS))
+    busy[0, -1], busy[1, 16] = 0.6, 0.4
+    raw = float((busy.sum(0) - base.sum(0)) @ drift.LEVELS)
+    assert raw < -0.1
+    assert raw - drift.composition(busy, base) == pytest.approx(0.0, abs=1e-9)
+    assert drift.wasserstein(busy, base) == pytest.approx(0.0)
 
 
 # ---------------------------------------------------------------------------------------------- signals

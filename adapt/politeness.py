@@ -1,0 +1,99 @@
+"""The adapter takes what serving leaves: priorities of the processor, the disk and the GPU of this process.
+
+Everything is asked for and nothing insisted on: what a system refuses is left as it is and named in the
+answer. Called once, at the start, by the process that trains.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+__all__ = ["be_polite", "gpu_background"]
+
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
+_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE
+
+
+def be_polite(*, nice: int = 10, idle: bool = False, cores: Sequence[int] | None = None) -> dict[str, str]:
+    """Lower the priority of this process and everything it will start.
+
+    Args:
+        nice: 0 (as it is) to 19.
+        idle: SCHED_IDLE: runs only where nothing else wants the core.  Serving then takes a core back at
+        once.
+        cores: the only cores it may use, or None = all it has now.
+
+    Returns what was done, by name, and for what was refused the reason.
+
+    Raises:
+        ValueError: a core that this process may not use.
+    """
+    said: dict[str, str] = {}
+
+    def attempt(name: str, done: str, work: object, *arguments: object) -> None:
+        try:
+            work(*arguments)  # type: ignore[operator]
+            said[name] = done
+        except (OSError, AttributeError) as error:
+            said[name] = f"refused ({error})"
+
+    if cores is not None:
+        allowed = os.sched_getaffinity(0)
+        if not cores or not set(cores) <= allowed:
+            raise ValueError(
+                f"cores {sorted(cores)}: this process may use {sorted(allowed)}; choose of those"
+            )
+        attempt("cores", ",".join(map(str, sorted(cores))), os.sched_setaffinity, 0, set(cores))
+    wanted = max(0, min(nice, 19))
+    if wanted > os.getpriority(os.PRIO_PROCESS, 0):
+        attempt("nice", str(wanted), os.setpriority, os.PRIO_PROCESS, 0, wanted)
+    if wanted:
+        attempt("disk", "idle", _idle_disk)
+    if idle:
+        attempt("scheduling", "idle", os.sched_setscheduler, 0, os.SCHED_IDLE, os.sched_param(0))
+        # With autogroups a priority counts within its session alone: one of our own is lowered as a whole.
+        # Where we lead a process group already (started from a terminal) it stays as it is, and Ctrl-C still
+        # works.
+        with contextlib.suppress(OSError):
+            os.setsid()
+        if os.getsid(0) == os.getpid():
+            attempt("session", "19", Path("/proc/self/autogroup").write_text, "19")
+    return said
+
+
+def _idle_disk() -> None:
+    number = _IOPRIO_SET.get(platform.machine())
+    if number is None:
+        raise OSError(f"not known on {platform.machine()}")
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.syscall(number, 1, 0, _IDLE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+@contextlib.contextmanager
+def gpu_background(fraction: float | None = None) -> Iterator[None]:
+    """CUDA work inside runs on a stream of the lowest priority, in at most `fraction` of the device's memory.
+
+    Without a CUDA device it does nothing.
+
+    Raises:
+        ValueError: the fraction is not above 0 and at most 1.
+    """
+    if fraction is not None and not 0 < fraction <= 1:
+        raise ValueError(f"GPU memory fraction {fraction}: give a number above 0 and at most 1")
+    import torch
+
+    if not torch.cuda.is_available():
+        yield
+        return
+    if fraction is not None:
+        torch.cuda.set_per_process_memory_fraction(fraction)
+    background = torch.cuda.Stream(priority=0)  # type: ignore[no-untyped-call]  # 0 is CUDA's lowest
+    with torch.cuda.stream(background):
+        yield
