@@ -57,8 +57,8 @@ class PackSpec:
 
     `mean` and `std` apply to channel values scaled to 0..1, in the order of `channel_order`.  `size` is the
     (height, width) the network was trained for.  `parent` is the SHA-256 of the pack this one was adapted
-    from, or empty.  A joint pack may name its edge classes where they are not `classes`, and a pack with
-    edges the probability from which a class's edge is served as one (`edge_thresholds`; empty: a half).
+    from, or empty.  A pack with edges may name their classes where they are not `classes`, and give the
+    probability from which a class's edge is served as one (`edge_thresholds`; empty: a half).
     """
 
     name: str
@@ -131,8 +131,6 @@ class PackSpec:
         names, limits = self.edge_classes, self.edge_thresholds
         if not all(isinstance(c, str) and c for c in names) or len(set(names)) != len(names):
             return "edge_classes must be distinct names"
-        if names and self.task == "edges" and names != self.classes:
-            return "edge_classes of an edge pack are its classes: leave edge_classes out"
         if not all(isinstance(t, float) and 0 < t < 1 for t in limits):
             return f"edge_thresholds must be numbers between 0 and 1, not {list(limits)}"
         wanted = len(names or self.classes)

@@ -291,7 +291,6 @@ class TestWhatIsRefused:
             ("numbers between 0 and 1", {"edge_thresholds": (0.5, 1.0, 0.5)}),
             ("2 entries for 3 edge classes", {"edge_thresholds": (0.5, 0.5)}),
             ("distinct names", {"edge_classes": ("a", "a", "b")}),
-            ("are its classes", {"edge_classes": ("a", "b", "c")}),
         ],
     )
     def test_a_description_that_cannot_be(self, words, changes):

@@ -6,25 +6,15 @@ import pytest
 
 from export.lint import lint
 from export.tensorrt import BuildOptions, build_plan
-from export.tensorrt_rtx import tensorrt_rtx
 from runtime.engines.tensorrt_library import Library, TensorRTError
 from tests.export.test_lint import ILLEGAL, LEGAL
 
-pytestmark = pytest.mark.peers
 # The check is stricter here, on purpose: the parser takes what it does not document, or changes its meaning.
 STRICTER = {
     "mode 'cubic'": "built, but the documented modes are nearest and linear",
     "opset 27": "the parser has no gate for opsets, but 9 to 24 are documented",
     "UINT8 quantisation becomes INT8": "built with a warning, with another range than was written",
 }
-
-
-@pytest.fixture(scope="module")
-def library() -> Library:
-    try:
-        return tensorrt_rtx()
-    except TensorRTError as error:
-        pytest.skip(str(error))
 
 
 def built(probe: object, library: Library) -> str:

@@ -16,22 +16,12 @@ import pytest
 
 from export.half import to_half
 from export.tensorrt import BuildOptions, Cancelled, build_plan, main, monitor
-from export.tensorrt_rtx import tensorrt_rtx
 from runtime import cuda
 from runtime.engines import tensorrt_library
 from runtime.engines.tensorrt_library import Library, Log, TensorRTError, logger
 from tests.tensorrt.graphs import segmentation
 
-pytestmark = pytest.mark.peers
 RTX = "tensorrt-rtx"
-
-
-@pytest.fixture(scope="module")
-def library() -> Library:
-    try:
-        return tensorrt_rtx()
-    except TensorRTError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
