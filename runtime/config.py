@@ -304,8 +304,16 @@ class ServerConfig:
             raise ConfigError(
                 f"tracing.endpoint = '{self.tracing.endpoint}': must begin with http:// or, for TLS, https://"
             )
+        taken: dict[str, str] = {}
         for group, members in self.groups.items():
             _group(group, members)
+            for member in members:
+                if member in self.groups:
+                    raise ConfigError(f"groups.{group}: '{member}' is a group itself; name its members")
+                if taken.setdefault(member, group) != group:
+                    raise ConfigError(
+                        f"groups.{group}: '{member}' is in '{taken[member]}' already; a model is in one group"
+                    )
 
 
 def load(path: Path | str, **overrides: Any) -> ServerConfig:

@@ -62,7 +62,7 @@ class Metrics:
         )
         failure = Metric("nv_inference_request_failure", "Number of failed inference requests", "unknown")
         accounts: list[tuple[str, Account]] = [("", self._service.account)]  # "" = the whole server
-        accounts += [(name, host.account) for name, host in self._service.hosts().items()]
+        accounts += [(name, host.account) for name, host in self._service.served().items()]
         for name, account in accounts:
             now = account.snapshot()
             accepted.add_metric((name,), now.accepted)
@@ -80,7 +80,7 @@ class Metrics:
     def _statistics(self) -> Iterator[Metric]:
         # "unknown" because Triton's names lack the suffix that the library gives to counters
         families = {name: Metric(name, text, "unknown") for name, text in _TRITON}
-        for model, host in self._service.hosts().items():
+        for model, host in self._service.served().items():
             for version, statistics in host.statistics().items():
                 now = statistics.snapshot()
                 values = (

@@ -155,7 +155,9 @@ class Repository:
         return value if isinstance(value, dict) else None
 
     def last_live(self, model: str) -> dict[str, Any]:
-        """{"live", "previous"} by the history, for when live.json is lost; empty where nothing was live."""
+        """{"live", "previous", "pinned", "frozen", "frozen_reason"} by the history, for when live.json is
+        lost; empty where nothing was live.
+        """
         numbers = [
             entry["version"]
             for entry in self.history(model)
@@ -165,7 +167,12 @@ class Repository:
             return {}
         rolled_back = {e.get("version") for e in self.history(model) if e.get("state") == "ROLLED_BACK"}
         before = [n for n in numbers if n != numbers[-1] and n not in rolled_back]
-        return {"live": numbers[-1], "previous": before[-1] if before else None}
+        flags: dict[str, Any] = {}
+        for entry in self.history(model):
+            detail = entry.get("detail")
+            if entry.get("state") == "NOTE" and isinstance(detail, dict) and "pinned" in detail:
+                flags = {key: detail.get(key) for key in ("pinned", "frozen", "frozen_reason")}
+        return {"live": numbers[-1], "previous": before[-1] if before else None, **flags}
 
     def history(self, model: str) -> list[dict[str, Any]]:
         """One dictionary per transition, oldest first.  A line torn by a kill is skipped."""
@@ -184,6 +191,12 @@ class Repository:
         return entries
 
     # -- writing ---------------------------------------------------------------------
+
+    def home(self, name: str) -> Path:
+        """The directory of a model, or of a frame group, which has no versions; made when it is absent."""
+        home = self.path / check_name(name)
+        home.mkdir(exist_ok=True)
+        return home
 
     def stage(self, model: str) -> Path:
         """A fresh directory to write a version into; `publish` turns it into one."""

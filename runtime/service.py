@@ -12,15 +12,17 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from runtime.accounts import Account
 from runtime.adapters import Adapters
 from runtime.config import ServerConfig
-from runtime.errors import Code, Refused, ServiceError
+from runtime.errors import Code, ConfigError, Refused, ServiceError
 from runtime.events import Bus, Event, State
+from runtime.group_swap import GroupController, GroupTicket
+from runtime.groups import FrameGroup
 from runtime.host import Answer, InferRequest, ModelHost, parse_version
 from runtime.memory import Ledger
 from runtime.monitors import Monitors
@@ -31,6 +33,7 @@ from runtime.slot import Slot
 from runtime.swap import SwapController, Ticket
 from runtime.tap import Tap
 from runtime.tensors import raw
+from runtime.ties import Free, Ties
 
 log = logging.getLogger("roadworthy.service")
 EXTENSIONS = (
@@ -83,6 +86,10 @@ class Service:
         self._lock = threading.Lock()
         self._hosts: dict[str, ModelHost] = {}
         self._controllers: dict[str, SwapController] = {}
+        self._groups = {
+            name: GroupController(name, members, self.repository, config, self.bus)
+            for name, members in config.groups.items()
+        }
 
     # -- life ------------------------------------------------------------------------
 
@@ -95,8 +102,16 @@ class Service:
             public_key(key)
         for path in self.repository.sweep():
             log.info("swept %s", path.name)
-        for model in self.repository.models():
-            if not self.config.models or model in self.config.models:
+        models = self.repository.models()
+        for name, group in self._groups.items():
+            if name in models:
+                raise ConfigError(f"groups.{name}: the repository has a model of that name; rename the group")
+            for model in group.members:
+                if model in models and self._chosen_to_serve(model):
+                    self._open(model)
+            group.start()
+        for model in models:
+            if self._chosen_to_serve(model) and model not in self._controllers:
                 self._open(model).start()
 
     def configure(self, config: ServerConfig) -> list[str]:
@@ -110,6 +125,8 @@ class Service:
         self.config = dataclasses.replace(self.config, **{name: getattr(config, name) for name in taken})
         self.ledger.configure(config.guard)
         self.monitors.configure(config.drift)
+        for group in self._groups.values():
+            group.configure(self.config)
         for controller in self.controllers().values():
             controller.configure(self.config)
         return different
@@ -117,6 +134,8 @@ class Service:
     def drain(self, timeout: float) -> bool:
         """Refuses what is new and waits for what is in flight; False when it did not finish in time."""
         self.draining = True
+        for group in self._groups.values():
+            group.stop()
         for controller in self.controllers().values():
             controller.stop()
         self.adapters.close()
@@ -140,6 +159,27 @@ class Service:
         with self._lock:
             return dict(self._controllers)
 
+    def groups(self) -> dict[str, GroupController]:
+        return dict(self._groups)
+
+    def group(self, name: str) -> GroupController:
+        """Raises ServiceError(NOT_FOUND)."""
+        if name not in self._groups:
+            known = ", ".join(self._groups) or "none; [groups] in the configuration makes one"
+            raise ServiceError(
+                Code.NOT_FOUND, f"there is no group '{name[:200]}'; groups: {known}", "unknown-model"
+            )
+        return self._groups[name]
+
+    def served(self) -> dict[str, ModelHost | FrameGroup]:
+        """Everything that answers requests, by the name that a request gives."""
+        return {**self.hosts(), **{name: group.host for name, group in self._groups.items()}}
+
+    def answering(self, name: str) -> ModelHost | FrameGroup:
+        """The model or group of that name.  Raises ServiceError(NOT_FOUND)."""
+        group = self._groups.get(name)
+        return group.host if group is not None else self.host(name)
+
     def host(self, model: str) -> ModelHost:
         host = self._hosts.get(model)
         if host is None:
@@ -157,7 +197,7 @@ class Service:
             known = bool(self.repository.versions(model))
         except ValueError as error:
             raise ServiceError(Code.INVALID_ARGUMENT, str(error), "invalid") from error
-        if not known or (self.config.models and model not in self.config.models):
+        if not known or not self._chosen_to_serve(model):
             raise ServiceError(
                 Code.NOT_FOUND,
                 f"'{model}' is not in the repository; publish a version first",
@@ -165,17 +205,24 @@ class Service:
             )
         return self._open(model)
 
+    def _chosen_to_serve(self, model: str) -> bool:
+        return not self.config.models or model in self.config.models
+
     def _open(self, model: str) -> SwapController:
         with self._lock:
             if model not in self._controllers:
-                host = ModelHost(model, self.config)
+                group = next((g for g in self._groups.values() if model in g.members), None)
+                ties: Ties = group or Free()
+                host = ModelHost(model, self.config, ties.slots)
                 host.observe(self.tap)
                 self.monitors.follow(host)
                 self._hosts[model] = host
                 self.ledger.add(host)
                 self._controllers[model] = SwapController(
-                    host, self.repository, self.config, self.bus, self.ledger
+                    host, self.repository, self.config, self.bus, self.ledger, ties
                 )
+                if group is not None:
+                    group.join(self._controllers[model])
             return self._controllers[model]
 
     # -- requests --------------------------------------------------------------------
@@ -197,7 +244,7 @@ class Service:
         on_job: Callable[[Callable[[], None]], None] | None,
     ) -> Answer:
         parse_version(request.version)
-        host = self.host(request.model)
+        host = self.answering(request.model)
         held: list[Region] = []
         try:
             for tensor in request.inputs:
@@ -224,7 +271,7 @@ class Service:
 
     def accounted(self, model: str, answer: Callable[[], Answer]) -> Answer:
         """Runs `answer` inside the accounts of the server and, where it is known, of the model."""
-        host = self._hosts.get(model)
+        host = self.served().get(model)
         accounts = [self.account] if host is None else [self.account, host.account]
         for account in accounts:
             account.accept()
@@ -252,13 +299,13 @@ class Service:
 
     def ready(self) -> bool:
         """Every model has a live version (and there is at least one), and the server is not draining."""
-        hosts = self.hosts()
+        hosts = self.served()
         return bool(hosts) and not self.draining and all(host.live is not None for host in hosts.values())
 
     def model_ready(self, model: str, version: str) -> bool:
         """As Triton: an unknown model is not ready, which is no error; a malformed version is."""
         parse_version(version)
-        host = self._hosts.get(model)
+        host = self.served().get(model)
         if host is None or self.draining:
             return False
         try:
@@ -270,7 +317,7 @@ class Service:
     def slot(self, model: str, version: str) -> Slot:
         """The slot that would answer; raises ServiceError in Triton's order: version, model, loaded."""
         parse_version(version)
-        return self.host(model).slot(version)
+        return self.answering(model).slot(version)
 
     def properties(self, slot: Slot) -> dict[str, str]:
         """What ModelMetadata says beyond Triton: classes, colours, lineage."""
@@ -281,6 +328,9 @@ class Service:
             "classes": list(slot.classes),
             "colours": manifest.get("colours") or [],
             "task": manifest.get("task", ""),
+            "edge_classes": manifest.get("edge_classes") or "",
+            "edge_thresholds": manifest.get("edge_thresholds") or "",
+            "members": manifest.get("members") or "",
             "pack": pack.get("sha256", ""),
             "pack_name": pack.get("name", ""),
             "parent": pack.get("parent", ""),
@@ -308,6 +358,16 @@ class Service:
         if version < 1:
             raise ServiceError(Code.INVALID_ARGUMENT, f"version {version}: versions count from 1", "invalid")
         return self.controller(model).submit(version, shadow=shadow)
+
+    def submit_group(self, group: str, members: Mapping[str, int], *, shadow: bool = True) -> GroupTicket:
+        """Versions of some or all members, to become live together or not at all.  Raises ServiceError."""
+        if self.draining:
+            raise ServiceError(Code.UNAVAILABLE, "the server is shutting down", "draining")
+        controller = self.group(group)
+        for model in members:
+            if model in controller.members:
+                self.controller(model)  # one that has appeared since the start
+        return controller.submit(members, shadow=shadow)
 
     def rollback(self, model: str) -> Event:
         return self.controller(model).rollback()

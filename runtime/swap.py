@@ -3,85 +3,74 @@
     SUBMITTED -> VERIFIED -> SHADOWING -> LIVE -> (RETIRED | ROLLED_BACK)   or REJECTED(check, reason)
 
 One controller a model, one swap at a time.  Everything heavy runs on a thread of low
-priority, off the answer path; the flip itself is one reference.  Knows the repository,
-the host and the guard; knows no gRPC.
+priority, off the answer path; the flip itself is one reference, or one for each model that
+is tied to it.  Knows the repository, the host and the guard; knows no gRPC.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from runtime.config import ServerConfig
 from runtime.errors import Code, Refused, ServiceError
-from runtime.events import TERMINAL, Bus, Event, State
+from runtime.events import Bus, Event, State
 from runtime.host import ModelHost
 from runtime.memory import Ledger
 from runtime.priority import LowPriority
 from runtime.repository import Repository
 from runtime.shadow import Shadow
 from runtime.slot import Slot
+from runtime.ticket import Ticket
+from runtime.ties import Ties
 from runtime.verify import Candidate, Golden, Verifier
 from runtime.watch import Baseline, Watch
 
 log = logging.getLogger("roadworthy.swap")
 
 
-class Ticket:
-    """The events of one submission, for any number of followers.  Following is reading; leaving stops
-    nothing.
-    """
+@dataclass
+class Prepared:
+    """A version that has passed every check and waits for its flip."""
 
-    def __init__(self, model: str, version: int, shadow: bool) -> None:
-        self.model = model
-        self.version = version
-        self.shadow = shadow
-        self._events: list[Event] = []
-        self._changed = threading.Condition()
-
-    def put(self, event: Event) -> None:
-        with self._changed:
-            self._events.append(event)
-            self._changed.notify_all()
-
-    def follow(self, alive: Callable[[], bool] = lambda: True) -> Iterator[Event]:
-        """Every event from the first on, until LIVE or REJECTED (or until `alive()` is False)."""
-        index = 0
-        while alive():
-            with self._changed:
-                if not self._changed.wait_for(lambda: len(self._events) > index, 0.5):  # noqa: B023
-                    continue
-                event = self._events[index]
-            index += 1
-            yield event
-            if event.state in TERMINAL:
-                return
-
-    def result(self) -> Event:
-        """Waits for the last event."""
-        *_, last = self.follow()
-        return last
+    controller: SwapController
+    ticket: Ticket
+    candidate: Candidate
+    slot: Slot
+    live: Slot | None  # what it was compared with
+    shadow: dict[str, Any]
+    seconds: dict[str, float]
 
     @property
-    def state(self) -> str:
-        with self._changed:
-            return self._events[-1].state.value if self._events else ""
+    def version(self) -> int:
+        return self.slot.version
 
 
 class SwapController:
+    """`ties`: whether the model flips with others (`runtime/ties.py`); those of `host`."""
+
     def __init__(
-        self, host: ModelHost, repository: Repository, config: ServerConfig, bus: Bus, ledger: Ledger
+        self,
+        host: ModelHost,
+        repository: Repository,
+        config: ServerConfig,
+        bus: Bus,
+        ledger: Ledger,
+        ties: Ties,
     ) -> None:
         self.host = host
+        self.ties = ties
         self.model = host.name
         self._repository = repository
         self._config = config
         self._bus = bus
-        self._lock = threading.RLock()
+        self._lock = ties.control
         self._changed = threading.Condition(self._lock)
         self._pending: deque[Ticket] = deque()
         self._current: Ticket | None = None
@@ -90,7 +79,7 @@ class SwapController:
         self._stop = threading.Event()
         self._shadow = Shadow(self._verifier, config, self._stop)
         self._watch: Watch | None = None
-        state = repository.live(self.model) or {}
+        state = self.recorded()[0]
         self._pinned = bool(state.get("pinned"))
         self._frozen = bool(state.get("frozen"))
         self._frozen_reason = str(state.get("frozen_reason", ""))
@@ -142,12 +131,12 @@ class SwapController:
             return ticket
 
     def rollback(self, reason: str = "on an operator's word") -> Event:
-        """Back to the warm previous version, by one reference.  Raises ServiceError."""
+        """Back to the warm previous version, by one reference; with it go those that it is tied to.
+
+        Raises ServiceError.
+        """
         with self._lock:
-            if self._pinned:
-                message = f"'{self.model}' is pinned; unpin it first"
-                raise ServiceError(Code.FAILED_PRECONDITION, message, "state")
-            return self._roll_back("", reason, {})
+            return roll_back(self.ties.together(self), self.ties, "", reason, {})[self.model]
 
     def pin(self, version: int) -> None:
         """Fixes the live version (0 or its number).  Raises ServiceError for any other: promote it first."""
@@ -191,66 +180,83 @@ class SwapController:
 
     # -- start ----------------------------------------------------------------------
 
+    def recorded(self) -> tuple[dict[str, Any], bool]:
+        """(what was live when the server last ran, whether it is from live.json and not from the history)."""
+        state = self._repository.live(self.model)
+        return (self._repository.last_live(self.model), False) if state is None else (state, True)
+
     def start(self) -> None:
         """Brings up the last live version; the one before it, or the newest that passes, when it is refused.
 
         Never raises for a bad version: the model is then not ready, and says why.
         """
-        recorded = self._repository.live(self.model)
-        state = self._repository.last_live(self.model) if recorded is None else recorded
-        wanted = [
-            number
-            for number in (state.get("live"), state.get("previous"))
-            if isinstance(number, int) and number > 0
-        ]
-        if state.get("unloaded"):
-            self.host.reason = "unloaded"
+        state = self.recorded()[0]
+        if self.leave_unloaded(state):
             return
+        wanted = [n for n in (state.get("live"), state.get("previous")) if isinstance(n, int) and n > 0]
+        rejected = {e.get("version") for e in self._repository.history(self.model) if e.get("state") in _OUT}
+        newest = [n for n in reversed(self._repository.versions(self.model)) if n not in rejected]
         tried: list[str] = []
-        rejected = {
-            entry.get("version")
-            for entry in self._repository.history(self.model)
-            if entry.get("state") in _OUT
-        }
-        newest = [
-            number for number in reversed(self._repository.versions(self.model)) if number not in rejected
-        ]
         for number in dict.fromkeys(wanted + newest):
             try:
-                candidate, slot = self._bring_up(number)
+                candidate, slot = self.bring_up(number)
             except Refused as refusal:
                 tried.append(f"version {number}: {refusal}")
-                self._emit(
-                    Event(self.model, number, State.REJECTED, refusal.check, refusal.reason, refusal.detail)
-                )
                 continue
-            self.host.flip(slot)
-            candidate.reservation.release()
-            self._verifier.goldens[number] = candidate.golden
-            if recorded is None or state.get("live") != number:
-                first = "live.json was lost; from the history" if state else "first version"
-                previous = state.get("previous") if state.get("live") == number else None
-                try:
-                    self._record(number, previous)
-                except Refused as refusal:  # a medium that cannot be written can still be served
-                    log.warning("%s version %s is live but not recorded: %s", self.model, number, refusal)
-                self._emit(Event(self.model, number, State.LIVE, reason="; ".join(tried) or first))
-            self._warm_previous(state, number)
+            self.begin(candidate, slot, "; ".join(tried))
             return
         self.host.reason = "; ".join(tried) or "no version in the repository"
 
-    def _bring_up(self, number: int) -> tuple[Candidate, Slot]:
-        """A version of the repository with every check that needs no live version.  Raises Refused."""
-        candidate = self._verifier.verify(number, reference=None)
+    def leave_unloaded(self, state: dict[str, Any]) -> bool:
+        if state.get("unloaded"):
+            self.host.reason = "unloaded"
+        return bool(state.get("unloaded"))
+
+    def begin(self, candidate: Candidate, slot: Slot, why: str = "", before: int | None = None) -> None:
+        """Serves a version that was brought up.  `why` it is not the one that was live; `before`: the one to
+        go back to, where live.json does not know it.
+        """
+        state, whole = self.recorded()
+        number = slot.version
+        previous = state.get("previous") if state.get("live") == number else before
+        with self._lock:
+            extra: dict[str, Any] = {}
+            with contextlib.suppress(Refused):  # a medium that cannot be written can still be served
+                extra = self.ties.record({self.model: number})
+            with self.ties.slots:
+                self.host.flip(slot)
+                self.ties.flipped()
+            candidate.reservation.release()
+            self._verifier.goldens[number] = candidate.golden
+            if not whole or state.get("live") != number:
+                first = "live.json was lost; from the history" if state else "first version"
+                try:
+                    self._record(number, previous, extra)
+                except Refused as refusal:
+                    log.warning("%s version %s is live but not recorded: %s", self.model, number, refusal)
+                self._emit(Event(self.model, number, State.LIVE, reason=why or first))
+            self.ties.announce("", why)
+        self._warm_previous(previous, number)
+
+    def bring_up(self, number: int) -> tuple[Candidate, Slot]:
+        """A version of the repository with every check that needs no live version.  Raises Refused, and says
+        so in the history.
+        """
         try:
-            return candidate, self._verifier.slot(candidate)
-        except BaseException:
-            candidate.close()
+            candidate = self._verifier.verify(number, reference=None)
+            try:
+                return candidate, self._verifier.slot(candidate)
+            except BaseException:
+                candidate.close()
+                raise
+        except Refused as refusal:
+            self._emit(
+                Event(self.model, number, State.REJECTED, refusal.check, refusal.reason, refusal.detail)
+            )
             raise
 
-    def _warm_previous(self, state: dict[str, Any], live: int) -> None:
+    def _warm_previous(self, number: Any, live: int) -> None:
         """After a restart the rollback target is loaded again, in the background, if it still passes."""
-        number = state.get("previous")
         if (
             not isinstance(number, int)
             or number in (0, live)
@@ -301,16 +307,32 @@ class SwapController:
             self._swap(ticket)
 
     def _swap(self, ticket: Ticket) -> None:
-        begun = time.monotonic()
-        candidate: Candidate | None = None
-        slot: Slot | None = None
+        prepared: Prepared | None = None
         try:
-            self._emit(Event(self.model, ticket.version, State.SUBMITTED), ticket)
-            live = self.host.live
-            if live is not None and live.version == ticket.version:
-                self._emit(Event(self.model, ticket.version, State.LIVE, reason="is live already"), ticket)
-                return
-            self._may_flip(ticket.version, wait=self._config.swap.freeze_wait > 0)
+            with self.ties.turn:
+                prepared = self.prepare(ticket)
+                if prepared is not None:
+                    commit([prepared], self.ties)
+        except Refused as refusal:
+            self.reject(ticket, prepared, refusal)
+        except Exception as error:
+            log.exception("swap of %s version %s", self.model, ticket.version)
+            self.reject(ticket, prepared, Refused("internal", f"{type(error).__name__}: {error}"))
+
+    def prepare(self, ticket: Ticket) -> Prepared | None:
+        """Every check of a version, from SUBMITTED to the slot that would be live; None where it is live
+        already.  Under the turn.  Raises Refused.
+        """
+        begun = time.monotonic()
+        self._emit(Event(self.model, ticket.version, State.SUBMITTED), ticket)
+        live = self.host.live
+        if live is not None and live.version == ticket.version:
+            self._emit(Event(self.model, ticket.version, State.LIVE, reason="is live already"), ticket)
+            return None
+        self.await_thaw(ticket.version)
+        candidate: Candidate | None = None
+        shadow: dict[str, Any] = {}
+        try:
             with LowPriority(self._config.engine.nice) as low:
                 candidate = low.call(
                     lambda: self._verifier.verify(ticket.version, reference=live),
@@ -318,65 +340,43 @@ class SwapController:
                 )
                 verified = time.monotonic()
                 detail = {"seconds": round(verified - begun, 4), **candidate.report}
-                self._emit(
-                    Event(
-                        self.model,
-                        ticket.version,
-                        State.VERIFIED,
-                        detail=detail,
-                        reason="; ".join(candidate.notes),
-                    ),
-                    ticket,
-                )
-                shadow: dict[str, Any] = {}
+                notes = "; ".join(candidate.notes)
+                event = Event(self.model, ticket.version, State.VERIFIED, detail=detail, reason=notes)
+                self._emit(event, ticket)
                 if live is not None and ticket.shadow:
                     self._emit(Event(self.model, ticket.version, State.SHADOWING), ticket)
                     limit = self._config.shadow.timeout + self._config.engine.load_timeout
                     shadow = low.call(lambda: self._shadow.run(_sure(candidate)), limit)
             shadowed = time.monotonic()
             slot = self._verifier.slot(candidate)
-            flip_ms = self._flip(ticket.version, slot, candidate)
-            now = time.monotonic()
-            detail = {
-                "flip_ms": flip_ms,
-                "seconds": round(now - begun, 4),
-                "verify_seconds": round(verified - begun, 4),
-                "shadow_seconds": round(shadowed - verified, 4),
-                "promote_seconds": round(now - shadowed, 4),
-                "previous": live.version if live is not None else 0,
-            }
-            if ticket.shadow and live is not None:
-                detail["shadow"] = shadow
-            self._emit(
-                Event(
-                    self.model, ticket.version, State.LIVE, reason=str(shadow.get("note", "")), detail=detail
-                ),
-                ticket,
-            )
-        except Refused as refusal:
-            self._reject(ticket, candidate, slot, refusal)
-        except Exception as error:
-            log.exception("swap of %s version %s", self.model, ticket.version)
-            self._reject(ticket, candidate, slot, Refused("internal", f"{type(error).__name__}: {error}"))
+        except BaseException:
+            if candidate is not None:
+                candidate.close()
+            raise
+        seconds = {"begun": begun, "verified": verified, "shadowed": shadowed}
+        return Prepared(self, ticket, candidate, slot, live, shadow, seconds)
 
-    def _reject(
-        self, ticket: Ticket, candidate: Candidate | None, slot: Slot | None, refusal: Refused
-    ) -> None:
-        if slot is not None and slot is not self.host.live:
-            slot.retire()
-        if candidate is not None:
-            candidate.close()
+    def reject(self, ticket: Ticket, prepared: Prepared | None, refusal: Refused) -> None:
+        """The end of a version that will not be live; of a prepared one the engine is given up."""
+        if prepared is not None and prepared.slot is not self.host.live:
+            prepared.slot.retire()
+            prepared.candidate.reservation.release()
         event = Event(
             self.model, ticket.version, State.REJECTED, refusal.check, refusal.reason, refusal.detail
         )
         self._emit(event, ticket)
 
-    def _may_flip(self, version: int, *, wait: bool) -> None:
+    def await_thaw(self, version: int) -> None:
+        """Waits as long as a candidate may for an unfreeze.  Raises Refused when it may not flip."""
         with self._lock:
-            if wait and self._frozen:
+            if self._frozen and self._config.swap.freeze_wait > 0:
                 self._changed.wait_for(
                     lambda: not self._frozen or self._stop.is_set(), self._config.swap.freeze_wait
                 )
+            self.check_flip(version)
+
+    def check_flip(self, version: int) -> None:
+        with self._lock:
             if self._stop.is_set():
                 raise Refused("stopping", "the server is shutting down; submit again")
             if self._frozen:
@@ -388,51 +388,51 @@ class SwapController:
                     "pinned", f"'{self.model}' is pinned to version {live.version}; unpin and submit again"
                 )
 
-    # -- LIVE -----------------------------------------------------------------------
+    # -- LIVE: what `commit` and `roll_back` do for each model, under the control lock ---------------
 
-    def _flip(self, version: int, slot: Slot, candidate: Candidate) -> float:
-        """Durable first, then visible: a kill between the two restarts with the new version, which has
-        passed.
-        """
-        self._may_flip(version, wait=self._config.swap.freeze_wait > 0)
-        with self._lock:
-            if self._frozen or self._stop.is_set():  # between the wait and the lock
-                raise Refused("frozen", f"flips of '{self.model}' are frozen; unfreeze and submit again")
-            live = self.host.live
-            self._record(version, live.version if live is not None else None)
-            before = Baseline.of(live, self._watch)
-            if self._watch is not None:
-                self._watch.stop()
-            self._verifier.goldens[version] = candidate.golden
-            begun = time.perf_counter()
-            displaced = self.host.flip(slot)
-            candidate.reservation.release()  # counted by its slot from here on
-            flip_ms = (time.perf_counter() - begun) * 1e3
-            if displaced is not None:
-                self._emit(Event(self.model, displaced.version, State.RETIRED, reason="two versions behind"))
-            self._verifier.goldens = {
-                s.version: self._verifier.goldens.get(s.version, Golden()) for s in self.host.loaded()
-            }
-            self._watch = None
-            if self._config.watch.seconds > 0 and live is not None:
-                self._watch = Watch(self.host, slot, before, self._config, self.roll_back_watched)
-                self._watch.start()
-        return round(flip_ms, 4)
-
-    def _roll_back(self, check: str, reason: str, detail: dict[str, Any]) -> Event:
-        previous = self.host.previous
-        if previous is None:
-            self.host.flip_back()  # raises with the right words
-        assert previous is not None
+    def record_flip(self, version: int, extra: dict[str, Any], *, required: bool) -> None:
+        live = self.host.live
         try:
-            self._record(previous.version, None)
+            self._record(version, live.version if live is not None else None, extra)
         except Refused as refusal:
-            # A full disk: better a record that lags than a bad version that answers.
-            reason = f"{reason} (not recorded: {refusal.reason})"
-        if self._watch is not None and threading.current_thread() is not self._watch:
-            self._watch.stop()
-        self._watch = None
-        now, bad = self.host.flip_back()
+            if required:
+                raise
+            self._note(version, refusal.check, refusal.reason)  # the group's record is what counts
+
+    def record_back(self, version: int, extra: dict[str, Any]) -> None:
+        self._record(version, None, extra)
+
+    def went_live(self, prepared: Prepared, before: Baseline, displaced: Slot | None, flip_ms: float) -> None:
+        """After the flip: the books, the watch window, the event."""
+        slot, candidate = prepared.slot, prepared.candidate
+        candidate.reservation.release()  # counted by its slot from here on
+        if displaced is not None:
+            displaced.retire()
+            self._emit(Event(self.model, displaced.version, State.RETIRED, reason="two versions behind"))
+        self._verifier.goldens[slot.version] = candidate.golden
+        self._verifier.goldens = {
+            s.version: self._verifier.goldens.get(s.version, Golden()) for s in self.host.loaded()
+        }
+        self.end_watch()
+        if self._config.watch.seconds > 0 and self.host.previous is not None:
+            self._watch = Watch(self.host, slot, before, self._config, self.roll_back_watched)
+            self._watch.start()
+        now, times = time.monotonic(), prepared.seconds
+        detail: dict[str, Any] = {
+            "flip_ms": flip_ms,
+            "seconds": round(now - times["begun"], 4),
+            "verify_seconds": round(times["verified"] - times["begun"], 4),
+            "shadow_seconds": round(times["shadowed"] - times["verified"], 4),
+            "promote_seconds": round(now - times["shadowed"], 4),
+            "previous": prepared.live.version if prepared.live is not None else 0,
+        }
+        if prepared.ticket.shadow and prepared.live is not None:
+            detail["shadow"] = prepared.shadow
+        reason = str(prepared.shadow.get("note", ""))
+        self._emit(Event(self.model, slot.version, State.LIVE, reason=reason, detail=detail), prepared.ticket)
+
+    def went_back(self, now: Slot, bad: Slot, check: str, reason: str, detail: dict[str, Any]) -> Event:
+        bad.retire()
         detail = {**detail, "live": now.version}
         event = Event(self.model, bad.version, State.ROLLED_BACK, check, reason, detail)
         self._emit(event)
@@ -441,28 +441,35 @@ class SwapController:
         )
         return event
 
+    def baseline(self) -> Baseline:
+        """How the live version behaves, for the watch window of the next one."""
+        return Baseline.of(self.host.live, self._watch)
+
+    def end_watch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None and threading.current_thread() is not watch:
+            watch.stop()
+
     def roll_back_watched(self, slot: Slot, check: str, reason: str, detail: dict[str, Any]) -> None:
         """What the watch window calls.  A pinned version stays, and says so."""
         with self._lock:
             if self.host.live is not slot or self._stop.is_set():
                 return
-            if self._pinned:
-                self._note(slot.version, check, f"would have been rolled back but is pinned: {reason}")
-            elif self.host.previous is None:
-                self._note(
-                    slot.version, check, f"would have been rolled back but nothing is kept warm: {reason}"
-                )
-            else:
-                self._roll_back(check, reason, detail)
+            together = self.ties.together(self)
+            for each in together:
+                if each.pinned or each.host.previous is None:
+                    why = "is pinned" if each.pinned else "nothing is kept warm"
+                    why = why if each is self else f"'{each.model}': {why}"
+                    self._note(slot.version, check, f"would have been rolled back but {why}: {reason}")
+                    return
+            roll_back(together, self.ties, check, reason, detail)
 
     # -- records --------------------------------------------------------------------
 
     def unload(self) -> None:
         """Stops serving the model until it is loaded again."""
         with self._lock:
-            if self._watch is not None:
-                self._watch.stop()
-                self._watch = None
+            self.end_watch()
             self.host.unload("unloaded")
             state = self._repository.live(self.model) or {}
             self._write({**state, "unloaded": True})
@@ -479,7 +486,7 @@ class SwapController:
         out = {e.get("version") for e in self._repository.history(self.model) if e.get("state") in _OUT}
         return max((n for n in self._repository.versions(self.model) if n not in out), default=None)
 
-    def _record(self, live: int, previous: int | None) -> None:
+    def _record(self, live: int, previous: int | None, extra: Mapping[str, Any]) -> None:
         self._write(
             {
                 "live": live,
@@ -488,8 +495,15 @@ class SwapController:
                 "frozen": self._frozen,
                 "frozen_reason": self._frozen_reason,
                 "time": time.time(),
+                **extra,
             }
         )
+
+    def record_ties(self, extra: Mapping[str, Any]) -> None:
+        """Writes what the ties add to live.json, where it is not there yet.  Raises Refused("record", …)."""
+        state = self._repository.live(self.model)
+        if state is not None and any(state.get(key) != value for key, value in extra.items()):
+            self._write({**state, **extra})
 
     def _write(self, state: dict[str, Any]) -> None:
         try:
@@ -511,11 +525,14 @@ class SwapController:
             self._write(state)
         except Refused as refusal:
             raise ServiceError(Code.INTERNAL, str(refusal), "record") from refusal
-        self._note(live.version if live else 0, "", reason)
+        flags = {"pinned": self._pinned, "frozen": self._frozen, "frozen_reason": self._frozen_reason}
+        self._note(live.version if live else 0, "", reason, flags)  # from here they come back: last_live
         self._changed.notify_all()
 
-    def _note(self, version: int, check: str, reason: str) -> None:
-        self._emit(Event(self.model, version, State.NOTE, check, reason))
+    def _note(
+        self, version: int, check: str, reason: str, detail: dict[str, Any] | None = None
+    ) -> None:
+        self._emit(Event(self.model, version, State.NOTE, check, reason, detail or {}))
 
     def _emit(self, event: Event, ticket: Ticket | None = None) -> None:
         try:
@@ -530,9 +547,69 @@ class SwapController:
             ticket.put(event)
 
 
+def commit(prepared: Sequence[Prepared], ties: Ties) -> None:
+    """Makes all of them live at one instant.
+
+    Durable first, then visible: a kill between the two restarts with the new versions, which have passed.
+    Raises Refused, and then nothing has changed.
+    """
+    for each in prepared:
+        each.controller.await_thaw(each.version)
+    with ties.control:
+        for each in prepared:  # between the wait and the lock
+            each.controller.check_flip(each.version)
+        extra = ties.record({each.controller.model: each.version for each in prepared})
+        for each in prepared:
+            each.controller.record_flip(each.version, extra, required=not ties.recorded)
+        before = [each.controller.baseline() for each in prepared]
+        begun = time.perf_counter()
+        with ties.slots:
+            displaced = [each.controller.host.flip(each.slot) for each in prepared]
+            ties.flipped()
+        flip_ms = round((time.perf_counter() - begun) * 1e3, 4)
+        for each, baseline, old in zip(prepared, before, displaced, strict=True):
+            each.controller.went_live(each, baseline, old, flip_ms)
+        ties.announce("", "")
+
+
+def roll_back(
+    controllers: Sequence[SwapController], ties: Ties, check: str, reason: str, detail: dict[str, Any]
+) -> dict[str, Event]:
+    """All of them back to their warm versions at one instant; the event of each, by model.
+
+    Under the control lock.  Raises ServiceError where one is pinned or has nothing to go back to, and then
+    nothing has changed.  A full disk does not stop it: better a record that lags than a bad version that
+    answers.
+    """
+    for each in controllers:
+        if each.pinned:
+            message = f"'{each.model}' is pinned; unpin it first"
+            raise ServiceError(Code.FAILED_PRECONDITION, message, "state")
+    lives = {each.model: each.host.previous_or_refuse().version for each in controllers}
+    try:
+        extra = ties.record(lives, back=True)
+        for each in controllers:
+            each.record_back(lives[each.model], extra)
+    except Refused as refusal:
+        reason = f"{reason} (not recorded: {refusal.reason})"
+    for each in controllers:
+        each.end_watch()
+    with ties.slots:
+        pairs = [each.host.flip_back() for each in controllers]
+        ties.flipped()
+    events = {
+        each.model: each.went_back(now, bad, check, reason, detail)
+        for each, (now, bad) in zip(controllers, pairs, strict=True)
+    }
+    ties.announce(check, reason)
+    return events
+
+
 _OUT = (State.REJECTED.value, State.ROLLED_BACK.value)
 
 
 def _sure(candidate: Candidate | None) -> Candidate:
     assert candidate is not None
     return candidate
+
+__all__ = ["Prepared", "SwapController", "Ticket", "commit", "roll_back"]

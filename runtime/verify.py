@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +106,7 @@ class Verifier:
             raise
         reservation.loaded()
         candidate = Candidate(version, engine, manifest, Golden(), reservation)
+        weakref.finalize(candidate, reservation.release)  # of one that was given up while this went on
         try:
             _contract(candidate, reference)
             if candidate.task is not None:

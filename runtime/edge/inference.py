@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from protos import inference_pb2 as pb
 from runtime import wire
 from runtime.edge.common import Streams, handler, typed, unary
-from runtime.edge.repository import RepositoryEdge
+from runtime.edge.repository import RepositoryEdge, platform
 from runtime.errors import Code, ServiceError
 from runtime.host import Answer, InferRequest, InputTensor, OutputRequest, Parameter
 from runtime.service import EXTENSIONS, Service, server_version
@@ -74,11 +74,11 @@ class InferenceEdge:
         slot = self._service.slot(request.name, request.version)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         spec = slot.engine.spec
-        loaded = sorted(other.version for other in self._service.host(request.name).loaded())
+        loaded = sorted(other.version for other in self._service.answering(request.name).loaded())
         return pb.ModelMetadataResponse(
             name=request.name,
             versions=[str(slot.version)] if request.version else [str(version) for version in loaded],
-            platform="onnxruntime_onnx",
+            platform=platform(spec.kind),
             inputs=[tensor(name=t.name, datatype=t.datatype, shape=t.shape) for t in spec.inputs],
             outputs=[tensor(name=t.name, datatype=t.datatype, shape=t.shape) for t in spec.outputs],
             properties=self._service.properties(slot),

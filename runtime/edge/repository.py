@@ -12,6 +12,7 @@ from runtime.accounts import StatisticsSnapshot
 from runtime.edge.common import typed
 from runtime.errors import Code, ServiceError
 from runtime.events import State
+from runtime.groups import GroupSlot
 from runtime.host import parse_version
 from runtime.service import Service
 from runtime.tensors import TensorSpec
@@ -64,11 +65,12 @@ class RepositoryEdge:
     # -- configuration and statistics ------------------------------------------------
 
     def model_config(self, request: pb.ModelConfigRequest, context: Any) -> pb.ModelConfigResponse:
-        spec = self._service.slot(request.name, request.version).engine.spec
+        slot = self._service.slot(request.name, request.version)
+        spec = slot.engine.spec
         config = config_pb.ModelConfig(
             name=request.name,
-            platform="onnxruntime_onnx" if spec.kind == "onnxruntime" else "tensorrt_plan",
-            backend=spec.kind,
+            platform=platform(spec.kind),
+            backend="" if spec.kind == "group" else spec.kind,
             input=[
                 config_pb.ModelInput(name=t.name, data_type=_config_type(t), dims=t.shape)
                 for t in spec.inputs
@@ -78,13 +80,15 @@ class RepositoryEdge:
                 for t in spec.outputs
             ],
         )
+        if isinstance(slot, GroupSlot):
+            _ensemble(config, slot)
         return pb.ModelConfigResponse(config=config)
 
     def model_statistics(
         self, request: pb.ModelStatisticsRequest, context: Any
     ) -> pb.ModelStatisticsResponse:
         number = parse_version(request.version)
-        hosts = self._service.hosts()
+        hosts = self._service.served()
         if request.name:
             host = hosts.get(request.name)
             if host is None or host.live is None:
@@ -115,6 +119,12 @@ class RepositoryEdge:
                 elif not request.ready:
                     reason = host.reason if host is not None and host.live is None else "not loaded"
                     response.models.add(name=name, version=str(version), state="UNAVAILABLE", reason=reason)
+        for name, group in self._service.groups().items():
+            live = group.host.live
+            if live is not None:
+                response.models.add(name=name, version=str(live.version), state="READY")
+            elif not request.ready:
+                response.models.add(name=name, state="UNAVAILABLE", reason=group.host.reason)
         return response
 
     def load(self, request: pb.RepositoryModelLoadRequest, context: Any) -> pb.RepositoryModelLoadResponse:
@@ -131,6 +141,12 @@ class RepositoryEdge:
             if value.WhichOneof("parameter_choice") != expected:
                 raise _invalid(f"invalid value type for load parameter '{key}', expected {expected}.")
             raise failure  # versions come from the repository alone: they are immutable and verified
+        group = self._service.groups().get(model)
+        if group is not None:  # its members are loaded by their own names
+            group.reload()
+            if group.host.reason:
+                raise _invalid(f"failed to load '{model}': {group.host.reason}")
+            return pb.RepositoryModelLoadResponse()
         try:
             controller = self._service.controller(model)
         except ServiceError:
@@ -155,6 +171,8 @@ class RepositoryEdge:
         controller = self._service.controllers().get(request.model_name)
         if controller is not None:
             controller.unload()
+        elif (group := self._service.groups().get(request.model_name)) is not None:
+            group.unload()
         return pb.RepositoryModelUnloadResponse()
 
     # -- shared memory ---------------------------------------------------------------
@@ -248,6 +266,22 @@ class RepositoryEdge:
             else:
                 setting.string_param = value
         return response
+
+
+def platform(kind: str) -> str:
+    """Triton's word for what runs a model."""
+    words = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan", "group": "ensemble"}
+    return words.get(kind, kind)
+
+
+def _ensemble(config: config_pb.ModelConfig, slot: GroupSlot) -> None:
+    """The members as the steps of an ensemble: perf_analyzer asks for their statistics then."""
+    for model, member in slot.members.items():
+        step = config.ensemble_scheduling.step.add(model_name=model, model_version=member.version)
+        for tensor in member.engine.spec.inputs:
+            step.input_map[tensor.name] = tensor.name
+        for tensor in member.engine.spec.outputs:
+            step.output_map[tensor.name] = tensor.name
 
 
 def _level(settings: dict[str, Any]) -> int:
