@@ -9,6 +9,7 @@ last of them is answered.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import stat
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.errors import Code, ServiceError
+from runtime.lanes import PREFIX
 from runtime.tensors import Array
 
 _DIRECTORY = "/dev/shm"
@@ -67,6 +69,20 @@ class Region:
         self.check(place)
         os.pwrite(self._descriptor, content, self.offset + place.offset)
 
+    def ownerless(self) -> bool:
+        """A lane of our own client (`runtime/lanes.py`) whose process is gone: nobody has it locked."""
+        if not self.key.removeprefix("/").startswith(PREFIX):
+            return False
+        with self._lock:
+            if self._gone:
+                return False
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return False
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            return True
+
     def hold(self) -> bool:
         with self._lock:
             if self._gone:
@@ -100,6 +116,7 @@ class Regions:
         self._regions: dict[str, Region] = {}
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
+        self._sweep()
         with self._lock:
             if name in self._regions:
                 message = f"shared memory region '{name}' already in manager"
@@ -116,6 +133,13 @@ class Regions:
                 os.close(descriptor)
                 raise
             self._regions[name] = Region(name, key, offset, byte_size, descriptor)
+
+    def _sweep(self) -> None:
+        """Clients that were killed have left lanes: their memory is given back when the next one comes."""
+        with self._lock:
+            lost = [region for region in self._regions.values() if region.ownerless()]
+        for region in lost:
+            self.unregister(region.name)
 
     def unregister(self, name: str) -> None:
         """ "" = all.  An unknown region is no error, as with Triton."""
