@@ -82,7 +82,35 @@ def row_config(row: str, **changes: Any) -> RoundConfig:
         prior="sp" in row.split("-"), label_flip=row.endswith("mst"), force=True,
         label_scales=(0.75, 1.0, 1.25) if row.endswith("mst") else (1.0,),
     )  # fmt: skip
-    return replace(base, **changes)
+    try:
+        return replace(base, **changes)
+    except TypeError as error:  # a number where a list belongs, and the like
+        words = ", ".join(f"{k}={v!r}" for k, v in changes.items())
+        raise RoundError(
+            f"row {row!r} with {words}: {error}; see --help and adapt.round.RoundConfig"
+        ) from error
+
+
+def settings(told: Sequence[str]) -> dict[str, Any]:
+    """RoundConfig fields of KEY=VALUE texts (VALUE in JSON; a bare word is text).  Raises RoundError."""
+    changes: dict[str, Any] = {}
+    for item in told:
+        key, equals, text = item.partition("=")
+        known = RoundConfig.__dataclass_fields__
+        if not equals or key not in known or key == "limits":
+            settable = ", ".join(sorted(set(known) - {"limits"}))
+            raise RoundError(f"--set {item}: no such setting of a round; there are {settable}")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        value = tuple(value) if isinstance(value, list) else value
+        usual = known[key].default
+        fits = isinstance(value, (int, float) if isinstance(usual, int | float) else type(usual))
+        if usual is not None and not fits and not (key == "steps" and isinstance(value, tuple)):
+            raise RoundError(f"--set {item}: give a value like {json.dumps(usual)}")
+        changes[key] = value
+    return changes
 
 
 class _Frames(Sequence[np.ndarray]):
@@ -117,13 +145,8 @@ def run(arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     network = pack.network()
     report: dict[str, Any] = {}
     if arguments.row != "source":
-        changes = {"seed": arguments.seed, "threads": arguments.threads}
-        for item in arguments.set:
-            key, _, text = item.partition("=")
-            if key not in RoundConfig.__dataclass_fields__ or key == "limits":
-                raise RoundError(f"--set {item}: no such setting of a round")
-            value = json.loads(text)
-            changes[key] = tuple(value) if isinstance(value, list) else value
+        changes: dict[str, Any] = {"seed": arguments.seed, "threads": arguments.threads}
+        changes |= settings(arguments.set)
         wanted = arguments.target or table.target.format(root=arguments.root)
         target = open_dataset(wanted, labels=False)
         if arguments.limit and arguments.limit < len(target):
@@ -188,7 +211,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    command = parser()
+    arguments = command.parse_args(argv)
+    if arguments.limit < 0 or arguments.threads < 0 or arguments.seed < 0:
+        command.error("--limit, --threads and --seed must not be negative")
     from networks.pack import PackError
 
     try:

@@ -68,8 +68,17 @@ def test_a_missing_set_and_a_wrong_setting_end_with_one_line(toy_pack, sets, cap
     assert main(["gta5-cityscapes", "--row", "source", "--pack", str(toy_pack.path), "--out", str(sets / "x"),
                  "--root", str(sets / "none"), "--quiet"]) == 1  # fmt: skip
     assert "expected leftImg8bit" in capsys.readouterr().err
-    assert main(arguments(toy_pack, sets, "cbst", "--set", "nothing=1")) == 1
-    assert "no such setting" in capsys.readouterr().err
+    for wrong, words in (
+        ("nothing=1", "no such setting"), ("steps=many", "a value like"), ("portions=0.2", "a value like"),
+        ("policy=7", "a value like"), ("portions=[2]", "more than 0"), ("steps", "no such setting"),
+    ):  # fmt: skip
+        assert main(arguments(toy_pack, sets, "cbst", "--set", wrong)) == 1
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
+    with pytest.raises(SystemExit) as end:
+        main(arguments(toy_pack, sets, "cbst", "--limit", "-1"))
+    assert end.value.code == 2
 
 
 def test_target_labels_are_neither_read_nor_asked_for(toy_pack, sets, capsys):
