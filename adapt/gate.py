@@ -108,13 +108,13 @@ def measure(
         mirrored = predict.probabilities(network, spec, tensor.flip(2)).flip(3)
         top, index = p.max(1)
         n = top.numel()
-        counts += torch.bincount(index.reshape(-1), minlength=classes).numpy()
-        mean += p.double().sum((0, 2, 3))
+        counts += torch.bincount(index.reshape(-1), minlength=classes).cpu().numpy()
+        mean += p.double().sum((0, 2, 3)).cpu()
         sure += float(top.double().sum())
         same += float((index == mirrored.argmax(1)).double().sum())
         entropy += float(-(p * p.clamp_min(1e-12).log()).sum().double())
         pixels += n
-        labels.extend(index.to(torch.uint8).numpy())
+        labels.extend(index.to(torch.uint8).cpu().numpy())
     if not pixels:
         raise ValueError("the gate got no target frame: put more frames aside (holdout)")
     share = counts / pixels

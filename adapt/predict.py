@@ -31,9 +31,14 @@ def batches(frames: Sequence[Any], size: int) -> Iterator[Tensor]:
         yield as_tensor([frames[i] for i in range(start, min(start + size, len(frames)))])
 
 
+def _device(network: nn.Module) -> torch.device:
+    parameter = next(network.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
 def logits(network: nn.Module, spec: PackSpec, frames: Tensor) -> Tensor:
-    """float32 [N,C,H,W] at the frames' resolution, for uint8 [N,H,W,3]."""
-    raw = network(normalise(frames, spec))
+    """float32 [N,C,H,W] at the frames' resolution, for uint8 [N,H,W,3]; on the network's device."""
+    raw = network(normalise(frames.to(_device(network)), spec))
     return F.interpolate(raw, size=frames.shape[1:3], mode="bilinear", align_corners=False)
 
 
@@ -45,15 +50,15 @@ def probabilities(
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
 ) -> Tensor:
-    """Softmax float32 [N,C,H,W]; with `flip` and several `scales` the mean of the softmaxes (MST).
+    """Softmax float32 [N,C,H,W], on the network's device; the mean of several with `flip` and `scales` (MST).
 
     A scale is rounded to a size the network accepts.
     """
     height, width = frames.shape[1:3]
     multiple = int(getattr(network, "size_multiple", 1))
     with torch.inference_mode():
-        x = normalise(frames, spec)
-        total = torch.zeros(())
+        x = normalise(frames.to(_device(network)), spec)
+        total = torch.zeros((), device=x.device)
         count = 0
         for scale in scales:
             size = tuple(max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))
@@ -77,4 +82,4 @@ def labels_and_confidence(
         x = logits(network, spec, frames)
         top, index = x.max(dim=1)
         confidence = 1.0 / torch.exp(x - top.unsqueeze(1)).sum(dim=1)
-        return index.to(torch.uint8).numpy(), (confidence * 255.0).to(torch.uint8).numpy()
+        return index.to(torch.uint8).cpu().numpy(), (confidence * 255.0).to(torch.uint8).cpu().numpy()

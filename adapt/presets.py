@@ -1,9 +1,12 @@
 """Named settings of a round: ``--preset NAME`` of adapt.run, ``preset(NAME, **changes)`` in Python.
 
-default   the recipe of docs/results/real-domain-shift.md: batch statistics, CBST from the parent
-cbst      the paper's own: statistics fixed, constant rate, each training goes on from the last
-modern    what came after: mean teacher, rare-class sampling, ClassMix, MRKLD, changed light
-careful   source-free and short, for a pack without replay: one portion, a small rate, MRKLD
+default      the recipe of docs/results/real-domain-shift.md: batch statistics, plain CBST, replay
+cbst         the paper's own: statistics fixed, constant rate, each training goes on from the last
+modern       what came after: mean teacher, rare-class sampling on replay and pseudo-labels, ClassMix, MRKLD,
+             strong augmentation, frozen batch statistics, warm-up; `--set mic=1` adds masked consistency
+source-free  short, for a pack without replay: one portion, a small rate, MRKLD
+
+Which is the default, and by which figures: docs/adaptation.md.
 """
 
 from __future__ import annotations
@@ -21,10 +24,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "portions": (0.2, 0.25, 0.3), "scale": (0.7, 1.3),
     },
     "modern": {
-        "ema": 0.99, "rare": 0.1, "classmix": 0.5, "mrkld": 0.01, "brightness": 1.5, "colour": 0.1,
-        "schedule": "warm", "label_flip": True,
+        "ema": 0.99, "rare": 0.1, "rare_target": 0.1, "classmix": 0.5, "mrkld": 0.01,
+        "brightness": 1.5, "colour": 0.1, "blur": 0.5,
+        "bn": "frozen", "schedule": "warm", "label_flip": True,
     },
-    "careful": {"portions": (0.2,), "source_free": True, "rate": 2e-4, "mrkld": 0.05},
+    "source-free": {"portions": (0.2,), "source_free": True, "rate": 2e-4, "mrkld": 0.05},
 }  # fmt: skip
 
 

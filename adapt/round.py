@@ -31,6 +31,7 @@ from torch import nn
 from adapt import batchnorm, gate, predict
 from adapt.data.base import read_frame, read_label, resize_frame, resize_label
 from adapt.files import write_json
+from adapt.labels import lrent
 from adapt.labels.cbst import ClassHistograms, pseudo_labels, st_threshold
 from adapt.labels.compat import CODES, PublishedThresholds, published_labels
 from adapt.train.augment import Augmentation
@@ -56,9 +57,11 @@ class RoundConfig:
         portions: p of each labelling, rising (self-paced).
         steps: optimiser steps of each training (one number for each portion, or one for all).
         source, target: replayed source frames and target frames in a batch.
-        crop, scale, flip, brightness, colour: see `adapt.train.augment`; crop None = the whole frame.
-        rate, weight_decay, schedule, bn, mrkld, ema, clip: see `adapt.train.loop.Optimisation`.
-        rare, classmix: see `adapt.train.selftraining.Mixture`.
+        crop, scale, flip, brightness, colour, blur, noise: see `adapt.train.augment`; crop None = frame.
+        rate, weight_decay, schedule, warm, bn, mrkld, ema, mic, clip, amp, compile, memory_mb: see
+            `adapt.train.loop.Optimisation`.
+        rare, rare_target, classmix: see `adapt.train.selftraining.Mixture`.
+        lrent: CRST's soft labels with this weight of the entropy (published: 0.25), 0 = CBST's.
         policy: "cbst" (λ_c a class) or "st" (one λ).
         compat: "cbst" or "crst" computes λ_c and labels as that published code does (`adapt.labels.compat`);
             without prior and tags, which those codes do not have in this form.
@@ -77,6 +80,7 @@ class RoundConfig:
         ignore_bottom, ignore_border: rows at the bottom (own bonnet) and pixels at every edge without labels.
         checkpoint_every: steps between checkpoints.
         threads: torch threads, 0 = as they are.
+        device: where the network labels, trains and is measured: "cpu", "cuda", "cuda:1".
         force: go through all stages and write the last one whatever the gate says (for measuring the gate).
     """
 
@@ -89,15 +93,24 @@ class RoundConfig:
     flip: bool = True
     brightness: float = 1.0
     colour: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
     rate: float = 5e-4
     weight_decay: float = 1e-2
     schedule: str = "one-cycle"
+    warm: float = 0.3
     bn: str = "batch"
     mrkld: float = 0.0
     ema: float = 0.0
+    mic: float = 0.0
     clip: float = 0.0
+    amp: str = ""
+    compile: bool = False
+    memory_mb: float = 0.0
     judge: float = 0.98
+    lrent: float = 0.0
     rare: float = 0.0
+    rare_target: float = 0.0
     classmix: float = 0.0
     policy: str = "cbst"
     compat: str = ""
@@ -119,6 +132,7 @@ class RoundConfig:
     checkpoint_every: int = 25
     seed: int = 0
     threads: int = 0
+    device: str = "cpu"
     force: bool = False
     limits: gate.Limits = field(default_factory=gate.Limits)
 
@@ -139,6 +153,14 @@ class RoundConfig:
             raise RoundError(
                 f"a batch of {self.source} source and {self.target} target frames: target is at least 1"
             )
+        if not 0 <= self.lrent < float("inf"):
+            raise RoundError(f"lrent {self.lrent}: a weight of the entropy, 0 = off")
+        try:
+            if self.portions:
+                self.optimisation(0)
+            self.mixture(False)
+        except ValueError as error:
+            raise RoundError(str(error)) from error
 
     def steps_of(self, stage: int) -> int:
         """Optimiser steps of the training number `stage`."""
@@ -147,9 +169,23 @@ class RoundConfig:
     def optimisation(self, stage: int) -> Optimisation:
         return Optimisation(
             steps=self.steps_of(stage), rate=self.rate, weight_decay=self.weight_decay,
-            schedule=self.schedule,
-            bn=self.bn, mrkld=self.mrkld, ema=self.ema, clip=self.clip,
+            schedule=self.schedule, warm=self.warm,
+            bn=self.bn, mrkld=self.mrkld, ema=self.ema, mic=self.mic, clip=self.clip,
             judge=0.0 if self.ema else self.judge,
+            amp=self.amp, compile=self.compile, memory_mb=self.memory_mb,
+        )  # fmt: skip
+
+    def mixture(self, source_free: bool, size: tuple[int, int] = (1, 1)) -> Mixture:
+        """A batch, with crops of `size` where `crop` names none."""
+        return Mixture(
+            0 if source_free else self.source,
+            self.target + (self.source if source_free else 0),
+            Augmentation(
+                self.crop or size, self.scale, self.flip, brightness=self.brightness, colour=self.colour,
+                blur=self.blur, noise=self.noise,
+            ),
+            rare=self.rare, rare_target=self.rare_target, mic=bool(self.mic),
+            classmix=0.0 if source_free else self.classmix,
         )  # fmt: skip
 
 
@@ -227,6 +263,8 @@ class _Round:
         labelled: Sequence[Pair] = (),
     ) -> None:
         self.pack, self.spec, self.config, self.out, self.progress = pack, pack.spec, config, out, progress
+        if config.device.startswith("cuda") and not torch.cuda.is_available():
+            raise RoundError(f"device {config.device}: torch sees no CUDA device here; use cpu")
         if len(frames) < 4:
             raise RoundError(f"a round needs at least 4 target frames, got {len(frames)}: collect more")
         if allowed is not None and len(allowed) != len(frames):
@@ -334,8 +372,8 @@ class _Round:
         self.looked = gate.look(self.frames, self.config.limits, sizes=self.sizes)
         if not all(check.passed for check in self.looked) and not self.config.force:
             return self._decline(self.looked)
-        parent = self.pack.network()
-        self.parent_state = {k: v.clone() for k, v in parent.state_dict().items()}
+        parent = self.pack.network().to(self.config.device)
+        self.parent_state = {k: v.detach().cpu().clone() for k, v in parent.state_dict().items()}
         self.parent_measures = self._timed("measure", lambda: self._measure(parent, "measure parent"))
         network, reference = self._statistics(parent)
         chosen = self._statistics_stage(network, reference)
@@ -356,7 +394,7 @@ class _Round:
     def _judged(
         self, name: str, network: nn.Module, measures: gate.Measures, reference: gate.Measures
     ) -> _Stage:
-        state = {k: v.detach().clone().contiguous() for k, v in network.state_dict().items()}
+        state = {k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}
         moved = gate.distance(state, self.parent_state)
         checks = self.looked + gate.decide(
             measures, reference, self.parent_measures, moved, self.spec, self.config.limits,
@@ -424,7 +462,7 @@ class _Round:
             chunk = frames[start : start + self.config.adabn_batch]
             if len(chunk) < 2 and start:
                 break  # the variance of a single frame would weigh as much as that of a full batch
-            yield normalise(predict.as_tensor(chunk), self.spec)
+            yield normalise(predict.as_tensor(chunk).to(self.config.device), self.spec)
             if stage:
                 self.progress(stage, min(start + len(chunk), total), total)
 
@@ -501,13 +539,14 @@ class _Round:
         ]
         return np.asarray(np.clip(np.stack(planes), 0.0, 1.0))
 
-    def _softmax(self, network: nn.Module, stage: str) -> Iterator[tuple[int, np.ndarray]]:
+    def _softmax(self, network: nn.Module, stage: str) -> Iterator[tuple[int, Any]]:
+        """(frame's number, softmax [C,H,W]): an array, or a tensor where the network is on a CUDA device."""
         position = 0
         for tensor in predict.batches(self.target, self.config.infer_batch):
             maps = predict.probabilities(
                 network, self.spec, tensor, flip=self.config.label_flip, scales=self.config.label_scales
-            ).numpy()
-            for p in maps:
+            )
+            for p in maps if maps.is_cuda else maps.numpy():
                 yield position, p
                 position += 1
                 self.progress(stage, position, len(self.target))
@@ -525,7 +564,7 @@ class _Round:
         for i, p in self._softmax(network, f"thresholds p={portion:g}"):
             histograms.add(p, prior=prior, allowed=self.allowed[i], valid=self.valid)
             if published is not None:
-                published.add(p)
+                published.add(_array(p))
         lam = (
             st_threshold(histograms, portion)
             if self.config.policy == "st"
@@ -536,8 +575,14 @@ class _Round:
         folder.mkdir(exist_ok=True)
         labels, counts = [], np.zeros(classes, np.int64)
         for i, p in self._softmax(network, f"labels p={portion:g}"):
-            if published is not None:
-                y = published_labels(p, lam, self.config.compat)
+            if self.config.lrent:
+                soft = lrent.compact_labels(
+                    _array(p), lam, self.config.lrent, prior=prior, allowed=self.allowed[i], valid=self.valid
+                )
+                lrent.write(folder / f"{i:05d}.npz", soft)
+                y = np.ascontiguousarray(soft[..., 0])
+            elif published is not None:
+                y = published_labels(_array(p), lam, self.config.compat)
             else:
                 y = pseudo_labels(p, lam, prior=prior, allowed=self.allowed[i], valid=self.valid)
             counts += np.bincount(y.reshape(-1), minlength=256)[:classes]
@@ -555,6 +600,11 @@ class _Round:
         self._save()
         return labels
 
+    def _soft(self, stage: int) -> list[np.ndarray]:
+        """LRENT's labels as `_label` kept them."""
+        folder = self.out / f"labels-{stage + 1}"
+        return [lrent.read(folder / f"{i:05d}.npz") for i in range(len(self.target))]
+
     def _train(
         self, network: nn.Module, labels: list[np.ndarray], stage: int, portion: float
     ) -> tuple[nn.Module, gate.Measures]:
@@ -569,17 +619,11 @@ class _Round:
                 if config.bn == "frozen" and self.use_statistics:
                     network.load_state_dict({**network.state_dict(), **statistics})
             statistics_kept = 1.0
-            size = config.crop or self.spec.size
-            light = Augmentation(
-                size, config.scale, config.flip, brightness=config.brightness, colour=config.colour
-            )
-            mixture = Mixture(
-                0 if self.source_free else config.source,
-                config.target + (config.source if self.source_free else 0),
-                light, rare=config.rare, classmix=0.0 if self.source_free else config.classmix,
-            )  # fmt: skip
             pairs = list(zip(self.target, labels, strict=True))
-            draw = sampler(self.replay, pairs, mixture, len(self.spec.classes), config.seed, stage)
+            draw = sampler(
+                self.replay, pairs, config.mixture(self.source_free, self.spec.size), len(self.spec.classes),
+                config.seed, stage, soft=self._soft(stage) if config.lrent else None, valid=self.valid,
+            )  # fmt: skip
             trainer = Trainer(
                 network, self.spec, config.optimisation(stage), draw, seed=config.seed * 101 + stage,
                 checkpoint=self.out / "checkpoint.pt", every=config.checkpoint_every,
@@ -592,7 +636,7 @@ class _Round:
             if trainer.twin is not None:
                 atomic_save(aside, trainer.twin)
             atomic_save(weights, network.state_dict())
-            loss = trainer.history
+            loss, cut = trainer.history, trainer.cut
         else:
             network.load_state_dict(torch.load(weights, weights_only=True))
         twin = torch.load(aside, weights_only=True) if aside.is_file() else None
@@ -604,6 +648,7 @@ class _Round:
                 "loss_first": round(float(np.mean(loss[:tenth])), 4) if loss else 0.0,
                 "loss_last": round(float(np.mean(loss[-tenth:])), 4) if loss else 0.0,
                 "measures": measures.numbers(),
+                **({"cut": cut.words()} if cut is not None else {}),
             }  # fmt: skip
             self._save()
         return network, measures
@@ -684,6 +729,10 @@ class _Round:
             reference=self.pack.reference() or None,
             prior=self.pack.prior(),
         )  # fmt: skip
+
+
+def _array(p: Any) -> np.ndarray:
+    return p if isinstance(p, np.ndarray) else np.asarray(p.cpu().numpy())
 
 
 def _spread(pairs: list[Pair], most: int) -> list[Pair]:

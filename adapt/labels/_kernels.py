@@ -107,3 +107,41 @@ def count(labels: np.ndarray, confidence: np.ndarray, counts: np.ndarray) -> Non
         c = flat_labels[i]
         if c < classes:
             counts[c, flat[i]] += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def soften(
+    p: np.ndarray, lam: np.ndarray, alpha: float, allowed: np.ndarray, keep: int, out: np.ndarray
+) -> None:
+    """LRENT's labels ŷ_c ∝ (p_c/λ_c)^{1/α}, the `keep` largest of a pixel; see `lrent.compact_labels`."""
+    classes, height, width = p.shape
+    floor = np.exp(-40.0 * alpha)  # a ratio under that share of the best weighs under 1e-17
+    ratio = np.empty(classes, np.float64)
+    for y in range(height):
+        for x in range(width):
+            best = 0.0
+            for c in range(classes):
+                ratio[c] = np.float64(p[c, y, x]) / lam[c] if allowed[c] else 0.0
+                best = max(best, ratio[c])
+            if best <= 0.0:
+                continue
+            total = 0.0
+            for c in range(classes):
+                r = ratio[c] / best
+                ratio[c] = r ** (1.0 / alpha) if r > floor else 0.0
+                total += ratio[c]
+            if np.log(best) / alpha + np.log(total) <= 0.0:
+                continue
+            for k in range(keep):
+                top = -1
+                for c in range(classes):
+                    if ratio[c] > 0.0 and (top < 0 or ratio[c] > ratio[top]):
+                        top = c
+                if top < 0:
+                    break
+                weight = np.rint(255.0 * ratio[top] / total)
+                if weight < 1.0:
+                    break
+                out[y, x, k] = top
+                out[y, x, keep + k] = np.uint8(weight)
+                ratio[top] = 0.0

@@ -43,7 +43,7 @@ def _is_torch(array: Any) -> bool:
 _NUMBA: Any = None
 
 
-def _kernels() -> Any:
+def kernels() -> Any:
     """The Numba kernels, compiled on first use (cached on disk), or None where Numba is missing."""
     global _NUMBA
     if _NUMBA is None:
@@ -69,7 +69,7 @@ def _check_prior(prior: Any, p: Any) -> None:
         )
 
 
-def _allowed_mask(allowed: Collection[int] | np.ndarray | None, classes: int) -> np.ndarray | None:
+def allowed_mask(allowed: Collection[int] | np.ndarray | None, classes: int) -> np.ndarray | None:
     """bool [C] from a set of class indices or a bool [C] array; None = every class may appear."""
     if allowed is None:
         return None
@@ -170,20 +170,20 @@ class ClassHistograms:
         _check_map(p, self.classes)
         if prior is not None:
             _check_prior(prior, p)
-        mask = _allowed_mask(allowed, self.classes)
+        mask = allowed_mask(allowed, self.classes)
         if _is_torch(p):
             self._add_torch(p, prior, mask, valid)
             return self
         values = _numpy_map(p)
-        kernels = _kernels()
-        if kernels is not None:
-            if not kernels.in_range(values, _SLACK):
+        fused = kernels()
+        if fused is not None:
+            if not fused.in_range(values, _SLACK):
                 raise _bad()
-            kernels.collect(
+            fused.collect(
                 values,
-                kernels.EMPTY if prior is None else _numpy_map(prior),
+                fused.EMPTY if prior is None else _numpy_map(prior),
                 np.ones(self.classes, np.bool_) if mask is None else mask,
-                kernels.EMPTY_MASK if valid is None else np.ascontiguousarray(valid, np.bool_),
+                fused.EMPTY_MASK if valid is None else np.ascontiguousarray(valid, np.bool_),
                 self.counts,
             )
             return self
@@ -350,7 +350,7 @@ def pseudo_labels(
         raise ValueError(f"λ must be positive and finite, got {lam.tolist()}: was the histogram empty?")
     if prior is not None:
         _check_prior(prior, p)
-    mask = _allowed_mask(allowed, classes)
+    mask = allowed_mask(allowed, classes)
     if _is_torch(p):
         labels: np.ndarray = _labels_torch(p, lam, prior, mask)
     else:
@@ -361,14 +361,14 @@ def pseudo_labels(
 
 
 def _labels_numpy(p: np.ndarray, lam: np.ndarray, prior: Any, mask: np.ndarray | None) -> np.ndarray:
-    kernels = _kernels()
+    fused = kernels()
     q = None if prior is None else _numpy_map(prior)
-    if kernels is not None:
-        if not kernels.in_range(p, _SLACK):
+    if fused is not None:
+        if not fused.in_range(p, _SLACK):
             raise _bad()
         out = np.empty(p.shape[1:], np.uint8)
         allowed = np.ones(p.shape[0], np.bool_) if mask is None else mask
-        kernels.label(p, lam, kernels.EMPTY if q is None else q, allowed, out)
+        fused.label(p, lam, fused.EMPTY if q is None else q, allowed, out)
         return out
     if not bool(((p >= 0) & (p <= _SLACK)).all()):
         raise _bad()

@@ -45,11 +45,11 @@ class Augmentation:
 def crop(
     rng: np.random.Generator, frame: np.ndarray, label: np.ndarray, how: Augmentation
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One random crop of a frame uint8 [H,W,3] and its label uint8 [H,W], both of `how.size`.
+    """One random crop of a frame uint8 [H,W,3] and its label uint8 [H,W] or [H,W,K], both of `how.size`.
 
-    A crop larger than the scaled frame is padded: black, label 255.
+    A crop larger than the scaled frame is padded: black, label 255 (in every one of K planes).
     """
-    height, width = label.shape
+    height, width = label.shape[:2]
     scale = float(np.exp(rng.uniform(*np.log(how.scale))))
     # The window in the original frame, so that one resize does both scaling and cropping.
     window_h, window_w = how.size[0] / scale, how.size[1] / scale
@@ -60,13 +60,17 @@ def crop(
     out_w = min(how.size[1], max(1, round(inside_w * scale)))
     box = (left, top, left + inside_w, top + inside_h)
     picture = Image.fromarray(frame).resize((out_w, out_h), Image.Resampling.BILINEAR, box=box)
-    truth = Image.fromarray(label).resize((out_w, out_h), Image.Resampling.NEAREST, box=box)
+    planes = [label] if label.ndim == 2 else [label[..., k] for k in range(label.shape[2])]
+    truth = [
+        np.asarray(Image.fromarray(plane).resize((out_w, out_h), Image.Resampling.NEAREST, box=box))
+        for plane in planes
+    ]
     if how.blur and rng.random() < how.blur:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
-    x, y = np.asarray(picture), np.asarray(truth)
+    x, y = np.asarray(picture), truth[0] if label.ndim == 2 else np.stack(truth, axis=-1)
     if (out_h, out_w) != how.size:
         padded_x = np.zeros((*how.size, 3), np.uint8)
-        padded_y = np.full(how.size, IGNORE, np.uint8)
+        padded_y = np.full((*how.size, *y.shape[2:]), IGNORE, np.uint8)
         padded_x[:out_h, :out_w], padded_y[:out_h, :out_w] = x, y
         x, y = padded_x, padded_y
     if how.flip and rng.random() < 0.5:

@@ -7,10 +7,11 @@ teacher and step and nothing else, and a run that was killed ends with the same 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,10 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt import batchnorm
-from adapt.train import losses
+from adapt.train import budget_cut, losses, mic
 from networks.pack import PackSpec, normalise
 
-__all__ = ["Batch", "Optimisation", "Progress", "Trainer", "atomic_save", "generator", "learning_rate"]
+__all__ = [
+    *("Batch", "Optimisation", "Progress", "Tensors", "Trainer"),
+    *("atomic_save", "generator", "learning_rate", "loss_of"),
+]
 
 
 class Progress(Protocol):
@@ -39,12 +43,51 @@ def silent(stage: str, done: int, total: int, **numbers: float) -> None:
 
 @dataclass(frozen=True)
 class Batch:
-    """frames uint8 [N,H,W,3], labels uint8 [N,H,W], target bool [N] (pseudo-labelled), weight float32 [N]."""
+    """What a step learns from.
+
+    frames uint8 [N,H,W,3], labels uint8 [N,H,W], target bool [N] (pseudo-labelled), weight float32 [N].
+    soft: LRENT's labels uint8 [N,H,W,2K] (`adapt.labels.lrent.compact`) in the place of `labels`, or None.
+    whole, seen, ignore: for MIC, of the n target frames alone, or None: the crops with nothing pasted on
+        (uint8 [n,H,W,3]), what the student sees of them (bool [n,H,W]), pixels that have no part in it.
+    """
 
     frames: np.ndarray
     labels: np.ndarray
     target: np.ndarray
     weight: np.ndarray | None = None
+    soft: np.ndarray | None = None
+    whole: np.ndarray | None = None
+    seen: np.ndarray | None = None
+    ignore: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A batch on the device that trains."""
+
+    frames: Tensor
+    labels: Tensor
+    target: np.ndarray
+    weight: Tensor | None
+    soft: Tensor | None
+    whole: Tensor | None
+    seen: Tensor | None
+    ignore: Tensor | None
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device | str) -> Tensors:
+        def there(array: np.ndarray | None) -> Tensor | None:
+            return None if array is None else torch.from_numpy(array).to(device)
+
+        frames, labels = torch.from_numpy(batch.frames), torch.from_numpy(batch.labels)
+        return cls(
+            frames.to(device), labels.to(device).long(), batch.target, there(batch.weight),
+            there(batch.soft), there(batch.whole), there(batch.seen), there(batch.ignore),
+        )  # fmt: skip
+
+    def all(self) -> list[Tensor]:
+        """Every tensor of it."""
+        return [t for t in vars(self).values() if isinstance(t, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -55,8 +98,12 @@ class Optimisation:
     "warm" (rise, then constant) or "constant".  bn: what batch normalisation does in training: "batch"
     (normal training: statistics of the whole batch), "split" (source and target part each by their own),
     "frozen" (running statistics stay).  mrkld: weight of the regulariser on target pixels.  ema: decay of
-    the teacher, 0 = none.  clip: largest gradient norm, 0 = none.  judge: decay of a mean of the weights that
-    is kept for the gate's sake where there is no teacher, 0 = none.
+    the teacher, 0 = none.  judge: decay of a mean of the weights that is kept for the gate's sake where there
+    is no teacher, 0 = none.  mic: weight of masked image consistency, 0 = none; it needs the teacher.  clip:
+    largest gradient norm, 0 = none.  amp: "bf16" runs the network in bfloat16 (weights, loss and optimiser
+    stay float32), "" = float32.  compile: let torch.compile build the network's code.  memory_mb: MiB that
+    training may take beyond the weights, 0 = no limit; the first layers are frozen until it fits
+    (`adapt.train.budget_cut`).
     """
 
     steps: int
@@ -67,8 +114,12 @@ class Optimisation:
     bn: str = "batch"
     mrkld: float = 0.0
     ema: float = 0.0
-    clip: float = 0.0
     judge: float = 0.0
+    mic: float = 0.0
+    clip: float = 0.0
+    amp: str = ""
+    compile: bool = False
+    memory_mb: float = 0.0
     parts: tuple[str, ...] = field(default=())  # prefixes of parameters that move; () = all
 
     def __post_init__(self) -> None:
@@ -76,8 +127,23 @@ class Optimisation:
             raise ValueError(f"schedule {self.schedule!r}: choose one-cycle, warm or constant")
         if self.bn not in ("batch", "split", "frozen"):
             raise ValueError(f"bn {self.bn!r}: choose batch, split or frozen")
-        if self.steps < 0 or not 0 <= self.ema < 1 or not 0 < self.warm < 1:
-            raise ValueError(f"{self}: steps >= 0, 0 <= ema < 1, 0 < warm < 1")
+        if self.amp not in ("", "bf16"):
+            raise ValueError(f"amp {self.amp!r}: choose bf16, or nothing for float32")
+        if self.steps < 0 or not 0 <= self.ema < 1 or not 0 <= self.judge < 1 or not 0 < self.warm < 1:
+            raise ValueError(f"{self}: steps >= 0, 0 <= ema < 1, 0 <= judge < 1, 0 < warm < 1")
+        for name in ("rate", "weight_decay", "mrkld", "mic", "clip", "memory_mb"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} {value}: give a number that is not negative")
+        if self.mic and not self.ema:
+            raise ValueError(f"mic {self.mic:g} needs the mean teacher: set ema too, such as 0.99")
+        if self.memory_mb and self.parts:
+            raise ValueError("memory_mb and parts both say what moves: give one of them")
+
+    @property
+    def mean(self) -> float:
+        """Decay of the mean of the weights that is kept, whatever for."""
+        return self.ema or self.judge
 
 
 def learning_rate(how: Optimisation, step: int) -> float:
@@ -110,17 +176,111 @@ def atomic_save(path: Path, content: Any) -> None:
     os.replace(temporary, path)
 
 
+def loss_of(
+    network: nn.Module,
+    spec: PackSpec,
+    how: Optimisation,
+    batch: Tensors,
+    teacher: Mapping[str, Tensor] | None = None,
+    student: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The loss of a step, on the device that network, batch and teacher are on.
+
+    Args:
+        network: in training mode (with batch normalisation as `how.bn` says).
+        teacher: the mean teacher's parameters by name; MIC asks it.
+        student: calls the network, where that is not `network` itself (compiled).
+    """
+    ask = student or network
+    size = batch.labels.shape[1:]
+
+    def full(raw: Tensor) -> Tensor:
+        return F.interpolate(raw.float(), size=size, mode="bilinear", align_corners=False)
+
+    def forward(x: Tensor) -> Tensor:
+        with _precision(how, x):
+            out: Tensor = ask(x)
+            return out
+
+    def at(positions: np.ndarray) -> Tensor:
+        return torch.from_numpy(positions).to(batch.frames.device)
+
+    x = normalise(batch.frames, spec)
+    ours = np.flatnonzero(batch.target)
+    if how.bn == "split" and 0 < len(ours) < len(x):
+        theirs = np.flatnonzero(~batch.target)
+        apart = torch.cat([forward(x[at(theirs)]), forward(x[at(ours)])])
+        raw = apart[at(np.argsort(np.concatenate([theirs, ours])))]
+    else:
+        raw = forward(x)
+    logits = full(raw)
+    if batch.soft is None:
+        loss = losses.cross_entropy(logits, batch.labels, batch.weight)
+    else:
+        loss = losses.soft_cross_entropy(logits, batch.soft)
+    if how.mrkld and len(ours):
+        loss = loss + how.mrkld * losses.mrkld(logits[at(ours)], batch.labels[at(ours)])
+    if how.mic and batch.whole is not None and batch.seen is not None and teacher is not None:
+        x = normalise(batch.whole, spec)
+        loss = loss + how.mic * mic.consistency(
+            full(_masked(network, forward, x * batch.seen[:, None])),
+            full(_teachers(network, teacher, x, how)),
+            batch.ignore,
+        )
+    return loss
+
+
+def _precision(how: Optimisation, x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 where it is asked for; the meta device knows no autocast and counts float32's bytes."""
+    if not how.amp or x.is_meta:
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, torch.bfloat16)
+
+
+def _masked(network: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The student on masked crops, which leave no trace in the running statistics."""
+    layers = list(batchnorm.layers(network))
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        return forward(x)
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+
+@torch.no_grad()
+def _teachers(network: nn.Module, teacher: Mapping[str, Tensor], x: Tensor, how: Optimisation) -> Tensor:
+    """What the teacher says: its weights, the student's running statistics, no dropout."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with _precision(how, x):
+            out: Tensor = torch.func.functional_call(network, dict(teacher), (x,))
+            return out
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 class Trainer:
     """Moves a network's weights, one checked step after the other.
 
     Args:
-        network: trained in place.
+        network: trained in place, on the device it is on.
         spec: the pack's, for normalisation.
         how: the optimisation.
         draw: (step) -> Batch; must depend on the step number (and the seed it was made with) alone.
         seed: for dropout.
         checkpoint: file to continue from and to write every `every` steps, or None.
         identity: text that must equal the checkpoint's, so that a changed recipe starts afresh.
+
+    Attributes:
+        cut: where training begins and what it takes, where `how.memory_mb` limits it; else None.
+
+    Raises:
+        ValueError: nothing would move, or not even the last layer's training fits in `how.memory_mb`.
     """
 
     def __init__(
@@ -137,26 +297,50 @@ class Trainer:
     ) -> None:
         self.network, self.spec, self.how, self.draw, self.seed = network, spec, how, draw, seed
         self.checkpoint, self.every, self.identity = checkpoint, every, identity
-        chosen = [
-            (name, p) for name, p in network.named_parameters() if not how.parts or name.startswith(how.parts)
-        ]
-        if not chosen:
+        self.device = next(network.parameters()).device
+        self.cut = self._cut() if how.memory_mb and how.steps else None
+        named = list(network.named_parameters())
+        moves = {name for name, _ in named if not how.parts or name.startswith(how.parts)}
+        if self.cut is not None:
+            moves = set(self.cut.moving)
+        if not moves:
             raise ValueError(f"no parameter's name starts with one of {how.parts}")
-        decay = [p for _, p in chosen if p.ndim > 1]
-        plain = [p for _, p in chosen if p.ndim <= 1]  # biases, BN and PReLU are not decayed
+        self.moving = [p for name, p in named if name in moves]
+        self.frozen = [p for name, p in named if name not in moves]
+        decay = [p for p in self.moving if p.ndim > 1]
+        plain = [p for p in self.moving if p.ndim <= 1]  # biases, BN and PReLU are not decayed
         groups = [{"params": decay, "weight_decay": how.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=how.rate)
-        self.moving = [p for _, p in chosen]
-        self.frozen = [
-            p for name, p in network.named_parameters() if how.parts and not name.startswith(how.parts)
-        ]
         self.teacher: dict[str, Tensor] | None = None
         self.twin: dict[str, Tensor] | None = None  # after the run: of student and mean the one not shipped
-        if how.ema or how.judge:
+        if how.mean:
             self.teacher = {name: p.detach().clone() for name, p in network.named_parameters()}
+        self.student: Callable[[Tensor], Tensor] = network
+        if how.compile:
+            self.student = torch.compile(network, dynamic=False)
         self.step = 0
         self.history: list[float] = []
         self._resume()
+
+    def _cut(self) -> budget_cut.Cut:
+        """By the first batch, as if on a device without memory; a batch of every step has its shape."""
+        self._ready()
+        batch = Tensors.of(self.draw(0), "meta")
+        teacher = None
+        if self.how.mean:
+            teacher = {n: p.detach().to("meta") for n, p in self.network.named_parameters()}
+        return budget_cut.choose(
+            self.network,
+            lambda network: loss_of(network, self.spec, self.how, batch, teacher),
+            int(self.how.memory_mb * 2**20),
+            known=[*batch.all(), *(teacher or {}).values()],
+            ema=bool(self.how.mean),
+        )
+
+    def _ready(self) -> None:
+        self.network.train()
+        if self.how.bn == "frozen":
+            batchnorm.freeze(self.network)
 
     # ------------------------------------------------------------------------------------ checkpoints
     def _resume(self) -> None:
@@ -171,7 +355,7 @@ class Trainer:
         self.network.load_state_dict(kept["network"])
         self.optimiser.load_state_dict(kept["optimiser"])
         if self.teacher is not None:
-            self.teacher = kept["teacher"]
+            self.teacher = {name: tensor.to(self.device) for name, tensor in kept["teacher"].items()}
         self.step = int(kept["step"])
         self.history = [float(v) for v in kept["history"]]
 
@@ -224,22 +408,12 @@ class Trainer:
 
     def _one_step(self) -> float:
         how = self.how
-        batch = self.draw(self.step)
+        batch = Tensors.of(self.draw(self.step), self.device)
         torch.manual_seed((self.seed * 1_000_003 + self.step) & 0x7FFFFFFF)  # dropout
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(how, self.step)
-        self.network.train()
-        if how.bn == "frozen":
-            batchnorm.freeze(self.network)
-        frames = torch.from_numpy(batch.frames)
-        labels = torch.from_numpy(batch.labels).long()
-        raw = self._forward(frames, batch.target)
-        full = F.interpolate(raw, size=labels.shape[1:], mode="bilinear", align_corners=False)
-        weight = None if batch.weight is None else torch.from_numpy(batch.weight)
-        loss = losses.cross_entropy(full, labels, weight)
-        if how.mrkld and batch.target.any():
-            chosen = torch.from_numpy(batch.target)
-            loss = loss + how.mrkld * losses.mrkld(full[chosen], labels[chosen])
+        self._ready()
+        loss = loss_of(self.network, self.spec, how, batch, self.teacher, self.student)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss of step {self.step} is {value}: lower the learning rate")
@@ -251,22 +425,11 @@ class Trainer:
         self._follow()
         return value
 
-    def _forward(self, frames: Tensor, target: np.ndarray) -> Tensor:
-        x = normalise(frames, self.spec)
-        if self.how.bn != "split" or target.all() or not target.any():
-            out: Tensor = self.network(x)
-            return out
-        chosen = torch.from_numpy(target)
-        theirs, ours = self.network(x[~chosen]), self.network(x[chosen])
-        joint: Tensor = theirs.new_empty((len(target), *theirs.shape[1:]))
-        joint[~chosen], joint[chosen] = theirs, ours
-        return joint
-
     def _follow(self) -> None:
         """The mean teacher: α_t = min(1 − 1/(t+1), ema)."""
         if self.teacher is None:
             return
-        alpha = min(1 - 1 / (self.step + 1), self.how.ema or self.how.judge)
+        alpha = min(1 - 1 / (self.step + 1), self.how.mean)
         with torch.no_grad():
-            for name, p in self.network.named_parameters():
-                self.teacher[name].lerp_(p, 1 - alpha)
+            weights = dict(self.network.named_parameters())
+            torch._foreach_lerp_(list(self.teacher.values()), [weights[n] for n in self.teacher], 1 - alpha)

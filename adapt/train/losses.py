@@ -42,11 +42,17 @@ def mrkld(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(logits: Tensor, soft: Tensor) -> Tensor:
-    """−Σ_c ŷ_c log p_c (LRENT's soft labels), mean over pixels where Σ ŷ > 0.
+    """−Σ_c ŷ_c log p_c (LRENT's soft labels), mean over pixels that have one; 0 where there are none.
 
     Args:
-        logits, soft: float32 [N,C,H,W]; a pixel whose `soft` is all zero has no label.
+        logits: float32 [N,C,H,W].
+        soft: uint8 [N,H,W,2K] as `adapt.labels.lrent.compact` packs them: K classes (255 = unused), then
+            their K weights in 1/255.  The weights of a pixel are brought to a sum of 1.
     """
-    valid = soft.sum(1) > 0
-    each = -(soft * logits.log_softmax(1)).sum(1)
-    return torch.where(valid, each, torch.zeros_like(each)).sum() / valid.sum().clamp(min=1)
+    classes, weights = (part.permute(0, 3, 1, 2) for part in soft.chunk(2, dim=3))
+    known = classes != IGNORE
+    weight = weights.to(logits.dtype) * known
+    total = weight.sum(1)
+    log_p = logits.log_softmax(1).gather(1, torch.where(known, classes, 0).long())
+    each = -(weight * log_p).sum(1) / total.clamp(min=1)
+    return each.sum() / (total > 0).sum().clamp(min=1)

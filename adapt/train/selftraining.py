@@ -7,16 +7,19 @@ shortness of the training, the small portion of labels and the gate.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from adapt.train.augment import Augmentation, crop
 from adapt.train.loop import Batch, generator
+from adapt.train.mic import block_mask
 
 __all__ = ["Mixture", "class_mix", "rare_class_chances", "sampler"]
 
 IGNORE = 255
+#: A rare class that was drawn should be in the crop: DAFormer asks 3000 of 512x512 pixels, in ten tries.
+CROP_SHARE, CROP_TRIES = 3000 / 512**2, 10
 Pair = tuple[np.ndarray, np.ndarray]
 
 
@@ -26,8 +29,9 @@ class Mixture:
 
     source, target: images of each.  augmentation: crops of target frames, and of source frames where
     `source_augmentation` is None.  rare: temperature of rare-class sampling on replay, 0 = uniform
-    (DAFormer: 0.01; larger is milder).  classmix: chance that a target crop gets half the classes of a
-    replay crop pasted on (DACS).
+    (DAFormer: 0.01; larger is milder); rare_target: the same on pseudo-labels.  classmix: chance that a
+    target crop gets half the classes of a replay crop pasted on (DACS).  mic: draw masks for masked image
+    consistency.
     """
 
     source: int
@@ -35,7 +39,13 @@ class Mixture:
     augmentation: Augmentation
     source_augmentation: Augmentation | None = None
     rare: float = 0.0
+    rare_target: float = 0.0
     classmix: float = 0.0
+    mic: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.rare >= 0 and self.rare_target >= 0 and 0 <= self.classmix <= 1):
+            raise ValueError(f"{self}: rare and rare_target are temperatures >= 0, classmix a chance 0..1")
 
 
 def rare_class_chances(share: np.ndarray, temperature: float) -> np.ndarray:
@@ -48,59 +58,132 @@ def rare_class_chances(share: np.ndarray, temperature: float) -> np.ndarray:
 def class_mix(rng: np.random.Generator, source: Pair, target: Pair) -> Pair:
     """Paste half of the source crop's classes on the target crop (Tranheden et al., *DACS*, WACV 2021)."""
     (sx, sy), (tx, ty) = source, target
-    present = np.unique(sy)
+    present = np.unique(_hard(sy))
     present = present[present != IGNORE]
     if not len(present):
         return target
     chosen = rng.choice(present, size=(len(present) + 1) // 2, replace=False)
-    mask = np.isin(sy, chosen)
-    return np.where(mask[..., None], sx, tx), np.where(mask, sy, ty)
+    mask = np.isin(_hard(sy), chosen)
+    picture = np.where(mask[..., None], sx, tx)
+    return picture, np.where(mask if sy.ndim == 2 else mask[..., None], sy, ty)
 
 
-def _counts(pairs: Sequence[Pair], classes: int) -> np.ndarray:
+def _counts(labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
     """int64 [n,C]: pixels of each class in each label."""
-    return np.stack([np.bincount(y.reshape(-1), minlength=256)[:classes] for _, y in pairs])
+    return np.stack([np.bincount(y.reshape(-1), minlength=256)[:classes] for y in labels])
+
+
+class _Picker:
+    """Which frame, and a crop of it: every frame once before any comes twice, or rare classes first."""
+
+    def __init__(
+        self, pairs: Sequence[Pair], how: Augmentation, temperature: float, classes: int, key: Sequence[int]
+    ) -> None:
+        self.pairs, self.how, self.key = pairs, how, key
+        self.counts: np.ndarray | None = None
+        if temperature and pairs:
+            counts = _counts([_hard(y) for _, y in pairs], classes)
+            if counts.sum():  # pseudo-labels may name no pixel at all
+                self.counts = counts
+                self.chances = rare_class_chances(counts.sum(0) / counts.sum(), temperature)
+
+    def __call__(self, rng: np.random.Generator, position: int) -> Pair:
+        if self.counts is None:
+            order = generator(*self.key, position // len(self.pairs)).permutation(len(self.pairs))
+            return crop(rng, *self.pairs[int(order[position % len(self.pairs)])], self.how)
+        c = int(rng.choice(len(self.chances), p=self.chances))
+        i = int(rng.choice(np.flatnonzero(self.counts[:, c] > 0)))
+        for _ in range(CROP_TRIES):
+            x, y = crop(rng, *self.pairs[i], self.how)
+            if np.count_nonzero(_hard(y) == c) >= CROP_SHARE * y.shape[0] * y.shape[1]:
+                break
+        return x, y
+
+
+def _hard(y: np.ndarray) -> np.ndarray:
+    """The one class of a pixel: a label of one plane, or the first of several."""
+    return y if y.ndim == 2 else y[..., 0]
+
+
+def _stacked(y: np.ndarray, soft: np.ndarray | None, ignore: np.ndarray | None, keep: int) -> np.ndarray:
+    """[H,W,1+2·keep+1]: hard label, soft label and what MIC leaves out, so that one crop cuts all alike.
+
+    Padding writes 255 everywhere, which is what each plane means by "nothing here".
+    """
+    if soft is None:  # a source label: its class with all the weight
+        soft = np.zeros((*y.shape, 2 * keep), np.uint8)
+        soft[..., :keep] = IGNORE
+        if keep:
+            soft[..., 0], soft[..., keep] = y, np.where(y == IGNORE, 0, 255)
+    out = np.zeros(y.shape, np.uint8) if ignore is None else np.where(ignore, IGNORE, 0).astype(np.uint8)
+    return np.concatenate([y[..., None], soft, out[..., None]], axis=2)
 
 
 def sampler(
-    replay: Sequence[Pair], target: Sequence[Pair], mixture: Mixture, classes: int, seed: int, stage: int
+    replay: Sequence[Pair],
+    target: Sequence[Pair],
+    mixture: Mixture,
+    classes: int,
+    seed: int,
+    stage: int,
+    *,
+    soft: Sequence[np.ndarray] | None = None,
+    valid: np.ndarray | None = None,
 ) -> Callable[[int], Batch]:
     """(step) -> Batch, a function of (seed, stage, step) alone.
 
     Args:
         replay: labelled source frames (may be empty where `mixture.source` is 0).
         target: frames with pseudo-labels.
+        soft: LRENT's labels of the target frames, uint8 [H,W,2K] each (`adapt.labels.lrent`), or None.
+        valid: bool [H,W], False = the pixel has no part in MIC (own bonnet, border), or None.
+
+    Raises:
+        ValueError: the batch asks for frames that there are none of.
     """
     if mixture.source and not replay:
         raise ValueError("the batch asks for source frames and there is no replay: use a source-free mixture")
     if mixture.target and not target:
         raise ValueError("the batch asks for target frames and there are none")
-    source_how = mixture.source_augmentation or mixture.augmentation
-    counts = _counts(replay, classes) if mixture.source and mixture.rare else None
-    chances = rare_class_chances(counts.sum(0) / counts.sum(), mixture.rare) if counts is not None else None
-
-    def pick_source(rng: np.random.Generator, position: int) -> int:
-        if counts is None or chances is None:
-            order = generator(seed, 21, stage, position // len(replay)).permutation(len(replay))
-            return int(order[position % len(replay)])
-        c = int(rng.choice(classes, p=chances))
-        holders = np.flatnonzero(counts[:, c] > 0)
-        return int(rng.choice(holders))
+    keep = 0 if soft is None else soft[0].shape[2] // 2
+    several = bool(keep) or mixture.mic
+    if several:
+        ignore = None if valid is None else ~valid
+        replay = [(x, _stacked(y, None, None, keep)) for x, y in replay] if mixture.source else []
+        target = [
+            (x, _stacked(y, None if soft is None else soft[i], ignore, keep))
+            for i, (x, y) in enumerate(target)
+        ]
+    theirs = _Picker(
+        replay, mixture.source_augmentation or mixture.augmentation, mixture.rare, classes, (seed, 21, stage)
+    )
+    ours = _Picker(target, mixture.augmentation, mixture.rare_target, classes, (seed, 22, stage))
 
     def draw(step: int) -> Batch:
         rng = generator(seed, 20, stage, step)
-        pairs: list[Pair] = []
-        for j in range(mixture.source):
-            i = pick_source(rng, step * mixture.source + j)
-            pairs.append(crop(rng, *replay[i], source_how))
+        pairs = [theirs(rng, step * mixture.source + j) for j in range(mixture.source)]
+        whole: list[Pair] = []
         for j in range(mixture.target):
-            position = step * mixture.target + j
-            order = generator(seed, 22, stage, position // len(target)).permutation(len(target))
-            ours = crop(rng, *target[int(order[position % len(target)])], mixture.augmentation)
+            pair = ours(rng, step * mixture.target + j)
+            whole.append(pair)
             if mixture.classmix and mixture.source and rng.random() < mixture.classmix:
-                ours = class_mix(rng, pairs[j % mixture.source], ours)
-            pairs.append(ours)
+                pair = class_mix(rng, pairs[j % mixture.source], pair)
+            pairs.append(pair)
         is_target = np.arange(len(pairs)) >= mixture.source
-        return Batch(np.stack([x for x, _ in pairs]), np.stack([y for _, y in pairs]), is_target)
+        frames, labels = np.stack([x for x, _ in pairs]), np.stack([y for _, y in pairs])
+        if not several:
+            return Batch(frames, labels, is_target)
+        batch = Batch(
+            frames, np.ascontiguousarray(labels[..., 0]), is_target,
+            soft=np.ascontiguousarray(labels[..., 1:-1]) if keep else None,
+        )  # fmt: skip
+        if not mixture.mic:
+            return batch
+        return replace(
+            batch,
+            whole=np.stack([x for x, _ in whole]),
+            seen=block_mask(generator(seed, 23, stage, step), len(whole), labels.shape[1:3]),
+            ignore=np.stack([y[..., -1] for _, y in whole]) > 0,
+        )
 
     return draw

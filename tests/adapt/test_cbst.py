@@ -18,7 +18,7 @@ PATHS = ("numba", "numpy", "torch")
 def path(request, monkeypatch):
     """Every test that asks for it runs on the three code paths; gives the function that wraps a map."""
     if request.param == "numpy":
-        monkeypatch.setattr(cbst, "_kernels", lambda: None)
+        monkeypatch.setattr(cbst, "kernels", lambda: None)
     elif request.param == "numba":
         pytest.importorskip("numba")
     return torch.from_numpy if request.param == "torch" else (lambda p: p)
@@ -175,7 +175,7 @@ def test_three_paths_one_answer(monkeypatch):
     for name in PATHS:
         with monkeypatch.context() as patch:
             if name == "numpy":
-                patch.setattr(cbst, "_kernels", lambda: None)
+                patch.setattr(cbst, "kernels", lambda: None)
             wrap = torch.from_numpy if name == "torch" else (lambda a: a)
             histograms = ClassHistograms(19).add(wrap(p)).add(wrap(p), prior=wrap(q))
             lam = histograms.thresholds(0.35)
