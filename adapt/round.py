@@ -34,6 +34,7 @@ from adapt.files import write_json
 from adapt.labels import lrent
 from adapt.labels.cbst import ClassHistograms, pseudo_labels, st_threshold
 from adapt.labels.compat import CODES, PublishedThresholds, published_labels
+from adapt.layout import Layout
 from adapt.train.augment import Augmentation
 from adapt.train.loop import Optimisation, Progress, Trainer, atomic_save, silent
 from adapt.train.selftraining import Mixture, sampler
@@ -69,8 +70,9 @@ class RoundConfig:
         prior: use the pack's spatial prior (CBST-SP) where it has one.
         adabn: re-estimate batch statistics, adabn_batch frames at a time; adabn_keep: the shares of the
             present statistics that are tried, beside keeping them all; adabn_by: how they are compared,
-            "mirror" (agreement with the mirrored answer, `gate.better`) or "shares" (class shares near the
-            source's, `gate.nearer`).
+            "mirror" (agreement with the mirrored answer, `gate.better`), "shares" (class shares near the
+            source's, `gate.nearer`) or "translated" (mIoU on the source hold-out in the target's colours,
+            `gate.more_right`).
         from_parent: every training starts from the parent's weights (False: from the last stage's).
         holdout: share of the target frames kept aside for the gate (at least 2).
         source_free: True ignores a replay set; False demands one; None takes what there is.
@@ -139,8 +141,8 @@ class RoundConfig:
     def __post_init__(self) -> None:
         if not all(0 < p <= 1 for p in self.portions):
             raise RoundError(f"portions {self.portions}: each is more than 0 and at most 1")
-        if self.adabn_by not in ("mirror", "shares"):
-            raise RoundError(f"adabn_by {self.adabn_by!r}: choose mirror or shares")
+        if self.adabn_by not in ("mirror", "shares", "translated"):
+            raise RoundError(f"adabn_by {self.adabn_by!r}: choose mirror, shares or translated")
         if self.policy not in ("cbst", "st"):
             raise RoundError(f"policy {self.policy!r}: choose cbst or st")
         if self.compat and (self.compat not in CODES or self.prior):
@@ -288,6 +290,7 @@ class _Round:
         if config.source_free is False and not self.replay:
             raise RoundError("the pack has no replay frames and source_free is False: allow it or add replay")
         self.source_free = not self.replay
+        self.layout = self._layout()
         self.valid = self._valid_mask()
         self.name = name
         self.seconds: dict[str, float] = {}
@@ -319,6 +322,14 @@ class _Round:
         if bottom:
             mask[-bottom:] = False
         return mask
+
+    def _layout(self) -> Layout | None:
+        """Where things are in the source's labels, from whatever the pack has of them."""
+        labels = [y for _, y in [*self.replay, *self.source_holdout]]
+        if labels:
+            return Layout.of_labels(labels, len(self.spec.classes))
+        prior, share = self.pack.prior(), self.pack.reference().get("share")
+        return None if prior is None or share is None else Layout.of_prior(prior, share)
 
     def _identity(self) -> str:
         digest = hashlib.sha256()
@@ -398,7 +409,7 @@ class _Round:
         moved = gate.distance(state, self.parent_state)
         checks = self.looked + gate.decide(
             measures, reference, self.parent_measures, moved, self.spec, self.config.limits,
-            source_share=self._source_share(),
+            source_share=self._source_share(), layout=self.layout,
         )  # fmt: skip
         return _Stage(name, state, measures, checks, moved)
 
@@ -426,6 +437,8 @@ class _Round:
         found = gate.measure(
             network, self.spec, self.holdout, batch=batch, following=self.following, limits=limits
         )
+        if self.layout is not None:
+            found.layouts = self.layout.scores(found.labels)
         kept = {k: v.clone() for k, v in network.state_dict().items()}
         if twin is not None:
             network.load_state_dict({**kept, **twin})
@@ -478,6 +491,8 @@ class _Round:
         source = self._source_share() if self.config.adabn_by == "shares" else None
         if self.config.adabn_by == "shares" and source is None:
             raise RoundError("adabn_by is shares and the pack knows no class shares: use mirror")
+        if self.config.adabn_by == "translated" and not self.source_holdout:
+            raise RoundError("adabn_by is translated and the pack has no source hold-out: use mirror")
         # Mixed order, so that a batch is a sample and not one street.
         order = np.random.default_rng([self.config.seed, 31]).permutation(len(self.target))
         present = batchnorm.statistics(network)
@@ -492,6 +507,8 @@ class _Round:
             won = gate.better(found, best, limits)
             if source is not None:
                 won = gate.nearer(found, best, source, limits)
+            if self.config.adabn_by == "translated":
+                won = gate.more_right(found, best, limits)
             if won:
                 best, chosen, kept = found, mixed, keep
         batchnorm.load(network, chosen)
@@ -499,7 +516,11 @@ class _Round:
 
     def _look(self, network: nn.Module, statistics: dict[str, torch.Tensor]) -> gate.Measures:
         batchnorm.load(network, statistics)
-        return gate.measure(network, self.spec, self.holdout, batch=self.config.infer_batch)
+        batch = self.config.infer_batch
+        found = gate.measure(network, self.spec, self.holdout, batch=batch)
+        if self.config.adabn_by == "translated":
+            found.translated = gate.source_score(network, self.spec, self._translated(), batch=batch)
+        return found
 
     def _statistics(self, network: nn.Module) -> tuple[nn.Module, gate.Measures]:
         """Batch statistics of the target before anything else, where they do not make things worse."""

@@ -1,0 +1,209 @@
+"""A road that keeps changing: day, fog, night, day again; mean IoU over time of five ways to meet it.
+
+    python -m bench.continual [--out out/continual] [--seeds 3]
+
+frozen      the released network
+statistics  batch statistics follow the stream (adapt.baselines.BatchStatistics)
+tent        TENT: entropy lowered on every batch by scale and shift of batch normalisation
+ours        a round (adapt.round) after every 36 frames on those 36, from the released pack, behind its gate; what
+            it accepts answers from the next frame on; where it finds that the released pack is best here,
+            that one does; where it refuses otherwise, nothing changes
+bound       the same rounds with the true labels of the same frames and no gate
+
+Every method answers a frame before it may learn from it, and only "bound" sees labels.  Streets are rendered at
+64×128, eight a phase, twelve frames down each; the network is that of ``bench.gate``.  Each (seed, method) is one line
+of OUT/runs.jsonl, and a bench that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adapt import baselines, predict
+from adapt import round as rounds
+from adapt.data import street
+from adapt.evaluate.segmentation import Confusion
+from adapt.round import RoundConfig, adapt
+from bench.gate import BASE, SIZE, source_pack
+from networks.pack import Pack
+
+PHASES = ("day", "fog", "night", "day")
+DRIVES, ALONG = 8, 12
+EVERY = 36  # frames between rounds; no divisor of a phase, so that some rounds see two domains
+BATCH = 6
+WINDOW = 24  # frames of a point on the curve
+METHODS = ("frozen", "statistics", "tent", "ours", "bound")
+RECIPE = replace(BASE, force=False, steps=30, source_holdout=16)
+
+
+def stream(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames uint8 [n,H,W,3] and labels uint8 [n,H,W] in order."""
+    pairs = [
+        pair
+        for i, domain in enumerate(PHASES)
+        for k in range(DRIVES)
+        for pair in street.drive(900_000 + 1000 * seed + 100 * i + k, domain, ALONG, SIZE, step=2.0)
+    ]
+    return np.stack([x for x, _ in pairs]), np.stack([y for _, y in pairs])
+
+
+class _Labelled(rounds._Round):
+    """The labelled bound: what a round would be if somebody had labelled its frames."""
+
+    truth: dict[bytes, np.ndarray]
+
+    def _label(self, network: Any, stage: int, portion: float) -> list[np.ndarray]:
+        return [self.truth[x.tobytes()] for x in self.target]
+
+
+class Rounds:
+    """"ours" and "bound" as a method of `adapt.baselines`: what is live answers, a round may change it."""
+
+    def __init__(self, pack: Pack, config: RoundConfig, out: Path, truth: dict[bytes, np.ndarray] | None) -> None:
+        self.pack, self.config, self.out, self.truth = pack, config, out, truth
+        self.live = pack.network().eval()
+        self.seen: list[np.ndarray] = []
+        self.log: list[dict[str, Any]] = []
+
+    def answer(self, frames: np.ndarray) -> np.ndarray:
+        answers = predict.labels_and_confidence(self.live, self.pack.spec, predict.as_tensor(frames))[0]
+        self.seen.extend(frames)
+        if len(self.seen) >= EVERY:
+            self._round(self.seen)
+            self.seen = []
+        return answers
+
+    def _round(self, frames: list[np.ndarray]) -> None:
+        shutil.rmtree(self.out, ignore_errors=True)
+        began = time.monotonic()
+        if self.truth is not None:
+            config = replace(self.config, force=True)
+            work = _Labelled(self.pack, frames, config, self.out, lambda *a, **k: None, None, None)
+            work.truth = self.truth
+            result = work.run()
+        else:
+            result = adapt(self.pack, frames, config=self.config, out=self.out)
+        failed = result.report["gate"]["failed"]
+        if result.pack is not None:
+            self.live = result.pack.network().eval()
+        elif failed == ["changed"]:
+            self.live = self.pack.network().eval()
+        self.log.append(
+            {
+                "accepted": result.accepted, "chosen": result.report.get("chosen"), "failed": failed,
+                "stages": {k: s.get("failed") for k, s in result.report["stages"].items()},
+                "seconds": round(time.monotonic() - began, 1),
+            }
+        )  # fmt: skip
+        shutil.rmtree(self.out, ignore_errors=True)
+
+
+def make(name: str, pack: Pack, seed: int, out: Path, truth: dict[bytes, np.ndarray]) -> Any:
+    config = replace(RECIPE, seed=seed)
+    makers: dict[str, Callable[[], Any]] = {
+        "frozen": lambda: baselines.Frozen(pack),
+        "statistics": lambda: baselines.BatchStatistics(pack),
+        "tent": lambda: baselines.Tent(pack),
+        "ours": lambda: Rounds(pack, config, out / f"work-{seed}-ours", None),
+        "bound": lambda: Rounds(pack, config, out / f"work-{seed}-bound", truth),
+    }
+    return makers[name]()
+
+
+def run(name: str, pack: Pack, seed: int, out: Path) -> dict[str, Any]:
+    frames, labels = stream(seed)
+    truth = {x.tobytes(): y for x, y in zip(frames, labels, strict=True)}
+    method = make(name, pack, seed, out, truth)
+    classes = len(pack.spec.classes)
+    windows: list[Confusion] = []
+    began = time.monotonic()
+    for start in range(0, len(frames), BATCH):
+        if start % WINDOW == 0:
+            windows.append(Confusion(classes))
+        windows[-1].add(labels[start : start + BATCH], method.answer(frames[start : start + BATCH]))
+        print(f"{name} {seed}: {start + BATCH}/{len(frames)}", end="\r", file=sys.stderr)
+    each = len(frames) // len(PHASES) // WINDOW
+    phases = []
+    for i in range(len(PHASES)):
+        total = Confusion(classes)
+        for window in windows[i * each : (i + 1) * each]:
+            total.merge(window)
+        phases.append(round(total.miou(), 5))
+    return {
+        "method": name, "seed": seed, "windows": [round(w.miou(), 5) for w in windows], "phases": phases,
+        "seconds": round(time.monotonic() - began, 1), "rounds": getattr(method, "log", []),
+    }  # fmt: skip
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"phases": list(PHASES), "methods": {}}
+    for name in METHODS:
+        own = [r for r in records if r["method"] == name]
+        if not own:
+            continue
+        means = [statistics.fmean(r["windows"]) for r in own]
+        found["methods"][name] = {
+            "seeds": len(own), "mean": round(statistics.fmean(means), 4),
+            "spread": round(statistics.stdev(means), 4) if len(means) > 1 else 0.0,
+            "phases": [round(statistics.fmean(v), 4) for v in zip(*(r["phases"] for r in own), strict=True)],
+            "windows": [round(statistics.fmean(v), 4) for v in zip(*(r["windows"] for r in own), strict=True)],
+            "seconds": round(statistics.fmean(r["seconds"] for r in own), 1),
+            "rounds": sum(len(r["rounds"]) for r in own),
+            "accepted": sum(x["accepted"] for r in own for x in r["rounds"]),
+        }  # fmt: skip
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.continual", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("out/continual"), metavar="DIR")
+    parser.add_argument("--pack", type=Path, default=Path("out/gate"), metavar="DIR", help="where bench.gate has its pack")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the curves here")
+    parser.add_argument("--table", action="store_true", help="no new run: show what is recorded")
+    a = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    a.out.mkdir(parents=True, exist_ok=True)
+    a.pack.mkdir(parents=True, exist_ok=True)
+    pack = source_pack(a.pack)
+    file = a.out / "runs.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    known = {(r["method"], r["seed"]) for r in records}
+    for seed in range(a.seeds) if not a.table else ():
+        for name in METHODS:
+            if (name, seed) not in known:
+                records.append(run(name, pack, seed, a.out))
+                with file.open("a") as out:
+                    out.write(json.dumps(records[-1]) + "\n")
+    found = summary(records)
+    print(f"{'':<11}" + "".join(f"{p:>8}" for p in PHASES) + f"{'mean':>8} {'±':>5} {'rounds':>7} {'accepted':>9} {'s':>7}")
+    for name, m in found["methods"].items():
+        cells = "".join(f"{100 * v:>8.1f}" for v in m["phases"])
+        print(
+            f"{name:<11}{cells}{100 * m['mean']:>8.1f} {100 * m['spread']:>5.1f} {m['rounds']:>7} {m['accepted']:>9} "
+            f"{m['seconds']:>7.1f}"
+        )
+    if a.svg:
+        from adapt.report.figures import curves
+
+        series = {name: m["windows"] for name, m in found["methods"].items()}
+        bands = [(p, i * DRIVES * ALONG, (i + 1) * DRIVES * ALONG) for i, p in enumerate(PHASES)]
+        a.svg.write_text(curves(series, step=WINDOW, bands=bands, x_words="frames driven", y_words="mIoU, %"))
+    print(json.dumps(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Streets are told from what is none by where their labels lie."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from adapt import gate
+from adapt.data import street
+from adapt.layout import Layout
+from adapt.limits import Limits
+from adapt.train.prior import class_shares, spatial_prior
+from tests.adapt.conftest import toy_spec
+from tests.adapt.test_batchnorm_and_gate import measures
+
+CLASSES = len(street.CLASSES)
+
+
+@pytest.fixture(scope="module")
+def labels() -> list[np.ndarray]:
+    return [street.render(s, "day", (64, 128))[1] for s in range(40)]
+
+
+def test_streets_score_as_streets_and_upside_down_ones_do_not(labels):
+    layout = Layout.of_labels(labels[:30], CLASSES)
+    own = layout.scores(labels[30:])
+    assert abs(own.mean() - layout.mean) < 2 * layout.spread
+    turned = layout.scores([y[::-1] for y in labels[30:]])
+    assert turned.max() < own.min()
+    assert turned.mean() < layout.mean - 4 * layout.spread
+
+
+def test_a_known_likelihood():
+    """Half the labels say 0 and half 1 everywhere: every pixel has P = 1/2 whatever it says."""
+    maps = [np.zeros((32, 64), np.uint8), np.ones((32, 64), np.uint8)]
+    layout = Layout.of_labels(maps, 3)
+    assert layout.mean == pytest.approx(np.log(0.5))
+    assert layout.spread == pytest.approx(0.0, abs=1e-12)
+    assert layout.scores([np.full((32, 64), 2, np.uint8)])[0] == pytest.approx(np.log(1e-4))
+    assert layout.scores([np.full((32, 64), 255, np.uint8)])[0] == 0.0  # nothing is known of it
+    with pytest.raises(ValueError, match="no label map"):
+        Layout.of_labels([], 3)
+
+
+def test_a_pack_without_frames_has_a_layout_in_its_prior(labels):
+    prior, share = spatial_prior(labels, CLASSES), class_shares(labels, CLASSES)
+    layout = Layout.of_prior(prior, share)
+    own = layout.scores(labels)
+    assert abs(own.mean() - layout.mean) < 0.5
+    assert layout.scores([y[::-1] for y in labels]).mean() < own.mean() - 1
+
+
+def test_foreign_frames_fail_the_gate():
+    layout = Layout(np.zeros((4, 32, 64)), -1.0, 0.2)
+    wild, calm = np.array([-2.5] * 3 + [-1.0] * 7), np.full(10, -1.1)
+
+    def failed(parent: np.ndarray, candidate: np.ndarray) -> list[str]:
+        a, b = measures(layouts=candidate), measures(layouts=parent)
+        checks = gate.decide(a, a, b, 0.02, toy_spec(), Limits(), layout=layout)
+        return [c.name for c in checks if not c.passed]
+
+    assert failed(wild, wild) == ["layout"]
+    assert failed(wild, calm) == []  # odd to the old network, a street to the new one: that is the shift
+    assert failed(calm, wild) == []
