@@ -30,7 +30,13 @@ def openssl(*arguments, cwd):
     subprocess.run(["openssl", *arguments], cwd=cwd, check=True, capture_output=True)
 
 
-TOKENS = {"cam": ["infer"], "eye": ["observe"], "learner": ["tap", "observe"], "adapter": ["adapt"], "boss": ["control"]}
+TOKENS = {
+    "cam": ["infer"],
+    "eye": ["observe"],
+    "learner": ["tap", "observe"],
+    "adapter": ["adapt"],
+    "boss": ["control"],
+}
 MAY = {
     "cam": {"infer", "metadata"},
     "eye": {"status", "watch", "metadata"},
