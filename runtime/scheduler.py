@@ -1,27 +1,37 @@
-"""Who runs next: a bounded queue in front of an engine.
+"""Who runs next: bounded queues in front of an engine.
 
 There are no worker threads.  The thread that brings a request runs it when a permit is
-free; otherwise it waits, and whoever finishes hands the permit on.  With
-`max_batch` > 1 the runner takes compatible waiting requests along.  Knows nothing of
-models, slots or gRPC.
+free; otherwise it waits, and whoever finishes hands the permit on before it does
+anything else.  Where the plan allows it the runner takes compatible waiting requests
+along.  Knows nothing of models, slots or gRPC.
 """
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from runtime.config import QueueConfig
 from runtime.errors import Code, ServiceError
+from runtime.queueing import DELAY, Plan
 
 _NEW, _QUEUED, _LEADS, _TAKEN, _DONE = range(5)
+_DEADLINE = ServiceError(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", "deadline")
 
 
 class Job:
-    """One request on its way through.  `execute` fills `result` or `error`."""
+    """One request on its way through.  `execute` fills `result` or `error`.
+
+    deadline   time.monotonic() after which nobody wants the answer; None = never
+    timeout    seconds it may wait by its own word; 0 = as the plan says
+    priority   1 first; 0 = the plan's default
+    batch_key  requests of one key may share a run; None = it shares none
+    size       items it brings
+    label      put before the words of a timeout
+    """
 
     __slots__ = (
         "arrived",
@@ -29,13 +39,17 @@ class Job:
         "cancelled",
         "deadline",
         "error",
+        "expires",
+        "label",
+        "level",
         "payload",
-        "rejection",
+        "priority",
         "result",
         "size",
         "source",
         "started",
         "state",
+        "timeout",
         "wake",
     )
 
@@ -45,38 +59,62 @@ class Job:
         *,
         source: str = "",
         deadline: float | None = None,
+        timeout: float = 0.0,
+        priority: int = 0,
         batch_key: Any = None,
         size: int = 1,
+        label: str = "",
     ) -> None:
         self.payload = payload
         self.source = source
-        self.deadline = deadline  # time.monotonic()
-        self.rejection = ServiceError(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", "deadline")
-        self.batch_key = batch_key  # None: never shares a run
+        self.deadline = deadline
+        self.timeout = timeout
+        self.priority = priority
+        self.batch_key = batch_key
         self.size = size
+        self.label = label
+        self.level = 0
+        self.expires: float | None = None  # time.monotonic() at which its level's timeout is over
         self.cancelled = False
         self.arrived = time.monotonic_ns()
         self.started = self.arrived
         self.state = _NEW
-        self.wake: threading.Event | None = None
+        self.wake: _thread.LockType | None = None  # held while it waits
         self.result: Any = None
         self.error: BaseException | None = None
 
 
 class Scheduler:
-    def __init__(self, execute: Callable[[list[Job]], None], config: QueueConfig, concurrency: int) -> None:
+    """`execute` runs jobs together and may return a function for what can wait until the permit has been
+    handed on and the other jobs have their results.
+    """
+
+    def __init__(
+        self, execute: Callable[[list[Job]], Callable[[], None] | None], plan: Plan, concurrency: int
+    ) -> None:
         self._execute = execute
-        self._config = config
+        self._plan = plan
         self._concurrency = concurrency
         self._lock = threading.Lock()
         self._arrival = threading.Condition(self._lock)
-        self._queue: deque[Job] = deque()
+        self._levels: dict[int, deque[Job]] = {}  # in order of priority
+        self._delayed: deque[Job] = deque()  # those whose time is over and whose policy is DELAY
+        self._waiting = 0
         self._running = 0
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
+
+    def configure(self, plan: Plan) -> None:
+        """A new plan for the requests that come from now on."""
+        with self._lock:
+            self._plan = plan
 
     @property
     def pending(self) -> int:
         """Requests that wait (those that run are not counted)."""
-        return len(self._queue)
+        return self._waiting
 
     def submit(self, job: Job) -> Any:
         """Runs `job` or has it run; returns its result.
@@ -87,7 +125,7 @@ class Scheduler:
         with self._lock:
             self._admit(job)
         if job.wake is not None:
-            self._wait(job)
+            self._wait(job, job.wake)
         if job.state == _LEADS:
             self._lead(job)
         if job.error is not None:
@@ -99,103 +137,172 @@ class Scheduler:
         with self._lock:
             job.cancelled = True
             if job.state == _QUEUED:
-                self._queue.remove(job)
-                self._finish(
-                    job, ServiceError(Code.CANCELLED, "the client cancelled the request", "cancelled")
-                )
+                self._remove(job)
+                self._finish(job, _cancelled())
+
+    # -- the queue; all of it under the lock -----------------------------------------
 
     def _admit(self, job: Job) -> None:
         if job.cancelled:
-            raise ServiceError(Code.CANCELLED, "the client cancelled the request", "cancelled")
-        if self._running < self._concurrency and not self._queue:
+            raise _cancelled()
+        if self._running < self._concurrency and not self._waiting:
             self._running += 1
             job.state = _LEADS
             return
-        if self._config.policy == "latest" and job.source:
-            for waiting in self._queue:
-                if waiting.source == job.source:
-                    self._queue.remove(waiting)
-                    message = (
-                        f"a newer frame of source '{job.source}' has arrived; a late frame is worse than none"
-                    )
-                    self._finish(waiting, ServiceError(Code.UNAVAILABLE, message, "stale"))
-                    break
-        if len(self._queue) >= self._config.limit:
-            message = (
-                f"Exceeds maximum queue size: {self._config.limit} requests are "
-                f"waiting; send fewer or raise queue.limit"
-            )
-            raise ServiceError(Code.RESOURCE_EXHAUSTED, message, "queue-full")
-        job.wake = threading.Event()
+        plan = self._plan
+        job.level = plan.level(job.priority)
+        policy = plan.policy_of(job.level)
+        if plan.latest and job.source:
+            self._replace(job.source)
+        level = self._levels.get(job.level)
+        if self._waiting >= plan.limit:
+            raise _full(plan.limit, "raise queue.limit")
+        if level is not None and 0 < policy.max_queue_size <= len(level):
+            raise _full(policy.max_queue_size, "raise max_queue_size in config.pbtxt")
+        seconds = policy.timeout(job.timeout)
+        if seconds > 0:
+            job.expires = time.monotonic() + seconds
+        if level is None:
+            self._levels[job.level] = level = deque()
+            self._levels = dict(sorted(self._levels.items()))
+        job.wake = _thread.allocate_lock()
+        job.wake.acquire()
         job.state = _QUEUED
-        self._queue.append(job)
-        self._arrival.notify_all()
+        level.append(job)
+        self._waiting += 1
+        if plan.max_batch > 1:
+            self._arrival.notify_all()
 
-    def _wait(self, job: Job) -> None:
-        assert job.wake is not None
-        timeout = None
-        if job.deadline is not None:
-            timeout = min(max(0.0, job.deadline - time.monotonic()), threading.TIMEOUT_MAX)
-        if job.wake.wait(timeout):
-            return
-        with self._lock:
-            if job.state == _QUEUED:
-                self._queue.remove(job)
-                self._finish(job, job.rejection)
+    def _replace(self, source: str) -> None:
+        for waiting in self._queued():
+            if waiting.source == source:
+                self._remove(waiting)
+                message = f"a newer frame of source '{source}' has arrived; a late frame is worse than none"
+                self._finish(waiting, ServiceError(Code.UNAVAILABLE, message, "stale"))
                 return
-        job.wake.wait()  # taken in the last moment: its runner finishes it
 
-    def _lead(self, job: Job) -> None:
-        jobs = [job]
-        try:
-            if job.batch_key is not None and self._config.max_batch > 1:
-                self._gather(jobs)
-            now = time.monotonic_ns()
-            for each in jobs:
-                each.started = now
-            self._execute(jobs)
-        except BaseException as error:
-            for each in jobs:
-                each.error = each.error or error
-        finally:
-            with self._lock:
-                self._hand_on()
-                for each in jobs:
-                    self._finish(each, each.error)
+    def _queued(self) -> Iterator[Job]:
+        """Everything that waits, in the order in which it would run; a copy, so that it may be removed."""
+        for level in (*self._levels.values(), self._delayed):
+            yield from tuple(level)
 
-    def _gather(self, jobs: list[Job]) -> None:
-        """Adds waiting jobs of the same key, up to max_batch in all, waiting at most batch_delay for them."""
-        first = jobs[0]
-        size = first.size
-        until = time.monotonic() + self._config.batch_delay
-        with self._lock:
-            while True:
-                for waiting in list(self._queue):
-                    if waiting.batch_key == first.batch_key and size + waiting.size <= self._config.max_batch:
-                        self._queue.remove(waiting)
-                        waiting.state = _TAKEN
-                        jobs.append(waiting)
-                        size += waiting.size
-                left = until - time.monotonic()
-                if size >= self._config.max_batch or left <= 0:
-                    return
-                self._arrival.wait(left)
+    def _remove(self, job: Job) -> None:
+        level = self._levels.get(job.level)
+        (level if level is not None and job in level else self._delayed).remove(job)
+        self._waiting -= 1
 
-    def _hand_on(self) -> None:
-        while self._queue:
-            job = self._queue.popleft()
-            if job.deadline is not None and job.deadline <= time.monotonic():
-                self._finish(job, job.rejection)
-                continue
-            job.state = _LEADS
-            assert job.wake is not None
-            job.wake.set()
-            return
-        self._running -= 1
+    def _next(self) -> Job | None:
+        """Takes the job that runs next out of the queue; those whose time is over are dealt with."""
+        if not self._waiting:
+            return None
+        now = time.monotonic()
+        for job in self._queued():
+            if job.deadline is not None and job.deadline <= now:
+                self._remove(job)
+                self._finish(job, _DEADLINE)
+            elif job.expires is not None and job.expires <= now:
+                self._expire(job)
+            else:
+                self._remove(job)
+                return job
+        return self._next()  # what is left was delayed just now
+
+    def _expire(self, job: Job) -> None:
+        self._remove(job)
+        job.expires = None
+        if self._plan.policy_of(job.level).timeout_action == DELAY:
+            self._delayed.append(job)
+            self._waiting += 1
+        else:
+            self._finish(
+                job, ServiceError(Code.UNAVAILABLE, f"{job.label}Request timeout expired", "timeout")
+            )
 
     @staticmethod
     def _finish(job: Job, error: BaseException | None) -> None:
         job.error = error
         job.state = _DONE
         if job.wake is not None:
-            job.wake.set()
+            job.wake.release()
+
+    # -- the calling thread ----------------------------------------------------------
+
+    def _wait(self, job: Job, wake: _thread.LockType) -> None:
+        """Until the job is done, taken along, or leads."""
+        while job.deadline is not None or job.expires is not None:
+            until = min(one for one in (job.deadline, job.expires) if one is not None)
+            left = min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
+            if wake.acquire(timeout=left):
+                return
+            with self._lock:
+                if job.state != _QUEUED:
+                    break  # taken in the last moment: its runner finishes it
+                now = time.monotonic()
+                if job.deadline is not None and job.deadline <= now:
+                    self._remove(job)
+                    self._finish(job, _DEADLINE)
+                elif job.expires is not None and job.expires <= now:
+                    self._expire(job)
+        wake.acquire()
+
+    def _lead(self, job: Job) -> None:
+        jobs = [job]
+        after: Callable[[], None] | None = None
+        try:
+            if job.batch_key is not None and self._plan.max_batch > 1:
+                self._gather(jobs)
+            now = time.monotonic_ns()
+            for each in jobs:
+                each.started = now
+            after = self._execute(jobs)
+        except BaseException as error:
+            for each in jobs:
+                each.error = each.error or error
+        with self._lock:
+            following = self._next()
+            if following is None:
+                self._running -= 1
+            else:
+                following.state = _LEADS
+                assert following.wake is not None
+                following.wake.release()
+            for each in jobs:
+                each.state = _DONE
+                if each is not job and each.wake is not None:
+                    each.wake.release()
+        if after is not None:
+            after()
+
+    def _gather(self, jobs: list[Job]) -> None:
+        """Adds waiting jobs of the same key until a preferred size is reached, waiting at most the plan's
+        delay for it; then as many as fit."""
+        first = jobs[0]
+        until = time.monotonic() + self._plan.delay
+        with self._lock:
+            while True:
+                plan = self._plan
+                company: list[Job] = []
+                room = plan.max_batch - first.size
+                for waiting in self._queued():
+                    if waiting.batch_key == first.batch_key and waiting.size <= room:
+                        company.append(waiting)
+                        room -= waiting.size
+                count = plan.share([each.size for each in (first, *company)])
+                left = until - time.monotonic()
+                if count == 0 and left > 0:
+                    self._arrival.wait(left)
+                    continue
+                for each in company[: count - 1] if count else company:
+                    self._remove(each)
+                    each.state = _TAKEN
+                    jobs.append(each)
+                return
+
+
+def _cancelled() -> ServiceError:
+    return ServiceError(Code.CANCELLED, "the client cancelled the request", "cancelled")
+
+
+def _full(limit: int, remedy: str) -> ServiceError:
+    message = f"Exceeds maximum queue size: {limit} requests are waiting; send fewer or {remedy}"
+    return ServiceError(Code.RESOURCE_EXHAUSTED, message, "queue-full")

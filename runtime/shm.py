@@ -1,10 +1,12 @@
 """System shared memory: named regions that a client registers, and tensors in them.
 
-A region is read and written through its descriptor, not through a mapping: a client that
-shortens the file under a running server then gets a short read instead of killing the
-server with SIGBUS, and what an observer keeps is a snapshot that the client's next frame
-does not overwrite.  A region that is unregistered while requests hold it stays until the
-last of them is answered.
+A region is mapped once, and a tensor is copied out of it or into it: what runs and what
+observers keep is a snapshot that the client cannot change under them.  A client that
+shortens the file, or has written more than its file system can hold, gets an error: the
+size is checked before each copy, and a page that goes missing during the copy is caught by
+`runtime/sigbus.py`.  Where that cannot be, regions are read and written through their
+descriptor, which is slower and cannot fault.  A region that is unregistered while requests
+hold it stays until the last of them is answered.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ import numpy as np
 
 from runtime.errors import Code, ServiceError
 from runtime.lanes import PREFIX
+from runtime.sigbus import GUARD
 from runtime.tensors import Array
 
 _DIRECTORY = "/dev/shm"
 _2_64 = 1 << 64
-LIMIT = 1024  # regions; each holds a descriptor
+LIMIT = 1024  # regions; each holds two descriptors (mmap duplicates its own)
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,17 @@ class Place:
 
 
 class Region:
-    """`byte_size` bytes of the shared-memory object `key`, from `offset` on."""
+    """`byte_size` bytes of the shared-memory object `key`, from `offset` on.  Owns the descriptor."""
 
-    def __init__(self, name: str, key: str, offset: int, byte_size: int, descriptor: int) -> None:
+    def __init__(
+        self, name: str, key: str, offset: int, byte_size: int, descriptor: int, *, mapped: bool = False
+    ) -> None:
         self.name = name
         self.key = key
         self.offset = offset
         self.byte_size = byte_size
         self._descriptor = descriptor
+        self._mapping = _Mapping(descriptor, offset, byte_size) if mapped else None
         self._lock = threading.Lock()
         self._held = 0
         self._gone = False
@@ -59,15 +65,42 @@ class Region:
     def read(self, place: Place) -> Array:
         """A copy of the place, uint8 [byte_size]."""
         self.check(place)
+        self._check_size(place.offset + place.byte_size)
         content = np.empty(place.byte_size, np.uint8)
-        if os.preadv(self._descriptor, [content.data], self.offset + place.offset) != place.byte_size:
-            raise _invalid(f"shared memory region '{self.name}' has been shortened since it was registered")
+        if self._mapping is not None:
+            whole = self._mapping.copy(content, self._mapping.bytes(place.offset, place.byte_size))
+        else:
+            got = os.preadv(self._descriptor, [content.data], self.offset + place.offset)
+            whole = got == place.byte_size
+        if not whole:
+            raise self._shortened()
         return content
 
     def write(self, place: Place, content: bytes | memoryview) -> None:
         """Writes `content` at the start of the place, which must be large enough."""
         self.check(place)
-        os.pwrite(self._descriptor, content, self.offset + place.offset)
+        size = len(content)
+        self._check_size(place.offset + size)
+        if self._mapping is not None:
+            source = np.frombuffer(content, np.uint8)
+            whole = self._mapping.copy(self._mapping.bytes(place.offset, size), source)
+        else:
+            try:
+                whole = os.pwrite(self._descriptor, content, self.offset + place.offset) == size
+            except OSError:  # the file system is full
+                whole = False
+        if not whole:
+            raise self._shortened()
+
+    def _check_size(self, end: int) -> None:
+        if os.fstat(self._descriptor).st_size < self.offset + end:
+            raise self._shortened()
+
+    def _shortened(self) -> ServiceError:
+        return _invalid(
+            f"shared memory region '{self.name}' has been shortened since it was registered, or its file "
+            "system is full; register it again"
+        )
 
     def ownerless(self) -> bool:
         """A lane of our own client (`runtime/lanes.py`) whose process is gone: nobody has it locked."""
@@ -95,7 +128,7 @@ class Region:
             self._held -= 1
             close = self._gone and self._held == 0
         if close:
-            os.close(self._descriptor)
+            self._close()
 
     def remove(self) -> None:
         """No new holders; closes with the last one."""
@@ -105,7 +138,35 @@ class Region:
             self._gone = True
             close = self._held == 0
         if close:
-            os.close(self._descriptor)
+            self._close()
+
+    def _close(self) -> None:
+        if self._mapping is not None:
+            self._mapping.close()
+        os.close(self._descriptor)
+
+
+class _Mapping:
+    """A mapping that survives the end of its file: see `runtime/sigbus.py`."""
+
+    def __init__(self, descriptor: int, offset: int, size: int) -> None:
+        self._memory = mmap.mmap(descriptor, size, offset=offset)
+        self._view: Array | None = np.frombuffer(self._memory, np.uint8)
+        self._watched = GUARD.watch(self._view.ctypes.data, size)
+
+    def bytes(self, offset: int, size: int) -> Array:
+        assert self._view is not None
+        return self._view[offset : offset + size]
+
+    def copy(self, target: Array, source: Array) -> bool:
+        """False when a page of either was missing, now or before: what lies there is not the client's."""
+        np.copyto(target, source)
+        return not self._watched.torn
+
+    def close(self) -> None:
+        GUARD.forget(self._watched)
+        self._view = None
+        self._memory.close()
 
 
 class Regions:
@@ -114,6 +175,11 @@ class Regions:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._regions: dict[str, Region] = {}
+
+    @staticmethod
+    def mapped() -> bool:
+        """Whether regions are mapped here, rather than read through their descriptors."""
+        return GUARD.install()
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         self._sweep()
@@ -129,10 +195,15 @@ class Regions:
             descriptor = _open(key)
             try:
                 _check(name, offset, byte_size, os.fstat(descriptor).st_size)
-            except BaseException:
+                region = Region(name, key, offset, byte_size, descriptor, mapped=self.mapped())
+            except BaseException as error:
                 os.close(descriptor)
+                if isinstance(error, OSError | ValueError):  # shortened since, or no address space left
+                    raise _invalid(
+                        f"failed to register shared memory region '{name}': invalid args"
+                    ) from error
                 raise
-            self._regions[name] = Region(name, key, offset, byte_size, descriptor)
+            self._regions[name] = region
 
     def _sweep(self) -> None:
         """Clients that were killed have left lanes: their memory is given back when the next one comes."""

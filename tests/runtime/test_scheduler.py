@@ -9,6 +9,7 @@ import pytest
 
 from runtime.config import QueueConfig
 from runtime.errors import Code, ServiceError
+from runtime.queueing import DELAY, Plan, QueuePolicy
 from runtime.scheduler import Job, Scheduler
 
 
@@ -58,7 +59,7 @@ def until(condition):
 def start(config, jobs, concurrency=1):
     """The first job runs (and blocks); the rest wait in order."""
     engine = Engine()
-    scheduler = Scheduler(engine, config, concurrency)
+    scheduler = Scheduler(engine, config if isinstance(config, Plan) else Plan.of(config), concurrency)
     callers = []
     for index, job in enumerate(jobs):
         callers.append(Caller(scheduler, job))
@@ -174,7 +175,7 @@ def test_a_run_takes_no_more_than_max_batch_items():
 def test_a_run_waits_for_company_no_longer_than_the_delay():
     engine = Engine()
     engine.gate.set()
-    scheduler = Scheduler(engine, QueueConfig(max_batch=2, batch_delay=0.2), 1)
+    scheduler = Scheduler(engine, Plan(max_batch=2, delay=0.2), 1)
     begun = time.monotonic()
     first = Caller(scheduler, Job(1, batch_key="k"))
     time.sleep(0.05)
@@ -192,7 +193,7 @@ def test_an_engine_that_throws_fails_its_requests_and_no_others():
                 raise ServiceError(Code.INTERNAL, "broken", "engine")
             job.result = job.payload
 
-    scheduler = Scheduler(execute, QueueConfig(), 1)
+    scheduler = Scheduler(execute, Plan(), 1)
     with pytest.raises(ServiceError, match="broken"):
         scheduler.submit(Job("bad"))
     assert scheduler.submit(Job("good")) == "good"
@@ -206,7 +207,7 @@ def test_nothing_is_lost_under_a_storm():
         for job in jobs:
             job.result = job.payload
 
-    scheduler = Scheduler(execute, QueueConfig(limit=6, max_batch=3), 2)
+    scheduler = Scheduler(execute, Plan(limit=6, max_batch=3), 2)
     ends = []
 
     def client(number):
@@ -228,3 +229,85 @@ def test_nothing_is_lost_under_a_storm():
     assert set(ends) <= {"answered", "queue-full", "deadline"}
     assert scheduler.pending == 0
     assert scheduler.submit(Job("after")) == "after"
+
+
+# -- Triton's priorities and queue policies (their names and meanings: model_config.proto) -----------
+
+
+def test_the_highest_priority_waiting_runs_next_and_equals_keep_their_order():
+    plan = Plan(levels=3, default_level=2)
+    asked = [0, 3, 0, 1, 2, 9, 1]  # 0 and 9 are the default level
+    engine, _, callers = start(plan, [Job("busy"), *(Job((p, n), priority=p) for n, p in enumerate(asked))])
+    finish(engine, callers)
+    order = [batch[0] for batch in engine.batches[1:]]
+    assert order == [(1, 3), (1, 6), (0, 0), (0, 2), (2, 4), (9, 5), (3, 1)]
+
+
+def test_without_levels_a_priority_changes_nothing():
+    engine, _, callers = start(Plan(), [Job(n, priority=5 - n) for n in range(5)])
+    finish(engine, callers)
+    assert engine.batches == [[n] for n in range(5)]
+
+
+def test_a_level_has_its_own_limit_and_its_own_timeout():
+    strict = QueuePolicy(default_timeout=0.05, max_queue_size=1)
+    plan = Plan(levels=2, default_level=1, policies={2: strict})
+    jobs = [Job("busy"), Job("a"), Job("b"), Job("low", priority=2)]
+    engine, scheduler, callers = start(plan, jobs)
+    with pytest.raises(ServiceError, match=r"Exceeds maximum queue size: 1 .*max_queue_size") as refusal:
+        scheduler.submit(Job("lower", priority=2))
+    assert refusal.value.code is Code.RESOURCE_EXHAUSTED
+    callers[3].join(5)
+    assert (callers[3].error.code, callers[3].error.message) == (Code.UNAVAILABLE, "Request timeout expired")
+    finish(engine, callers)
+    assert engine.batches == [["busy"], ["a"], ["b"]]
+
+
+def test_delay_lets_a_late_request_run_after_all_that_are_in_time():
+    late = QueuePolicy(timeout_action=DELAY, default_timeout=0.03)
+    plan = Plan(levels=2, default_level=2, policies={1: late})
+    engine, scheduler, callers = start(plan, [Job("busy"), Job("late", priority=1), Job("other")])
+    time.sleep(0.1)
+    assert scheduler.pending == 2
+    finish(engine, callers)
+    assert engine.batches == [["busy"], ["other"], ["late"]]
+    assert callers[1].result == "late"
+
+
+def test_a_delayed_request_can_still_be_cancelled_and_still_has_its_deadline():
+    late = QueuePolicy(timeout_action=DELAY, default_timeout=0.02)
+    jobs = [Job("busy"), Job("gone"), Job("over", deadline=time.monotonic() + 0.2)]
+    engine, scheduler, callers = start(Plan(policy=late), jobs)
+    time.sleep(0.08)
+    scheduler.cancel(jobs[1])
+    callers[2].join(5)
+    assert [callers[1].error.reason, callers[2].error.reason] == ["cancelled", "deadline"]
+    assert scheduler.pending == 0
+    finish(engine, callers)
+    assert engine.batches == [["busy"]]
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "waits"),
+    [
+        (QueuePolicy(), 1.0, 0.0),  # no override allowed, no default
+        (QueuePolicy(default_timeout=2.0), 1.0, 2.0),
+        (QueuePolicy(default_timeout=2.0, allow_timeout_override=True), 1.0, 1.0),
+        (QueuePolicy(default_timeout=2.0, allow_timeout_override=True), 3.0, 2.0),  # never longer
+        (QueuePolicy(default_timeout=2.0, allow_timeout_override=True), 0.0, 2.0),
+        (QueuePolicy(own_timeout=True, default_timeout=2.0), 3.0, 3.0),  # the server's own configuration
+    ],
+)
+def test_whose_timeout_counts(policy, asked, waits):
+    assert policy.timeout(asked) == waits
+
+
+def test_a_preferred_size_is_run_without_waiting_for_more():
+    plan = Plan(max_batch=8, preferred=(2, 4), delay=30.0)
+    engine, scheduler, callers = start(plan, [Job("busy"), *(Job(n, batch_key="k") for n in range(5))])
+    engine.gate.set()
+    until(lambda: len(engine.batches) == 2)
+    assert engine.batches == [["busy"], [0, 1, 2, 3]]  # 4 of the 5; the fifth waits for a sixth
+    callers.append(Caller(scheduler, Job(5, batch_key="k")))
+    finish(engine, callers)
+    assert engine.batches[2] == [4, 5]
