@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from adapt.data.base import InMemory, Resized, resize_frame, resize_label
+from adapt.data.base import InMemory, Resized, Subset, read_frame, read_label, resize_frame, resize_label
 from adapt.files import write_json
 from bench import machine
 from bench.real import RealError, command, data_folder, numbers, spread
@@ -54,13 +54,23 @@ PRESETS = ("default", "modern", "source-free")
 WORDS = {
     "source": "source only", "adabn": "batch statistics (AdaBN)", "st": "ST", "cbst": "CBST",
     "cbst-sp": "CBST-SP", "cbst-sp-mst": "CBST-SP + MST", "st-frozen": "ST, statistics of the source",
-    "cbst-frozen": "CBST, statistics of the source",
+    "cbst-frozen": "CBST, statistics of the source", "labelled": "true labels of the target",
 }  # fmt: skip
-MAIN = ("source", "adabn", "st", "cbst", "cbst-sp", "cbst-sp-mst", *(f"preset:{name}" for name in PRESETS))
+MAIN = (
+    "source",
+    "adabn",
+    "st",
+    "cbst",
+    "cbst-sp",
+    "cbst-sp-mst",
+    *(f"preset:{name}" for name in PRESETS),
+    "labelled",
+)
 
 EPILOG = """\
-variants: source, adabn, st, cbst, cbst-sp, cbst-sp-mst, st-frozen, cbst-frozen, labels (precision and recall
-of the pseudo-labels), preset:NAME, preset:NAME+KEY=JSON (a preset with a change) and plain+KEY=JSON+…
+variants: source, adabn, st, cbst, cbst-sp, cbst-sp-mst, st-frozen, cbst-frozen, labelled (true labels in
+place of pseudo-labels), labels (precision and recall of the pseudo-labels), preset:NAME,
+preset:NAME+KEY=JSON (a preset with a change) and plain+KEY=JSON+…
 
 examples:
   python -m bench.ordering --shift street:dusk --seeds 3
@@ -77,7 +87,8 @@ class Shift:
     """A source pack, unlabelled target frames and labelled ones; what a round is told because of the size.
 
     frames: uint8 [H,W,3] each; marked: [(frame, label)] to judge pseudo-labels on; evaluation: items
-    (frame, label) to score on; table: pack class -> truth class, uint8 [256], or None.
+    (frame, label) to score on; crossed: `marked` are those very frames; table: pack class -> truth class,
+    uint8 [256], or None.
     """
 
     words: str
@@ -89,6 +100,7 @@ class Shift:
     classes: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     table: np.ndarray | None = None
+    crossed: bool = False
 
     @cached_property
     def source(self) -> Any:
@@ -142,12 +154,12 @@ def camvid(seed: int, folder: Path) -> Shift:
         _at_size(evaluation, pack.spec.size), evaluation, ("pole", "sign", "pedestrian", "bicyclist"),
         pack.spec.classes, {"source": 3, "target": 3, "crop": (128, 160), "scale": (0.75, 1.6), "steps": 60,
          "portions": (0.2, 0.5)},
+        crossed=True,
     )  # fmt: skip
 
 
 def cityscapes(seed: int, folder: Path) -> Shift:
     """The Cityscapes network (s = 0.5, 19 classes) as released meets CamVid by day; ten frames of replay."""
-    from adapt.data.base import Subset, read_frame, read_label
     from adapt.data.camvid import CamVid
     from adapt.train.prior import class_shares, spatial_prior
     from networks.labels import SPACES, mapping
@@ -338,6 +350,44 @@ def label_quality(shift: Shift, seed: int) -> dict[str, Any]:
     return {"labels": {name: _quality(c, shift.classes) for name, c in counted.items()}}
 
 
+def bound(shift: Shift, seed: int) -> dict[str, Any]:
+    """One training of the same length with true target labels in place of pseudo-labels.
+
+    Where only the scored frames have labels, it is crossed over two halves of them: each half is scored by
+    the network that learnt from the other.
+    """
+    from adapt.evaluate.segmentation import Confusion
+    from adapt.train import supervised
+    from adapt.train.augment import Augmentation
+    from adapt.train.loop import Optimisation, Trainer
+    from adapt.train.selftraining import Mixture, sampler
+
+    told, spec = shift.settings, shift.pack.spec
+    replay = [
+        (resize_frame(read_frame(x), spec.size), resize_label(read_label(y), spec.size))
+        for x, y in shift.pack.replay("train")
+    ]
+    if shift.table is not None:
+        raise RealError("labelled: the labels of this shift are not in the network's classes")
+    whole = list(range(len(shift.evaluation)))
+    folds = [(shift.marked, whole)]
+    if shift.crossed:
+        middle = len(whole) // 2
+        folds = [(shift.marked[:middle], whole[middle:]), (shift.marked[middle:], whole[:middle])]
+    total = Confusion(len(shift.classes))
+    for fold, (pairs, scored) in enumerate(folds):
+        light = Augmentation(tuple(told.get("crop") or spec.size), told["scale"])
+        mixture = Mixture(told["source"], told["target"], light)
+        how = Optimisation(told["steps"], rate=PLAIN["rate"], bn=told.get("bn", "batch"))
+        network = shift.pack.network()
+        draw = sampler(replay, pairs, mixture, len(spec.classes), seed, 90 + fold)
+        Trainer(network, spec, how, draw, seed=seed + fold).run()
+        with_statistics(shift, network, seed)
+        part, _ = supervised.score(network, spec, Subset(shift.evaluation, scored))
+        total.merge(part)
+    return numbers(total, shift.classes)
+
+
 def _quality(confusion: Any, classes: tuple[str, ...]) -> dict[str, Any]:
     matrix = confusion.matrix
     hit = matrix[:, :-1].diagonal()
@@ -379,6 +429,8 @@ def measure(shift: Shift, variant: str, seed: int, folder: Path) -> dict[str, An
         return score(shift, shift.source)
     if variant == "adabn":
         return score(shift, with_statistics(shift, shift.pack.network(), seed))
+    if variant == "labelled":
+        return bound(shift, seed)
     if variant == "labels":
         return label_quality(shift, seed)
     return adapted(shift, variant, seed, folder)
