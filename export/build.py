@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from export import golden, int8, parity, plan_options, writer
+from export import golden, heads, int8, parity, plan_options, writer
 from export.engine import (
     Engine,
     Options,
@@ -198,6 +198,8 @@ published), 2 wrong usage""",
         help="edges: probability from which a pixel's bit is set, one or one a class (the pack's, else 0.5)",
     )
     add("--opset", type=int, default=writer.DEFAULT_OPSET, metavar="N", help="ONNX opset, 17 to 20 (18)")
+    form = "answers from logits: all classes as one tensor, or each as an image; equal answers (the faster)"
+    add("--form", choices=heads.FORMS, help=form)
     backends = (
         "engine (onnxruntime); tensorrt needs an NVIDIA device; tensorrt-rtx parses and builds on the CPU as "
         "a check and publishes nothing"
@@ -310,6 +312,7 @@ def _options(args: argparse.Namespace, pack: Pack, plan: plan_options.PlanOption
         size=size,
         batch=args.batch,
         opset=args.opset,
+        form=args.form,
         task=args.task,
         edge_thresholds=args.edge_threshold,
         backend=args.backend,

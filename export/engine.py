@@ -42,6 +42,7 @@ class Options:
     opset       ONNX opset
     task        "segmentation", "edges" or "joint"; None: the pack's
     edge_thresholds  from which probability an edge is one: one, or one a class; None: the pack's, else 0.5
+    form        how answers are computed from logits (`heads.FORMS`); None: what is faster on the backend
     backend     "onnxruntime", "tensorrt", or "tensorrt-rtx" (`check` only)
     precision   "fp32", "fp16" (tensorrt), "int8"
     thresholds  what parity must reach; None: the precision's own
@@ -59,6 +60,7 @@ class Options:
     opset: int = writer.DEFAULT_OPSET
     task: str | None = None
     edge_thresholds: float | Sequence[float] | None = None
+    form: str | None = None
     backend: str = "onnxruntime"
     precision: str = "fp32"
     thresholds: Thresholds | None = None
@@ -117,6 +119,7 @@ def make_graph(
         opset=options.opset,
         metadata=metadata(pack, contract),
         contract=contract,
+        form=options.form or ("per-class" if options.backend == "onnxruntime" else "whole"),
     )
     findings = lint.lint(graph)
     if findings.errors:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx, nn
 
+from export import heads
 from export.errors import ExportError, one_line
 from export.fold import Folding
 from export.graph import INPUT, Contract
@@ -70,6 +71,14 @@ class Graph:
         attributes = {k: v for k, v in attributes.items() if v is not None}
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
         return output
+
+    def split(self, x: str, count: int) -> list[str]:
+        """The `count` channels of [N,count,…], each [N,1,…]."""
+        outputs = [f"split.{self._counts.get('Split', 0)}.{k}" for k in range(count)]
+        self._counts["Split"] = self._counts.get("Split", 0) + 1
+        sizes = self.constant([1] * count, np.int64)
+        self.nodes.append(helper.make_node("Split", [x, sizes], outputs, name=outputs[0], axis=1))
+        return outputs
 
     def reduce(self, op: str, x: str, axes: list[int], keepdims: bool) -> str:
         """ReduceMax, ReduceMean or ReduceSum; their axes moved from attribute to input with opset 18 (13)."""
@@ -529,6 +538,7 @@ def write(
     opset: int = DEFAULT_OPSET,
     metadata: dict[str, str] | None = None,
     contract: Contract | None = None,
+    form: str = "whole",
 ) -> onnx.ModelProto:
     """The network under the graph contract, as ONNX.
 
@@ -538,6 +548,7 @@ def write(
         opset: one of `OPSETS`.
         metadata: goes into `metadata_props`.
         contract: what is answered; None: what the pack is for.
+        form: how the answers are computed from logits, one of `heads.FORMS`; they are the same.
     Raises:
         ExportError: an operation without an ONNX form, a size that is no multiple of the network's, an
             opset outside `OPSETS`, a task that the network does not have.
@@ -565,9 +576,9 @@ def write(
         _check_logits(network, spec, tuple(shape.shape), (wanted, height, width))
     outputs: list[onnx.ValueInfoProto] = []
     n: int | str = "N" if batch is None else batch
-    for (logits, shape), kind in zip(answers, contract.heads, strict=True):
-        head = _segmentation if kind == "segmentation" else _edges
-        outputs += head(graph, logits, tuple(shape.shape[1:]), size, n, contract)
+    for (name, tensor), kind in zip(answers, contract.heads, strict=True):
+        c, h, w = tensor.shape[1:]
+        outputs += heads.write_head(graph, kind, heads.Logits(name, (c, h, w), size, n), contract, form)
     return _model(graph, spec, outputs, size, n, metadata or {})
 
 
@@ -589,64 +600,6 @@ def _preprocess(graph: Graph, spec: PackSpec) -> str:
     scale = np.array([1.0 / (255.0 * s) for s in spec.std]).reshape(1, 3, 1, 1)
     offset = np.array([-m / s for m, s in zip(spec.mean, spec.std, strict=True)]).reshape(1, 3, 1, 1)
     return graph.node("Add", [graph.node("Mul", [x, graph.constant(scale)]), graph.constant(offset)])
-
-
-def _segmentation(
-    graph: Graph,
-    logits: str,
-    shape: tuple[int, ...],
-    size: tuple[int, int],
-    n: int | str,
-    contract: Contract,
-) -> list[onnx.ValueInfoProto]:
-    _softmax_by_hand(graph, logits)
-    full = graph.resize(logits, shape[1:], size, aligned=False)  # type: ignore[arg-type]
-    # ArgMax answers int64 and uint8 may only be cast from float: the documented way to a uint8 output.
-    index = graph.node("ArgMax", [full], axis=1, keepdims=0)
-    graph.node(
-        "Cast", [graph.node("Cast", [index], to=TensorProto.FLOAT)], to=TensorProto.UINT8, output="labels"
-    )
-    largest = graph.reduce("ReduceMax", full, [1], keepdims=True)
-    total = graph.reduce("ReduceSum", graph.node("Exp", [graph.node("Sub", [full, largest])]), [1], False)
-    share = graph.node("Div", [graph.constant(255.0), total])
-    graph.node("Cast", [share], to=TensorProto.UINT8, output="confidence")
-    info = helper.make_tensor_value_info
-    return [
-        info("labels", TensorProto.UINT8, [n, *size]),
-        info("confidence", TensorProto.UINT8, [n, *size]),
-        info("probabilities", TensorProto.FLOAT, [n, *shape]),
-    ]
-
-
-def _softmax_by_hand(graph: Graph, logits: str) -> None:
-    # Not Softmax: over channels ONNX Runtime transposes for it, twice the time of these five.
-    shifted = graph.node("Sub", [logits, graph.reduce("ReduceMax", logits, [1], True)])
-    powers = graph.node("Exp", [shifted])
-    graph.node("Div", [powers, graph.reduce("ReduceSum", powers, [1], True)], output="probabilities")
-
-
-def _edges(
-    graph: Graph,
-    logits: str,
-    shape: tuple[int, ...],
-    size: tuple[int, int],
-    n: int | str,
-    contract: Contract,
-) -> list[onnx.ValueInfoProto]:
-    full = graph.resize(logits, shape[1:], size, aligned=False)  # type: ignore[arg-type]
-    on = graph.node("GreaterOrEqual", [full, graph.constant(contract.limits[:, None, None])])
-    powers = graph.constant([[[1 << k]] for k in range(shape[0])], np.int32)
-    bits = graph.node("Mul", [graph.node("Cast", [on], to=TensorProto.INT32), powers])
-    graph.node("ReduceSum", [bits, graph.constant([1], np.int64)], keepdims=0, output="edge_bits")
-    scaled = graph.node("Mul", [graph.node("Sigmoid", [full]), graph.constant(255.0)])
-    # Casting to uint8 truncates: half a step is added, so that an edge is an 8-bit image rounded as usual.
-    rounded = graph.node("Add", [scaled, graph.constant(0.5)])
-    graph.node("Cast", [rounded], to=TensorProto.UINT8, output="edges")
-    info = helper.make_tensor_value_info
-    return [
-        info("edge_bits", TensorProto.INT32, [n, *size]),
-        info("edges", TensorProto.UINT8, [n, shape[0], *size]),
-    ]
 
 
 def _model(

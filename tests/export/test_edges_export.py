@@ -231,7 +231,7 @@ def test_tritons_own_schema_reads_the_configuration(pack_of, tmp_path):
     assert found["labels"] == (schema.TYPE_UINT8, list(SIZE))
 
 
-@pytest.mark.parametrize("case", ["light", "joint"])
+@pytest.mark.parametrize("case", ["casenet", pytest.param("joint", marks=pytest.mark.slow)])
 def test_int8_is_judged_by_its_edges(case, pack_of, tmp_path):
     """Random weights have thin margins, so what is asked for is little; and what is missed is named."""
     little = Thresholds(0, 0, 255, edges_max=255, edges_mean=255, bits=0, mf=1)
@@ -239,7 +239,7 @@ def test_int8_is_judged_by_its_edges(case, pack_of, tmp_path):
     with pytest.raises(ExportError, match=r"parity with torch is missed: .*edge"):
         build(pack_of(case), tmp_path / "repo", options=replace(options, thresholds=Thresholds()))
     result = build(pack_of(case), tmp_path / "repo", options=options)
-    assert result.manifest["engine"]["int8"]["convolutions"]["int8"] > 20
+    assert result.manifest["engine"]["int8"]["convolutions"]["int8"] > 10
     with np.load(result.path / "golden.npz") as file:
         given = session(result.path).run(["edge_bits"], {"frame": file["frames"]})[0]
         assert np.array_equal(given, file["edge_bits"])
