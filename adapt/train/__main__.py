@@ -96,6 +96,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--colour", type=float, default=0.0, metavar="S", help="random gamma and colour cast (0: none)"
     )
+    p.add_argument("--blur", type=float, default=0.0, metavar="P", help="chance of a Gaussian blur (0)")
+    p.add_argument(
+        "--noise", type=float, default=0.0, metavar="S", help="sensor noise up to S levels (0: none)"
+    )
+    p.add_argument(
+        "--bn", choices=("batch", "frozen"), default="batch",
+        help="batch statistics in training: the batch's, or those of --init kept (batch)",
+    )  # fmt: skip
+    p.add_argument(
+        "--ema", type=float, default=0.0, metavar="A", help="ship the mean of the weights, decay A (0: none)"
+    )
+    p.add_argument("--amp", choices=("bf16",), default="", help="run the network in bfloat16")
+    p.add_argument("--compile", action="store_true", help="torch.compile the network (minutes, once)")
+    p.add_argument(
+        "--memory-mb", type=float, default=0.0, metavar="N",
+        help="MiB that training may take beyond the weights; the first layers are frozen until it fits",
+    )  # fmt: skip
+    p.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 (cpu)")
     p.add_argument(
         "--replay", type=int, default=64, metavar="N", help="training frames kept in the pack (64)"
     )
@@ -213,8 +231,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{out} exists already: packs are never overwritten, give another --out")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {arguments.device}: torch sees no CUDA device here; use cpu")
     start = time.monotonic()
     network, spec = _begin(arguments)
+    network = network.to(arguments.device)
     data = Resized(open_dataset(arguments.data), spec.size)
     val: Dataset | None = open_dataset(arguments.val) if arguments.val else None
     crop = arguments.crop or spec.size
@@ -230,7 +251,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         augmentation=Augmentation(
             crop, arguments.scale, not arguments.no_flip,
             brightness=arguments.brightness, colour=arguments.colour,
+            blur=arguments.blur, noise=arguments.noise,
         ),
+        bn=arguments.bn, ema=arguments.ema, amp=arguments.amp, compile=arguments.compile,
+        memory_mb=arguments.memory_mb,
     )  # fmt: skip
     checkpoint = Path(arguments.checkpoint or f"{out}.checkpoint.pt")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +286,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         labels = [y for _, y in frames]
         classes = len(spec.classes)
         pack = write_pack(
-            out, spec, network.state_dict(), replay=replay,
+            out, spec, network.cpu().state_dict(), replay=replay,
             golden=np.stack([frames[i][0] for i in _spread(len(frames), arguments.golden)]),
             reference={"share": prior.class_shares(labels, classes)},
             prior=prior.spatial_prior(labels, classes),

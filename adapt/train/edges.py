@@ -37,7 +37,6 @@ __all__ = [
     "Sample",
     "crops_of_edges",
     "crops_of_segmentation",
-    "refine_crf",
     "train",
 ]
 
@@ -97,7 +96,7 @@ _CITYSCAPES = {"sigma_x": 1.0, "sigma_y": 3.0, "max_cost": 2.0, "smoothness": 0.
 _SBD = {"sigma_x": 1.0, "sigma_y": 4.0, "max_cost": 4.5, "smoothness": 0.02}
 
 #: The published recipes: crops of 472, mirrored; the loss is a sum, hence the rates.  S, C and SEAL start
-#: from a short warm-up with the unweighted loss; C is S on labels a dense CRF refined (``refine_crf``).
+#: from a short warm-up with the unweighted loss; C is S on labels a dense CRF refined (``adapt.labels.crf``).
 PRESETS: dict[str, EdgeRecipe] = {
     f"{name}-{data}": replace(
         EdgeRecipe(
@@ -165,33 +164,6 @@ def crops_of_edges(
         return Sample(np.ascontiguousarray(f), np.ascontiguousarray(b))
 
     return draw
-
-
-def refine_crf(
-    frame: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
-    classes: int,
-    *,
-    certainty: float = 0.7,
-    steps: int = 5,
-) -> NDArray[np.uint8]:
-    """CASENet-C's labels: a class map refined by a dense CRF on the frame; 255 stays 255.
-
-    Raises ValueError where the library (pydensecrf) is not installed.
-    """
-    try:
-        import pydensecrf.densecrf as crf
-        from pydensecrf.utils import unary_from_labels
-    except ImportError:
-        raise ValueError("casenet-c: the dense CRF comes from pydensecrf; pip install pydensecrf") from None
-    known = labels != 255
-    unary = unary_from_labels(np.where(known, labels + 1, 0), classes, certainty, zero_unsure=True)
-    field_ = crf.DenseCRF2D(labels.shape[1], labels.shape[0], classes)
-    field_.setUnaryEnergy(np.ascontiguousarray(unary))
-    field_.addPairwiseGaussian(sxy=3, compat=3)
-    field_.addPairwiseBilateral(sxy=50, srgb=10, rgbim=np.ascontiguousarray(frame), compat=10)
-    refined = np.argmax(np.asarray(field_.inference(steps)), 0).reshape(labels.shape).astype(np.uint8)
-    return np.where(known, refined, np.uint8(255))
 
 
 # ---------------------------------------------------------------------------------------------- training

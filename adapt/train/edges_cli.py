@@ -30,7 +30,7 @@ data, one of:
 presets (the published recipes; NAME-cityscapes or NAME-sbd):
   casenet      reweighted loss
   casenet-s    unweighted, half the rate
-  casenet-c    -s on labels refined by a dense CRF (--data only, needs pydensecrf)
+  casenet-c    -s on labels refined by a dense CRF (--data only; extra crf)
   seal         -s with labels aligned every round
   (none)       AdamW, mean loss; --seal aligns, gated
 -s, -c and seal start from a short warm-up: train one with --preset casenet-s first, give it to --init.
@@ -105,8 +105,9 @@ def _space(text: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]
 
 
 def _draw(a: argparse.Namespace, classes: int, progress: Any) -> Any:
+    from adapt.labels import crf
     from adapt.train.augment import Augmentation
-    from adapt.train.edges import crops_of_edges, crops_of_segmentation, refine_crf
+    from adapt.train.edges import crops_of_edges, crops_of_segmentation
 
     if a.data:
         dataset = open_dataset(a.data)
@@ -115,7 +116,7 @@ def _draw(a: argparse.Namespace, classes: int, progress: Any) -> Any:
             frame, label = dataset[i]
             if label is not None:
                 if (a.preset or "").startswith("casenet-c-"):
-                    label = refine_crf(frame, label, classes)
+                    label = crf.refine(frame, label, classes)
                 pairs.append((frame, label))
             progress("read", i + 1, len(dataset))
         return crops_of_segmentation(pairs, classes, Augmentation(a.crop))

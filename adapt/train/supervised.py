@@ -37,6 +37,20 @@ class Recipe:
     rate: float = 1.5e-3
     weight_decay: float = 1e-2
     bn: str = "batch"
+    ema: float = 0.0
+    amp: str = ""
+    compile: bool = False
+    memory_mb: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.optimisation(1)  # says what cannot be before any frame is read
+
+    def optimisation(self, frames: int) -> Optimisation:
+        """How weights move over that many frames."""
+        return Optimisation(
+            steps=self.steps(frames), rate=self.rate, weight_decay=self.weight_decay, bn=self.bn,
+            ema=self.ema, amp=self.amp, compile=self.compile, memory_mb=self.memory_mb,
+        )  # fmt: skip
 
     def steps(self, frames: int) -> int:
         """Optimiser steps for that many frames."""
@@ -47,6 +61,12 @@ class Recipe:
         a = self.augmentation
         light = f", brightness x{a.brightness:g}" if a.brightness > 1 else ""
         light += f", colour {a.colour:g}" if a.colour else ""
+        light += f", blur {a.blur:g}" if a.blur else ""
+        light += f", noise {a.noise:g}" if a.noise else ""
+        light += ", frozen statistics" if self.bn == "frozen" else ""
+        light += f", mean teacher {self.ema:g}" if self.ema else ""
+        light += f", {self.amp}" if self.amp else ""
+        light += f", at most {self.memory_mb:g} MiB" if self.memory_mb else ""
         return (
             f"AdamW {self.rate:g} one-cycle, {self.epochs:g} epochs, batch {self.batch}, "
             f"crops {a.size[0]}x{a.size[1]}, scale {a.scale[0]:g}-{a.scale[1]:g}"
@@ -115,9 +135,7 @@ def train(
     stage: str = "train",
 ) -> nn.Module:
     """Train in place; continues from `checkpoint` where it holds the same recipe and seed."""
-    how = Optimisation(
-        steps=recipe.steps(len(frames)), rate=recipe.rate, weight_decay=recipe.weight_decay, bn=recipe.bn
-    )
+    how = recipe.optimisation(len(frames))
     identity = repr((asdict(recipe), seed, len(frames), spec.name))
     trainer = Trainer(
         network, spec, how, sampler(frames, recipe, seed),

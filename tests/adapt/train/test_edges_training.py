@@ -23,7 +23,6 @@ from adapt.train.edges import (
     align_sample,
     crops_of_edges,
     crops_of_segmentation,
-    refine_crf,
     train,
 )
 from networks.pack import PackSpec
@@ -185,8 +184,3 @@ def test_refusals_are_named(pairs):
     network = networks.create("casenet", classes=3, depth=14, width=8)
     with pytest.raises(ValueError, match="parameter"):
         train(network, spec("casenet", {"depth": 14, "width": 8}), draw, EdgeRecipe(1, parts=("nope",)))
-    try:
-        import pydensecrf  # noqa: F401
-    except ImportError:
-        with pytest.raises(ValueError, match="pydensecrf"):
-            refine_crf(*pairs[0], 3)
