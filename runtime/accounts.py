@@ -28,6 +28,7 @@ class Account:
         self._answered = 0
         self._rejected: Counter[str] = Counter()
         self._idle = threading.Condition(self._lock)
+        self._awaited = 0  # callers of wait_idle: nobody else need be woken
 
     def accept(self) -> None:
         with self._lock:
@@ -36,12 +37,14 @@ class Account:
     def answer(self) -> None:
         with self._lock:
             self._answered += 1
-            self._idle.notify_all()
+            if self._awaited:
+                self._idle.notify_all()
 
     def reject(self, reason: str) -> None:
         with self._lock:
             self._rejected[reason] += 1
-            self._idle.notify_all()
+            if self._awaited:
+                self._idle.notify_all()
 
     def snapshot(self) -> AccountSnapshot:
         with self._lock:
@@ -50,7 +53,11 @@ class Account:
     def wait_idle(self, timeout: float) -> bool:
         """Waits until nothing is in flight."""
         with self._lock:
-            return self._idle.wait_for(lambda: self._in_flight() == 0, timeout)
+            self._awaited += 1
+            try:
+                return self._idle.wait_for(lambda: self._in_flight() == 0, timeout)
+            finally:
+                self._awaited -= 1
 
     def _in_flight(self) -> int:
         return self._accepted - self._answered - self._rejected.total()

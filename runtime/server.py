@@ -22,6 +22,7 @@ from runtime.edge.control import ControlEdge
 from runtime.edge.inference import SERVICE as INFERENCE
 from runtime.edge.inference import InferenceEdge
 from runtime.errors import ConfigError
+from runtime.pool import Pool
 from runtime.service import Service
 
 log = logging.getLogger("roadworthy.server")
@@ -64,7 +65,7 @@ class Server:
         threads = 2 * config.engine.concurrency + config.queue.limit * max(1, len(self.service.hosts()))
         threads = min(512, threads + config.streams + 16)
         self._grpc = grpc.server(
-            futures.ThreadPoolExecutor(threads, "grpc"),
+            Pool(threads, "grpc"),
             interceptors=security.interceptors(config.security),
             maximum_concurrent_rpcs=threads,  # beyond it gRPC itself answers RESOURCE_EXHAUSTED
             options=(

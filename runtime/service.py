@@ -271,7 +271,8 @@ class Service:
 
     def accounted(self, model: str, answer: Callable[[], Answer]) -> Answer:
         """Runs `answer` inside the accounts of the server and, where it is known, of the model."""
-        host = self.served().get(model)
+        group = self._groups.get(model)
+        host = group.host if group is not None else self._hosts.get(model)
         accounts = [self.account] if host is None else [self.account, host.account]
         for account in accounts:
             account.accept()

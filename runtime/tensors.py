@@ -5,6 +5,7 @@ Knows numpy only.
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Sequence
@@ -65,12 +66,16 @@ class EngineSpec:
     metadata: dict[str, str] = field(default_factory=dict)
 
     def input(self, name: str) -> TensorSpec | None:
-        return next((spec for spec in self.inputs if spec.name == name), None)
+        return self._by_name[0].get(name)
 
     def output(self, name: str) -> TensorSpec | None:
-        return next((spec for spec in self.outputs if spec.name == name), None)
+        return self._by_name[1].get(name)
 
-    @property
+    @functools.cached_property
+    def _by_name(self) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+        return {one.name: one for one in self.inputs}, {one.name: one for one in self.outputs}
+
+    @functools.cached_property
     def batched(self) -> bool:
         """True when the first dimension of every tensor is free, so that requests can share a run."""
         tensors = self.inputs + self.outputs
