@@ -39,7 +39,8 @@ PLAIN: dict[str, Any] = {
     "prior": False, "adabn": True, "adabn_batch": 6, "adabn_keep": (0.0,), "adabn_by": "mirror",
     "from_parent": True, "holdout": 0.15, "source_free": None, "rate": 5e-4, "weight_decay": 1e-2,
     "schedule": "one-cycle", "bn": "batch", "mrkld": 0.0, "ema": 0.0, "clip": 0.0, "rare": 0.0,
-    "classmix": 0.0, "brightness": 1.0, "colour": 0.0, "flip": True, "force": True,
+    "classmix": 0.0, "brightness": 1.0, "colour": 0.0, "flip": True, "force": True, "blur": 0.0, "noise": 0.0,
+    "warm": 0.3, "mic": 0.0, "lrent": 0.0, "rare_target": 0.0, "amp": "", "compile": False, "memory_mb": 0.0,
 }  # fmt: skip
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "st": {"policy": "st"},
@@ -153,7 +154,7 @@ def camvid(seed: int, folder: Path) -> Shift:
         "CamVid, day → dusk, 192×256", pack, frames,
         _at_size(evaluation, pack.spec.size), evaluation, ("pole", "sign", "pedestrian", "bicyclist"),
         pack.spec.classes, {"source": 3, "target": 3, "crop": (128, 160), "scale": (0.75, 1.6), "steps": 60,
-         "portions": (0.2, 0.5)},
+         "portions": (0.2, 0.5), "adabn_keep": (0.5,)},
         crossed=True,
     )  # fmt: skip
 
@@ -248,16 +249,18 @@ def score(shift: Shift, network: Any) -> dict[str, Any]:
 
 
 def with_statistics(shift: Shift, network: Any, seed: int) -> Any:
-    """Batch statistics of all target frames, in place: plain AdaBN."""
+    """Batch statistics of all target frames, in place: AdaBN, plain or with the share the shift keeps."""
     from adapt import batchnorm, predict
     from networks.pack import normalise
+
+    keep = shift.settings.get("adabn_keep", PLAIN["adabn_keep"])[0]
 
     order = np.random.default_rng([seed, 31]).permutation(len(shift.frames))
     batches = (
         normalise(predict.as_tensor([shift.frames[k] for k in order[i : i + 6]]), shift.pack.spec)
         for i in range(0, len(order) - 1, 6)
     )
-    return batchnorm.reestimate(network, batches)
+    return batchnorm.reestimate(network, batches, keep=keep)
 
 
 def settings(shift: Shift, variant: str, seed: int) -> Any:
