@@ -35,6 +35,7 @@ from adapt.labels import lrent
 from adapt.labels.cbst import ClassHistograms, pseudo_labels, st_threshold
 from adapt.labels.compat import CODES, PublishedThresholds, published_labels
 from adapt.layout import Layout
+from adapt.report.round import keep_pictures
 from adapt.train.augment import Augmentation
 from adapt.train.loop import Optimisation, Progress, Trainer, atomic_save, silent
 from adapt.train.selftraining import Mixture, sampler
@@ -388,6 +389,8 @@ class _Round:
         self.parent_measures = self._timed("measure", lambda: self._measure(parent, "measure parent"))
         network, reference = self._statistics(parent)
         chosen = self._statistics_stage(network, reference)
+        if chosen.failed and "changed" not in chosen.failed and not self.config.force:
+            return self._finish(chosen, reference)  # not a street, or statistics that lose: learn nothing
         for stage, portion in enumerate(self.config.portions):
             labels = self._label(network, stage, portion)
             try:
@@ -397,6 +400,10 @@ class _Round:
                 break
             found = self._judged(f"train-{stage + 1}", network, measures, reference)
             self.state["stages"][found.name]["failed"] = found.failed
+            if found.failed:
+                self.state["stages"][found.name]["refused"] = [
+                    asdict(check) for check in found.checks if not check.passed
+                ]
             if found.failed and not self.config.force:
                 break  # the stopping rule: what fails the gate labels nothing and is not built upon
             chosen = found
@@ -703,13 +710,14 @@ class _Round:
             "distance": round(chosen.moved, 5),
             "gate": verdict,
             "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
-            "resumed": self.state["resumed"],
+            "resumed": self.state["resumed"], **self._described(),
             "torch": torch.__version__, "threads": torch.get_num_threads(),
         }  # fmt: skip
         made = None
         if accepted or self.config.force:
             made = self._write(chosen.state, report)
             report["pack"] = made.sha256
+        self._pictures(chosen)
         write_json(self.out / "report.json", report)
         self.state["report"] = report
         self._save()
@@ -723,12 +731,29 @@ class _Round:
             "gate": gate.as_dict(checks),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"), "stages": {}, "seconds": {},
             "frames": {"target": len(self.target), "target_holdout": len(self.holdout)},
-            "resumed": self.state["resumed"],
+            "resumed": self.state["resumed"], **self._described(),
         }  # fmt: skip
+        keep_pictures(self.out / "pictures", self.holdout, {})
         write_json(self.out / "report.json", report)
         self.state["report"] = report
         self._save()
         return RoundResult(None, False, report)
+
+    def _described(self) -> dict[str, Any]:
+        """What a report needs to name and colour classes."""
+        return {
+            "name": self.spec.name, "version": self.spec.version, "classes": list(self.spec.classes),
+            "colours": [list(c) for c in self.spec.colours],
+        }  # fmt: skip
+
+    def _pictures(self, chosen: _Stage) -> None:
+        """A few frames with answers before and after and with their last pseudo-labels, for the report."""
+        answers = {"before": self.parent_measures.labels, "after": chosen.measures.labels}
+        last = max((int(k.split("-")[1]) for k in self.state["stages"] if k.startswith("label-")), default=0)
+        files = sorted((self.out / f"labels-{last}").glob("*.png")) if last else []
+        labels = [read_label(file) for file in files] if len(files) == len(self.target) else []
+        learnt = (self.target, labels) if labels else ((), ())
+        keep_pictures(self.out / "pictures", self.holdout, answers, learnt)
 
     def _write(self, state: dict[str, torch.Tensor], report: dict[str, Any]) -> Pack:
         path = self.out / "pack"

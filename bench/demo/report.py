@@ -11,10 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from bench.demo import figures
+from adapt.report import figures, page
 from networks.labels import STREET
 
 PHASES = (
@@ -144,15 +143,6 @@ def _recovered(scores: dict[str, Any]) -> str:
     return f"{100 * (scores['miou_after'] - scores['miou_before']) / gap:.0f} %" if gap > 0 else "–"
 
 
-def _event_words(event: dict[str, Any]) -> str:
-    if event["reason"]:
-        return f"{event['check']}: {event['reason']}" if event["check"] else str(event["reason"])
-    numbers = {
-        k: v for k, v in event["detail"].items() if isinstance(v, (int, float)) and not isinstance(v, bool)
-    }
-    return ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in numbers.items())
-
-
 def _swap_words(run: dict[str, Any]) -> str:
     if not run["swapped"]:
         return "No version went live: the refreshed one was refused, and the released one kept answering."
@@ -164,12 +154,7 @@ def _swap_words(run: dict[str, Any]) -> str:
 
 def render(content: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
     """The report as HTML.  ``content``: the summary; ``runs``: the records with pictures and requests."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
+    environment = page.environment(Path(__file__).parent)
     shown = [
         {
             **run,
@@ -179,7 +164,7 @@ def render(content: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
             "gate": run["round"]["gate"]["checks"],
             "round_words": _round_words(run),
             "swap_words": _swap_words(run),
-            "events": [{**e, "words": _event_words(e)} for e in run["events"]],
+            "events": [{**e, "words": page.event_words(e)} for e in run["events"]],
             "rate": f"{content['settings']['rate']:g}",
             "heldout": content["settings"]["heldout"],
         }
@@ -216,14 +201,10 @@ def render(content: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
         spread=content["spread"],
         runs=shown,
         classes=STREET.classes,
-        hexes=["#" + "".join(f"{v:02x}" for v in c) for c in STREET.colours],
+        hexes=page.hexes(STREET.colours),
         lost=lost,
         total_sent=sum(r["sent"] for r in runs),
         phases=PHASES,
         facts=list(facts.items()),
         recovered=_recovered,
-        arrows=lambda words: words.replace("->", "→"),
-        colour={"before": figures.BEFORE, "after": figures.AFTER, "upper": figures.UPPER, "bad": figures.BAD},
-        pct=lambda v: "–" if v is None else f"{100 * v:.1f}",
-        ms=lambda v: "–" if v is None else f"{v:.0f}",
     )

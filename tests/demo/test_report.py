@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from bench.demo import figures, report
+from adapt.report import figures
+from bench.demo import report
 from bench.demo.__main__ import problems, show
 from networks.labels import STREET
 

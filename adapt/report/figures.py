@@ -1,4 +1,4 @@
-"""The report's figures: SVG text and PNG data URIs from numbers and arrays.  Knows nothing of how they were
+"""Figures of reports: SVG text and PNG data URIs from numbers and arrays.  Knows nothing of how they were
 won.
 """
 
@@ -320,3 +320,129 @@ def confidence_over_time(requests: Sequence[dict[str, Any]], live: float | None)
             _text(x - 5, top + 12, "LIVE", size=11, fill=AFTER, anchor="end", more='font-weight="600"')
         )
     return _svg(520, 345, parts, "Mean confidence of answers over time")
+
+
+LINES = ("#64748b", "#2563eb", "#c2571a", "#0f766e", "#1e293b", "#b91c1c", "#7c3aed")
+
+
+def curves(
+    series: dict[str, Sequence[float]],
+    *,
+    step: float = 1.0,
+    bands: Sequence[tuple[str, float, float]] = (),
+    x_words: str = "",
+    y_words: str = "",
+    marks: Sequence[tuple[float, str]] = (),
+    xs: Sequence[float] | None = None,
+) -> str:
+    """Lines over one axis, named at their ends; values 0..1 drawn as per cent, NaN leaves a gap.
+
+    Args:
+        series: name to values, value i at (i + 1/2)·step or at `xs[i]`.
+        bands: (words, from, to) shaded behind.
+        marks: (x, words) upright lines, such as a swap or a kill.
+    """
+    left, right, top, bottom = 52.0, 900.0, 34.0, 330.0
+    points = {
+        name: [
+            ((i + 0.5) * step if xs is None else xs[i], float(v))
+            for i, v in enumerate(values)
+            if v is not None and not math.isnan(v)
+        ]
+        for name, values in series.items()
+    }
+    every = [p for line in points.values() for p in line]
+    begin = min([b for _, b, _ in bands] + [x for x, _ in every] or [0.0])
+    end = max([b for _, _, b in bands] + [x for x, _ in every] or [1.0])
+    high = min(1.0, math.ceil(10 * max([v for _, v in every] or [1.0]) + 0.3) / 10)
+    low = max(0.0, math.floor(10 * min([v for _, v in every] or [0.0])) / 10)
+
+    def at(x: float, v: float) -> tuple[float, float]:
+        across = left + (right - left) * (x - begin) / max(end - begin, 1e-9)
+        return across, bottom - (bottom - top) * (v - low) / max(high - low, 1e-9)
+
+    parts = []
+    for i, (words, a, b) in enumerate(bands):
+        x, width = at(a, low)[0], at(b, low)[0] - at(a, low)[0]
+        fill = ("#f8fafc", "#eef2ff")[i % 2]
+        parts.append(
+            f'<rect x="{x:.1f}" y="{top}" width="{width:.1f}" height="{bottom - top}" fill="{fill}"/>'
+        )
+        parts.append(_text(x + width / 2, top + 14, words, size=12, fill=SOFT, anchor="middle"))
+    ticks = round(10 * (high - low))
+    for k in range(ticks + 1):
+        v = low + k / 10
+        y = at(begin, v)[1]
+        parts.append(_line(left, y, right, y))
+        parts.append(_text(left - 8, y + 4, f"{100 * v:.0f}", size=11, fill=SOFT, anchor="end"))
+    for k in range(5):
+        v = begin + (end - begin) * k / 4
+        parts.append(_text(at(v, low)[0], bottom + 18, f"{v:.0f}", size=11, fill=SOFT, anchor="middle"))
+    for x, words in marks:
+        across = at(x, low)[0]
+        parts.append(_line(across, top, across, bottom, BAD, 1, 'stroke-dasharray="3 3"'))
+        parts.append(_text(across, top - 4, words, size=10, fill=BAD, anchor="middle"))
+    parts.append(_text(left, top - 14, y_words, fill=SOFT))
+    parts.append(_text((left + right) / 2, bottom + 36, x_words, fill=SOFT, anchor="middle"))
+    taken: list[float] = []
+    ends = sorted(points.items(), key=lambda item: item[1][-1][1] if item[1] else 0.0, reverse=True)
+    order = list(series)
+    for name, line in ends:
+        if not line:
+            continue
+        colour = LINES[order.index(name) % len(LINES)]
+        path = " ".join(f"{at(x, v)[0]:.1f},{at(x, v)[1]:.1f}" for x, v in line)
+        look = f'fill="none" stroke="{colour}" stroke-width="2.2" stroke-linejoin="round"'
+        parts.append(f'<polyline points="{path}" {look}/>')
+        y = at(*line[-1])[1]
+        while taken and y < taken[-1] + 15:
+            y = taken[-1] + 15
+        taken.append(y)
+        parts.append(_text(right + 10, y + 4, name, size=13, fill=colour, more='font-weight="600"'))
+    return _svg(1030, 375, parts, y_words or "curves")
+
+
+def shares(
+    names: Sequence[str],
+    colours: Sequence[Sequence[int]],
+    stages: Sequence[str],
+    values: Sequence[Sequence[float]],
+) -> str:
+    """Share of each class at each stage, one row a class, one bar a stage; values [stages][classes], 0..1.
+
+    The scale is the square root, so that a sign is seen beside a road.
+    """
+    left, width, row, top = 120.0, 150.0, 26.0, 30.0
+    height = top + row * len(names) + 8
+    high = math.sqrt(max((v for stage in values for v in stage), default=1.0)) or 1.0
+    parts = []
+    for s, stage in enumerate(stages):
+        parts.append(_text(left + s * (width + 60), 16, stage, size=12, fill=SOFT))
+    for i, name in enumerate(names):
+        y = top + row * i
+        parts.append(_text(0, y + 15, name, size=13))
+        for s in range(len(stages)):
+            v = float(values[s][i])
+            x = left + s * (width + 60)
+            long = width * math.sqrt(max(v, 0.0)) / high
+            look = f'fill="{_hex(colours[i])}" stroke="#94a3b8" stroke-width="0.6" rx="2"'
+            parts.append(f'<rect x="{x:.1f}" y="{y + 3:.1f}" width="{long:.1f}" height="15" {look}/>')
+            parts.append(_text(x + long + 5, y + 15, f"{100 * v:.1f}", size=11, fill=SOFT))
+    return _svg(left + len(stages) * (width + 60), height, parts, "Share of each class at each stage")
+
+
+def durations(parts_of: Sequence[tuple[str, float]]) -> str:
+    """One bar cut into what the time went into; (words, seconds) each."""
+    known = [(words, float(v)) for words, v in parts_of if v > 0]
+    total = sum(v for _, v in known) or 1.0
+    x, parts = 0.0, []
+    for i, (words, v) in enumerate(known):
+        wide = 900 * v / total
+        fill = ("#dbeafe", "#ccfbf1", "#fef3c7", "#ede9fe", "#fee2e2", "#e2e8f0")[i % 6]
+        parts.append(f'<rect x="{x:.1f}" y="4" width="{wide:.1f}" height="30" fill="{fill}"/>')
+        if wide > 7 * len(words):
+            parts.append(_text(x + wide / 2, 24, words, size=12, anchor="middle"))
+        if wide > 14:
+            parts.append(_text(x + 2, 50 + 14 * (i % 3), f"{words} {v:.1f} s", size=11, fill=SOFT))
+        x += wide
+    return _svg(900, 90, parts, "Where the time went")
