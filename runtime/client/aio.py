@@ -221,9 +221,13 @@ class AsyncClient:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _kserve(self, name: str, request: bytes) -> None:
+    async def _kserve(self, name: str, request: bytes) -> bytes:
         call = self._channel.unary_unary(f"{m.KSERVE}{name}")
-        await call(request, timeout=5.0, metadata=self._metadata)
+        answer: bytes = await call(request, timeout=5.0, metadata=self._metadata)
+        return answer
+
+    async def statistics(self, model: str = "") -> list[dict[str, Any]]:
+        return m.read_statistics(await self._kserve("ModelStatistics", m.ask_statistics(model)))
 
     # -- versions --------------------------------------------------------------------
 

@@ -328,6 +328,15 @@ def translated() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- control
 
 
+def ask_statistics(model: str) -> bytes:
+    return inference_pb2.ModelStatisticsRequest(name=model).SerializeToString()
+
+
+def read_statistics(message: bytes) -> list[dict[str, Any]]:
+    """One dictionary a version, as ModelStatistics has them."""
+    return [whole(one) for one in inference_pb2.ModelStatisticsResponse.FromString(message).model_stats]
+
+
 @dataclass(frozen=True)
 class Ask:
     """One call of the control service: its name, its request, and how its answer is read."""

@@ -218,9 +218,14 @@ class Client:
                 self._kserve("SystemSharedMemoryUnregister", m.unregistration(lane))
             lane.close()
 
-    def _kserve(self, name: str, request: bytes) -> None:
+    def _kserve(self, name: str, request: bytes) -> bytes:
         call = self._channel.unary_unary(f"{m.KSERVE}{name}")
-        call(request, timeout=5.0, metadata=self._metadata)
+        answer: bytes = call(request, timeout=5.0, metadata=self._metadata)
+        return answer
+
+    def statistics(self, model: str = "") -> list[dict[str, Any]]:
+        """KServe's ModelStatistics: one dictionary a version, "inference_stats" among its keys."""
+        return m.read_statistics(self._kserve("ModelStatistics", m.ask_statistics(model)))
 
     # -- versions --------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ class Played:
                     raise error
                 yield SimpleNamespace(
                     time=float(i), source="front", model=model, version=1,
-                    frame=toy_scene(300 + i, dark=True)[0], labels=LABELS, confidence=LABELS + 200, dropped=0,
+                    frame=toy_scene(200 + i, dark=True)[0], labels=LABELS, confidence=LABELS + 200, dropped=0,
                 )  # fmt: skip
 
         return stream()
@@ -68,7 +68,7 @@ class Played:
 
 
 def loop(client, pack, tmp_path: Path, *, build=None, **changes) -> Loop:
-    config = LoopConfig(**{"model": "road", "frames": 8, "near": 0, "round": QUICK, **changes})
+    config = LoopConfig(**{"model": "road", "frames": 14, "near": 0, "round": QUICK, **changes})
     return Loop(
         client, pack, tmp_path / "repo", tmp_path / "work", config, progress=lambda *a, **k: None,
         build=build or (lambda *a: 2), say=lambda text: None,
@@ -92,7 +92,7 @@ def test_collects_adapts_builds_submits_and_reports(toy_pack, tmp_path):
     assert json.loads((tmp_path / "work" / "round-0001" / "loop.json").read_text()) == report
     state = json.loads((tmp_path / "work" / "loop.json").read_text())
     assert (state["round"], state["phase"], state["last"]) == (2, "collect", "LIVE")
-    assert state["used_up_to"] == 8
+    assert state["used_up_to"] == 14
 
 
 def test_a_rejection_by_the_server_is_reported_with_its_check(toy_pack, tmp_path):
@@ -131,6 +131,7 @@ def test_stopped_in_between_it_goes_on_where_it_was(toy_pack, tmp_path, where):
     with pytest.raises(Killed):
         first.once()
     frames = first.state["frames"]
+    first.close()
 
     class Silent(Played):
         def frames(self, model, *, max_fps, source):
@@ -157,7 +158,11 @@ def test_with_patience_a_round_begins_with_fewer(toy_pack, tmp_path):
 
 
 def test_a_workdir_of_another_pack_is_refused(toy_pack, toy_pack_without_replay, tmp_path):
-    loop(Played(), toy_pack, tmp_path).once()
+    first = loop(Played(), toy_pack, tmp_path)
+    first.once()
+    with pytest.raises(LoopError, match="in use by another adapter"):
+        loop(Played(), toy_pack, tmp_path)
+    first.close()
     with pytest.raises(LoopError, match="belongs to pack"):
         loop(Played(), toy_pack_without_replay, tmp_path)
     (tmp_path / "work" / "loop.json").write_text("{")

@@ -1,0 +1,146 @@
+"""Where frames come from: the live service, a folder of pictures, a video file, a recording (MCAP, ROS 2
+bag).
+
+    Source.get(timeout) -> Captured, or None where none came in time;  Source.finished: none will ever come
+    open_source("front=drive.mp4") -> the source that fits the path; its frames are of camera "front"
+
+Every frame names its camera, so that cameras do not mix.  A file that is damaged in the middle gives what
+came before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+__all__ = ["Captured", "FileSource", "Source", "SourceError", "open_source"]
+
+VIDEOS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".ts", ".mpg", ".mpeg", ".h264", ".hevc")
+
+
+class SourceError(Exception):
+    """A source cannot be read.  One line: thing, reason, remedy."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One frame uint8 [H,W,3] RGB and what is known of it.
+
+    time: seconds since the epoch.  labels, confidence: uint8 [H,W] of the answer it got, or None.  place:
+    (latitude, longitude) or None.  collect: what its sender allows, None = did not say.  dropped: frames lost
+    before it.
+    """
+
+    frame: np.ndarray
+    time: float
+    source: str
+    model: str = ""
+    version: int = 0
+    labels: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    place: tuple[float, float] | None = None
+    collect: bool | None = None
+    dropped: int = 0
+
+
+class Source(Protocol):
+    """Frames, one after the other."""
+
+    finished: bool
+
+    def get(self, timeout: float) -> Captured | None:
+        """The next frame, or None where none came within `timeout` seconds.  Raises SourceError."""
+
+    def close(self) -> None: ...
+
+
+class FileSource:
+    """Frames of a file or folder, at most `max_fps` a second of its own time (0 = all), after the first
+    `skip`.
+    """
+
+    def __init__(
+        self, path: Path, frames: Iterator[Captured], *, max_fps: float = 0.0, skip: int = 0
+    ) -> None:
+        self.path, self.finished, self.read = path, False, 0
+        self._frames, self._skip = frames, skip
+        self._interval = 1.0 / max_fps if max_fps > 0 else 0.0
+        self._due = -float("inf")
+
+    def get(self, timeout: float) -> Captured | None:
+        while not self.finished:
+            captured = next(self._frames, None)
+            if captured is None:
+                self.finished = True
+                break
+            if captured.time < self._due - 10 * self._interval:  # its clock jumped back
+                self._due = -float("inf")
+            if captured.time < self._due:
+                continue
+            self._due = max(self._due + self._interval, captured.time - self._interval)
+            self.read += 1
+            if self.read > self._skip:
+                return captured
+        return None
+
+    def close(self) -> None:
+        close = getattr(self._frames, "close", None)
+        if close is not None:
+            close()
+
+
+def camera_name(text: str) -> str:
+    """Of a path or topic: what is left of it in a name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text).strip("_")[:64] or "file"
+
+
+def open_source(text: str, *, max_fps: float = 0.0, skip: int = 0) -> FileSource:
+    """``[CAMERA=]PATH``: a folder of pictures, a video, or a recording.
+
+    A recording takes ``PATH#TOPIC`` where it holds several cameras' topics.  Without a name the camera is
+    called after the file (and the topic).
+
+    Raises:
+        SourceError: there is no such path, nobody reads its kind, or the library that does is not installed.
+    """
+    name, equals, rest = text.partition("=")
+    if not equals or "/" in name or Path(text).exists():
+        name, rest = "", text
+    topic = ""
+    path = Path(rest)
+    if not path.exists() and "#" in rest:
+        rest, _, topic = rest.rpartition("#")
+        path = Path(rest)
+    if not path.exists():
+        raise SourceError(f"source {rest!r} is not there: give a folder, a video or a recording")
+    camera = name or camera_name(path.stem)
+    if path.is_dir() and any(path.glob("*.mcap")):
+        from adapt.sources.bag import frames_of_bag
+
+        return FileSource(
+            path, frames_of_bag(sorted(path.glob("*.mcap")), name, topic), max_fps=max_fps, skip=skip
+        )
+    if path.is_dir():
+        from adapt.sources.folder import frames_of_folder
+
+        return FileSource(path, frames_of_folder(path, camera), skip=skip)
+    if path.suffix.lower() == ".mcap":
+        from adapt.sources.bag import frames_of_bag
+
+        return FileSource(path, frames_of_bag([path], name, topic), max_fps=max_fps, skip=skip)
+    if path.suffix.lower() in VIDEOS:
+        from adapt.sources.video import frames_of_video
+
+        return FileSource(path, frames_of_video(path, camera), max_fps=max_fps, skip=skip)
+    if path.suffix.lower() == ".db3":
+        raise SourceError(
+            f"source {path} is a ROS 2 bag in SQLite: convert it with `ros2 bag convert` to MCAP"
+        )
+    raise SourceError(
+        f"source {path}: nobody reads {path.suffix or 'such'} files; give a folder, a video or .mcap"
+    )
