@@ -208,7 +208,8 @@ class ModelHost:
         begun = time.monotonic_ns()
         slot = pinned or self.slot(request.version)
         names = requests.names(request, slot, self.name)  # before the inputs, as Triton does
-        inputs = requests.inputs(request, slot.engine.spec, self.name)
+        most = self._scheduler.plan.max_batch_size
+        inputs = requests.inputs(request, slot.engine.spec, self.name, most)
         source = str(request.parameters.get("source", ""))
         work = _Work(inputs, names, parse_version(request.version), source, pinned)
         stages = work.stages
@@ -234,7 +235,7 @@ class ModelHost:
         )
         for output in request.outputs:
             if output.classification:
-                requests.classify(answer, output, used)
+                requests.classify(answer, output, used, batched=most > 0 and used.engine.spec.batched)
         stages.compute_output += time.monotonic_ns() - ended
         self.statistics_of(used.version).succeeded(time.monotonic_ns() - begun, stages, job.size)
         self._observed(work, used, outputs)
@@ -245,13 +246,6 @@ class ModelHost:
         if slot.engine.spec.batched:
             first = next(iter(work.inputs.values()))
             size = int(first.shape[0])
-            if 0 < plan.max_batch_size < size:
-                raise ServiceError(
-                    Code.INVALID_ARGUMENT,
-                    f"{request.label}inference request batch-size must be <= {plan.max_batch_size} "
-                    f"for '{self.name}'",
-                    "invalid",
-                )
             if plan.max_batch > 1:
                 shapes = tuple((name, array.shape[1:]) for name, array in sorted(work.inputs.items()))
                 key = (work.version, id(work.pinned), work.names, shapes)  # a slot that is held keeps its id

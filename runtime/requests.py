@@ -18,6 +18,12 @@ from runtime.slot import Slot
 from runtime.tensors import DTYPES, Array, EngineSpec, TensorSpec, TextError, decode_bytes
 
 Parameter = bool | int | float | str
+_NOTE = (
+    "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended "
+    "to each input shape. If you want to specify the full shape including the batch dim in your input dims "
+    "config, try setting max_batch_size to zero. See the model configuration docs for more info on "
+    "max_batch_size."
+)
 
 
 @dataclass(slots=True)
@@ -65,9 +71,9 @@ class Answer:
     places: dict[str, Place] = field(default_factory=dict)  # outputs that lie in shared memory
 
 
-def inputs(request: InferRequest, spec: EngineSpec, model: str) -> dict[str, Array]:
+def inputs(request: InferRequest, spec: EngineSpec, model: str, most: int = 0) -> dict[str, Array]:
     """The tensors of a request by name; raises ServiceError(INVALID_ARGUMENT) for the first that does not fit
-    what `model` takes.
+    what `model` takes.  `most`: its max_batch_size, 0 = it has none.
     """
     given: dict[str, InputTensor] = {}
     prefix = request.label
@@ -98,12 +104,21 @@ def inputs(request: InferRequest, spec: EngineSpec, model: str) -> dict[str, Arr
                 f"{prefix}inference input '{want.name}' data-type is '{kind}', "
                 f"but model '{model}' expects '{want.datatype}'"
             )
+    batched = most > 0 and spec.batched
+    for want in spec.inputs if batched else ():
+        shape = given[want.name].shape
+        if not shape:
+            raise _invalid(
+                f"{prefix}input '{want.name}' has no shape but model requires batch dimension for '{model}'"
+            )
+        if shape[0] > most:
+            raise _invalid(f"{prefix}inference request batch-size must be <= {most} for '{model}'")
     for want in spec.inputs:
         shape = given[want.name].shape
         if not want.fits(shape):
             raise _invalid(
                 f"{prefix}unexpected shape for input '{want.name}' for model '{model}'. "
-                f"Expected {_shape(want.shape)}, got {_shape(shape)}. "
+                f"Expected {_shape(want.shape)}, got {_shape(shape)}. {_NOTE if batched else ''}"
             )
         if min(shape, default=0) < 0:
             raise _invalid(
@@ -210,20 +225,27 @@ def _text_message(error: TextError, prefix: str, name: str, model: str) -> str:
     )
 
 
-def classify(answer: Answer, output: OutputRequest, slot: Slot) -> None:
-    """Replaces a tensor by its highest values, "value:index[:label]": Triton's classification extension."""
+def classify(answer: Answer, output: OutputRequest, slot: Slot, *, batched: bool = False) -> None:
+    """Replaces a tensor by its highest values, "value:index[:label]": Triton's classification extension.
+    `batched`: those of each item, [N,k].
+    """
     labels = slot.classes if output.name == "probabilities" else ()
     for position, (name, _, array) in enumerate(answer.outputs):
         if name != output.name or array.dtype.kind == "O":
             continue
-        flat = array.reshape(-1)
-        order = np.argsort(-flat.astype(np.float64), kind="stable")[: output.classification]
-        texts = np.empty(len(order), np.object_)
-        for rank, index in enumerate(order):
-            value = f"{float(flat[index]):f}" if flat.dtype.kind == "f" else str(int(flat[index]))
-            label = f":{labels[index]}" if index < len(labels) else ""
-            texts[rank] = f"{value}:{index}{label}".encode()
-        answer.outputs[position] = (name, "BYTES", texts)
+        items = array if batched else array[None]
+        rows = [_highest(item.reshape(-1), output.classification, labels) for item in items]
+        answer.outputs[position] = (name, "BYTES", np.stack(rows) if batched else rows[0])
+
+
+def _highest(flat: Array, count: int, labels: Sequence[str]) -> Array:
+    order = np.argsort(-flat.astype(np.float64), kind="stable")[:count]
+    texts = np.empty(len(order), np.object_)
+    for rank, index in enumerate(order):
+        value = f"{float(flat[index]):f}" if flat.dtype.kind == "f" else str(int(flat[index]))
+        label = f":{labels[index]}" if index < len(labels) else ""
+        texts[rank] = f"{value}:{index}{label}".encode()
+    return texts
 
 
 def _quoted(names: list[str]) -> str:

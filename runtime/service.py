@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from runtime import batching
 from runtime.accounts import Account
 from runtime.adapters import Adapters
 from runtime.config import ServerConfig
@@ -115,7 +116,7 @@ class Service:
                 self._open(model).start()
 
     def configure(self, config: ServerConfig) -> list[str]:
-        """Takes [guard], [shadow], [watch], [swap] and [drift].
+        """Takes [guard], [shadow], [watch], [swap] and [drift], and reads every config.pbtxt again.
 
         Returns the other keys that differ: they need a new start.
         """
@@ -127,9 +128,15 @@ class Service:
         self.monitors.configure(config.drift)
         for group in self._groups.values():
             group.configure(self.config)
+        for name, host in self.hosts().items():
+            host.configure(batching.plan(self.declared(name), self.config.queue))
         for controller in self.controllers().values():
             controller.configure(self.config)
         return different
+
+    def declared(self, model: str) -> Any | None:
+        """The model's config.pbtxt, None where it has none that can be used."""
+        return batching.declared(self.repository.path / model / "config.pbtxt")
 
     def drain(self, timeout: float) -> bool:
         """Refuses what is new and waits for what is in flight; False when it did not finish in time."""
@@ -214,6 +221,7 @@ class Service:
                 group = next((g for g in self._groups.values() if model in g.members), None)
                 ties: Ties = group or Free()
                 host = ModelHost(model, self.config, ties.slots)
+                host.configure(batching.plan(self.declared(model), self.config.queue))
                 host.observe(self.tap)
                 self.monitors.follow(host)
                 self._hosts[model] = host

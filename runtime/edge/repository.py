@@ -82,6 +82,8 @@ class RepositoryEdge:
         )
         if isinstance(slot, GroupSlot):
             _ensemble(config, slot)
+        elif (declared := self._service.declared(request.name)) is not None:
+            _declared(config, declared, batched=spec.batched)
         return pb.ModelConfigResponse(config=config)
 
     def model_statistics(
@@ -295,6 +297,17 @@ def _level(settings: dict[str, Any]) -> int:
         if settings[flag]:
             return level
     return logging.CRITICAL
+
+
+def _declared(config: Any, declared: Any, *, batched: bool) -> None:
+    """What config.pbtxt says of the queue; Triton's dimensions are those behind the batch."""
+    if declared.HasField("dynamic_batching"):
+        config.dynamic_batching.CopyFrom(declared.dynamic_batching)
+    if not declared.max_batch_size or not batched:
+        return
+    config.max_batch_size = declared.max_batch_size
+    for tensor in (*config.input, *config.output):
+        del tensor.dims[0]
 
 
 def _config_type(tensor: TensorSpec) -> config_pb.DataType:
