@@ -706,6 +706,15 @@ class Loop:
         failed = [c for c in result.report["gate"]["checks"] if not c["passed"]]
         return "; ".join(f"{c['name']}: {c['reason']}" for c in failed) or "refused"
 
+    def _html(self) -> None:
+        """The report for people; a round does not fail because its report could not be written."""
+        from adapt.report.round import write
+
+        try:
+            self.say(f"report of round {self.state['round']}: {write(self.folder)}")
+        except Exception as error:
+            self.say(f"no report of round {self.state['round']}: {type(error).__name__}: {error}")
+
     def _end(self, state: str, result: RoundResult | None, **more: Any) -> dict[str, Any]:
         number = self.state["round"]
         report = {
@@ -724,6 +733,8 @@ class Loop:
         }
         self.folder.mkdir(exist_ok=True)
         write_json(self.folder / "loop.json", report)
+        if result:
+            self._html()
         if state == "CANCELLED":  # what it held of the frames is of no use to anybody
             for part in self.folder.glob("labels-*"):
                 shutil.rmtree(part, ignore_errors=True)

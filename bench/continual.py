@@ -5,14 +5,17 @@
 frozen      the released network
 statistics  batch statistics follow the stream (adapt.baselines.BatchStatistics)
 tent        TENT: entropy lowered on every batch by scale and shift of batch normalisation
-ours        a round (adapt.round) after every 36 frames on those 36, from the released pack, behind its gate; what
-            it accepts answers from the next frame on; where it finds that the released pack is best here,
-            that one does; where it refuses otherwise, nothing changes
-bound       the same rounds with the true labels of the same frames and no gate
+ours        a round (adapt.round) after every 50 frames on those 50, from the released pack, behind its gate;
+            what it accepts answers from the next frame on.  Where it finds that the released pack is best
+            here, that one answers; where it refuses otherwise, nothing changes
+ours+watch  the same, and the released network answers a sample beside the live one: when its class shares
+            come nearer to the source's than the live one's, the road has changed under the adapted version;
+            the released one takes over and the frames collected so far are dropped
+bound       the rounds of "ours" with the true labels of the same frames and no gate
 
-Every method answers a frame before it may learn from it, and only "bound" sees labels.  Streets are rendered at
-64×128, eight a phase, twelve frames down each; the network is that of ``bench.gate``.  Each (seed, method) is one line
-of OUT/runs.jsonl, and a bench that was stopped goes on.
+Every method answers a frame before it may learn from it, and only "bound" sees labels.  Streets are rendered
+at 64×128, fourteen a phase, twelve frames down each; the network is that of ``bench.gate``.  Each (seed,
+method) is one line of OUT/runs.jsonl, and a bench that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapt import baselines, predict
+from adapt import baselines, gate, predict
 from adapt import round as rounds
 from adapt.data import street
 from adapt.evaluate.segmentation import Confusion
@@ -40,11 +43,13 @@ from bench.gate import BASE, SIZE, source_pack
 from networks.pack import Pack
 
 PHASES = ("day", "fog", "night", "day")
-DRIVES, ALONG = 8, 12
-EVERY = 36  # frames between rounds; no divisor of a phase, so that some rounds see two domains
+DRIVES, ALONG = 14, 12
+EVERY = 50  # frames between rounds; no divisor of a phase, so that some rounds see two domains
 BATCH = 6
 WINDOW = 24  # frames of a point on the curve
-METHODS = ("frozen", "statistics", "tent", "ours", "bound")
+METHODS = ("frozen", "statistics", "tent", "ours", "ours+watch", "bound")
+WATCH = 18  # frames over which live and released network are compared
+MARGIN = 0.05  # by which the released one's shares must be nearer, in nats
 RECIPE = replace(BASE, force=False, steps=30, source_holdout=16)
 
 
@@ -71,19 +76,46 @@ class _Labelled(rounds._Round):
 class Rounds:
     """"ours" and "bound" as a method of `adapt.baselines`: what is live answers, a round may change it."""
 
-    def __init__(self, pack: Pack, config: RoundConfig, out: Path, truth: dict[bytes, np.ndarray] | None) -> None:
-        self.pack, self.config, self.out, self.truth = pack, config, out, truth
-        self.live = pack.network().eval()
+    def __init__(
+        self,
+        pack: Pack,
+        config: RoundConfig,
+        out: Path,
+        truth: dict[bytes, np.ndarray] | None = None,
+        *,
+        watch: bool = False,
+    ) -> None:
+        self.pack, self.config, self.out, self.truth, self.watch = pack, config, out, truth, watch
+        self.released = self.live = pack.network().eval()
+        self.source = np.asarray(pack.reference()["share"], np.float64)
+        self.fresh = 0
+        self.resets = 0
         self.seen: list[np.ndarray] = []
         self.log: list[dict[str, Any]] = []
 
     def answer(self, frames: np.ndarray) -> np.ndarray:
         answers = predict.labels_and_confidence(self.live, self.pack.spec, predict.as_tensor(frames))[0]
         self.seen.extend(frames)
+        self.fresh += len(frames)
+        if self.watch and self.live is not self.released and self.fresh >= WATCH:
+            self._look()
         if len(self.seen) >= EVERY:
             self._round(self.seen)
             self.seen = []
         return answers
+
+    def _look(self) -> None:
+        recent = predict.as_tensor(self.seen[-WATCH:]) if len(self.seen) >= WATCH else None
+        if recent is None:
+            return
+        far = []
+        for network in (self.live, self.released):
+            labels = predict.labels_and_confidence(network, self.pack.spec, recent)[0]
+            share = np.bincount(labels.ravel(), minlength=len(self.source)) / labels.size
+            far.append(gate.share_distance(share, self.source))
+        if far[1] + MARGIN < far[0]:
+            self.live, self.seen, self.resets = self.released, self.seen[-BATCH:], self.resets + 1
+        self.fresh = 0
 
     def _round(self, frames: list[np.ndarray]) -> None:
         shutil.rmtree(self.out, ignore_errors=True)
@@ -99,7 +131,8 @@ class Rounds:
         if result.pack is not None:
             self.live = result.pack.network().eval()
         elif failed == ["changed"]:
-            self.live = self.pack.network().eval()
+            self.live = self.released
+        self.fresh = 0
         self.log.append(
             {
                 "accepted": result.accepted, "chosen": result.report.get("chosen"), "failed": failed,
@@ -116,7 +149,8 @@ def make(name: str, pack: Pack, seed: int, out: Path, truth: dict[bytes, np.ndar
         "frozen": lambda: baselines.Frozen(pack),
         "statistics": lambda: baselines.BatchStatistics(pack),
         "tent": lambda: baselines.Tent(pack),
-        "ours": lambda: Rounds(pack, config, out / f"work-{seed}-ours", None),
+        "ours": lambda: Rounds(pack, config, out / f"work-{seed}-ours"),
+        "ours+watch": lambda: Rounds(pack, config, out / f"work-{seed}-watch", watch=True),
         "bound": lambda: Rounds(pack, config, out / f"work-{seed}-bound", truth),
     }
     return makers[name]()
@@ -133,7 +167,6 @@ def run(name: str, pack: Pack, seed: int, out: Path) -> dict[str, Any]:
         if start % WINDOW == 0:
             windows.append(Confusion(classes))
         windows[-1].add(labels[start : start + BATCH], method.answer(frames[start : start + BATCH]))
-        print(f"{name} {seed}: {start + BATCH}/{len(frames)}", end="\r", file=sys.stderr)
     each = len(frames) // len(PHASES) // WINDOW
     phases = []
     for i in range(len(PHASES)):
@@ -144,7 +177,12 @@ def run(name: str, pack: Pack, seed: int, out: Path) -> dict[str, Any]:
     return {
         "method": name, "seed": seed, "windows": [round(w.miou(), 5) for w in windows], "phases": phases,
         "seconds": round(time.monotonic() - began, 1), "rounds": getattr(method, "log", []),
+        "resets": getattr(method, "resets", 0),
     }  # fmt: skip
+
+
+def average(rows: list[list[float]]) -> list[float]:
+    return [round(statistics.fmean(column), 4) for column in zip(*rows, strict=True)]
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -157,19 +195,20 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         found["methods"][name] = {
             "seeds": len(own), "mean": round(statistics.fmean(means), 4),
             "spread": round(statistics.stdev(means), 4) if len(means) > 1 else 0.0,
-            "phases": [round(statistics.fmean(v), 4) for v in zip(*(r["phases"] for r in own), strict=True)],
-            "windows": [round(statistics.fmean(v), 4) for v in zip(*(r["windows"] for r in own), strict=True)],
+            "phases": average([r["phases"] for r in own]), "windows": average([r["windows"] for r in own]),
             "seconds": round(statistics.fmean(r["seconds"] for r in own), 1),
             "rounds": sum(len(r["rounds"]) for r in own),
             "accepted": sum(x["accepted"] for r in own for x in r["rounds"]),
+            "resets": sum(r.get("resets", 0) for r in own),
         }  # fmt: skip
     return found
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.continual", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/continual"), metavar="DIR")
-    parser.add_argument("--pack", type=Path, default=Path("out/gate"), metavar="DIR", help="where bench.gate has its pack")
+    words = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m bench.continual", description=words)
+    parser.add_argument("--out", type=Path, default=Path("out/continual"))
+    parser.add_argument("--pack", type=Path, default=Path("out/gate"), help="where bench.gate keeps its pack")
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the curves here")
     parser.add_argument("--table", action="store_true", help="no new run: show what is recorded")
@@ -187,14 +226,14 @@ def main(argv: list[str] | None = None) -> int:
                 records.append(run(name, pack, seed, a.out))
                 with file.open("a") as out:
                     out.write(json.dumps(records[-1]) + "\n")
+                print(f"{name} {seed}: {records[-1]['phases']}", file=sys.stderr, flush=True)
     found = summary(records)
-    print(f"{'':<11}" + "".join(f"{p:>8}" for p in PHASES) + f"{'mean':>8} {'±':>5} {'rounds':>7} {'accepted':>9} {'s':>7}")
+    heads = ("mean", "±", "rounds", "accepted", "s")
+    print(f"{'':<11}" + "".join(f"{p:>8}" for p in PHASES) + "{:>8} {:>5} {:>7} {:>9} {:>7}".format(*heads))
     for name, m in found["methods"].items():
         cells = "".join(f"{100 * v:>8.1f}" for v in m["phases"])
-        print(
-            f"{name:<11}{cells}{100 * m['mean']:>8.1f} {100 * m['spread']:>5.1f} {m['rounds']:>7} {m['accepted']:>9} "
-            f"{m['seconds']:>7.1f}"
-        )
+        numbers = (100 * m["mean"], 100 * m["spread"], m["rounds"], m["accepted"], m["seconds"])
+        print(f"{name:<11}{cells}" + "{:>8.1f} {:>5.1f} {:>7} {:>9} {:>7.1f}".format(*numbers))
     if a.svg:
         from adapt.report.figures import curves
 

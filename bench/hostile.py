@@ -66,39 +66,66 @@ def main(argv: list[str] | None = None) -> int:
     told = os.environ.get("ROADWORTHY_DATA", "")
     parser.add_argument("--data", type=Path, default=Path(told) if told else None, metavar="DIR")
     parser.add_argument("--seeds", type=int, default=2, metavar="N", help="rendered drives of each kind (2)")
-    parser.add_argument("--every", type=int, default=3, metavar="N", help="attack every Nth real window (3)")
+    parser.add_argument("--every", type=int, default=3, metavar="N", help="attack every Nth drive (3)")
+    parser.add_argument("--only", choices=("rendered", "real"), help="these drives alone")
+    parser.add_argument("--out", type=Path, default=Path("out/hostile"), metavar="DIR", help="records")
     a = parser.parse_args(argv)
+    a.out.mkdir(parents=True, exist_ok=True)
+    file = a.out / "looks.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    known = {(r["drive"], r["attack"]) for r in records}
+    drives: list[tuple[str, Iterator[tuple[str, list[np.ndarray]]]]] = []
+    if a.only != "real":
+        drives.append(("rendered", rendered(a.seeds)))
+    if a.only != "rendered" and a.data:
+        drives.append(("real", real(a.data)))
     limits = Limits()
+    with file.open("a") as out:
+        for kind, found in drives:
+            for number, (name, frames) in enumerate(found):
+                attacks = ["", *(ATTACKS if number % a.every == 0 else ())]
+                for attack in attacks:
+                    if (f"{kind} {number}", attack) in known:
+                        continue
+                    rng = np.random.default_rng([number, 5])
+                    spoilt = ATTACKS[attack][0](frames, rng) if attack else frames
+                    begun = time.monotonic()
+                    checks = look(spoilt, limits)
+                    record = {
+                        "drive": f"{kind} {number}", "name": name, "attack": attack,
+                        "values": {c.name: c.value for c in checks},
+                        "refused": {c.name: c.reason for c in checks if not c.passed},
+                        "seconds": round(time.monotonic() - begun, 2),
+                    }  # fmt: skip
+                    records.append(record)
+                    out.write(json.dumps(record) + "\n")
+                    out.flush()
+                print(f"{kind} {number} {name}", file=sys.stderr, flush=True)
+    print(json.dumps(table(records)))
+    return 0
+
+
+def table(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Print honest drives and attacks; the numbers."""
     honest: dict[str, list[int]] = {}
-    wrong: list[str] = []
     largest: dict[str, float] = {}
     found: dict[str, list[int]] = {name: [0, 0, 0] for name in ATTACKS}
-    missed: list[str] = []
-    seconds, looks = 0.0, 0
-    drives = [*((d, True) for d in rendered(a.seeds))]
-    if a.data:
-        drives += [(d, i % a.every == 0) for i, d in enumerate(real(a.data))]
-    for number, ((name, frames), attacked) in enumerate(drives):
-        begun = time.monotonic()
-        checks = look(frames, limits)
-        seconds, looks = seconds + time.monotonic() - begun, looks + 1
-        refused = [c for c in checks if not c.passed]
-        count = honest.setdefault(name, [0, 0])
-        count[0] += 1
-        count[1] += bool(refused)
-        wrong += [f"{name}: {c.name} {c.value:.3f} ({c.reason})" for c in refused]
-        for c in checks:
-            largest[c.name] = max(largest.get(c.name, 0.0), c.value)
-        for attack, (spoil, expected) in ATTACKS.items() if attacked else ():
-            checks = look(spoil(frames, np.random.default_rng([number, 5])), limits)
-            names = {c.name for c in checks if not c.passed}
-            found[attack][0] += 1
-            found[attack][1] += bool(names)
-            found[attack][2] += bool(names & set(expected))
-            if not names:
-                values = ", ".join(f"{c.name[7:]} {c.value:.2f}" for c in checks)
-                missed.append(f"{attack} on {name}: {values}")
-        print(f"{number + 1}/{len(drives)} {name}", file=sys.stderr, flush=True)
+    wrong, missed = [], []
+    for r in records:
+        if not r["attack"]:
+            count = honest.setdefault(r["name"], [0, 0])
+            count[0] += 1
+            count[1] += bool(r["refused"])
+            wrong += [f"{r['name']}: {words}" for words in r["refused"].values()]
+            for name, value in r["values"].items():
+                largest[name] = max(largest.get(name, 0.0), value)
+            continue
+        cell = found[r["attack"]]
+        cell[0] += 1
+        cell[1] += bool(r["refused"])
+        cell[2] += bool(set(r["refused"]) & set(ATTACKS[r["attack"]][1]))
+        if not r["refused"]:
+            missed.append(f"{r['attack']} on {r['name']}: {r['values']}")
     print(f"{'honest drives':<24} {'n':>4} {'declined':>9}")
     for name, (n, declined) in honest.items():
         print(f"{name:<24} {n:>4} {declined:>9}")
@@ -107,12 +134,11 @@ def main(argv: list[str] | None = None) -> int:
     for name, (n, declined, right) in found.items():
         print(f"{name:<24} {n:>4} {declined:>9} {right:>21}")
     print(*missed, sep="\n")
-    summary: dict[str, Any] = {
-        "honest": honest, "attacks": found, "largest_on_honest": largest, "wrong": wrong,
-        "seconds_a_look": round(seconds / max(looks, 1), 2), "window": WINDOW,
+    own = [r["seconds"] for r in records if not r["attack"]]
+    return {
+        "honest": honest, "attacks": found, "largest_on_honest": largest, "wrong": wrong, "window": WINDOW,
+        "seconds_a_look": round(sum(own) / max(len(own), 1), 2),
     }  # fmt: skip
-    print(json.dumps(summary))
-    return 0
 
 
 if __name__ == "__main__":
