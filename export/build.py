@@ -31,7 +31,6 @@ from export.engine import (
     make_graph,
 )
 from export.errors import ExportError
-from export.parity import Thresholds
 from export.progress import Bars, Callback, silent
 from export.publish import Published, from_pack, model_name, publish, reference_file
 from export.tensorrt import BACKENDS as TENSORRT_BACKENDS
@@ -245,8 +244,8 @@ def add_thresholds(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def thresholds(args: argparse.Namespace, precision: str) -> Thresholds:
-    """The precision's own, but for those that were given."""
+def thresholds(args: argparse.Namespace) -> dict[str, float]:
+    """Those that were given; the others are the precision's."""
     chosen = {
         "agreement": args.min_agreement,
         "boundary": args.min_boundary,
@@ -256,7 +255,7 @@ def thresholds(args: argparse.Namespace, precision: str) -> Thresholds:
         "bits": args.min_bits,
         "mf": args.max_mf,
     }
-    return replace(parity.DEFAULTS[precision], **{k: v for k, v in chosen.items() if v is not None})
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 def show(result: Published | Checked) -> str:
@@ -269,8 +268,9 @@ def show(result: Published | Checked) -> str:
         f"{result.model} version {result.version}: {result.path}",
         *_show_parity(result.manifest["parity"]),
     ]
-    if "build_seconds" in result.manifest:
-        lines.append(f"  built in {result.manifest['build_seconds']} s")
+    if seconds := result.manifest.get("seconds"):
+        parts = ", ".join(f"{stage} {spent} s" for stage, spent in seconds.items())
+        lines.append(f"  built in {result.manifest['build_seconds']} s: {parts}")
     return "\n".join(lines)
 
 
@@ -317,7 +317,7 @@ def _options(args: argparse.Namespace, pack: Pack, plan: plan_options.PlanOption
         edge_thresholds=args.edge_threshold,
         backend=args.backend,
         precision=args.precision,
-        thresholds=thresholds(args, args.precision),
+        thresholds=thresholds(args),
         frames=args.golden_frames,
         threads=args.threads,
         calibration=golden.read_folder(Path(args.calibration), size) if args.calibration else None,
@@ -363,7 +363,7 @@ def main(argv: list[str] | None = None) -> int:
     # A handful of frames: more threads save little, and cost much where adaptation shares the cores.
     torch.set_num_threads(args.threads or 1)
     try:
-        with Bars() as bars:
+        with Bars(lines=False) as bars:
             result = _run(args, plan, bars)
     except (ExportError, PackError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -45,7 +45,7 @@ class Options:
     form        how answers are computed from logits (`heads.FORMS`); None: what is faster on the backend
     backend     "onnxruntime", "tensorrt", or "tensorrt-rtx" (`check` only)
     precision   "fp32", "fp16" (tensorrt), "int8"
-    thresholds  what parity must reach; None: the precision's own
+    thresholds  what parity must reach; None: the precision's own; a mapping: these, the others its own
     frames      golden frames that are compared, at most; a version keeps these
     threads     of the engine that is compared
     calibration uint8 [n,H,W,3] frames for int8; None: the pack's
@@ -63,7 +63,7 @@ class Options:
     form: str | None = None
     backend: str = "onnxruntime"
     precision: str = "fp32"
-    thresholds: Thresholds | None = None
+    thresholds: Thresholds | Mapping[str, float] | None = None
     frames: int = golden.LARGEST
     threads: int = 0
     calibration: np.ndarray | None = None
@@ -266,7 +266,7 @@ def compare_engine(
     answers, milliseconds = _answers(built, contract, options, frames, progress)
     report = parity.compare(answers, truth, contract)
     report["engine_ms"] = milliseconds
-    report = parity.judge(report, options.thresholds or parity.DEFAULTS[str(built.facts["precision"])])
+    report = parity.judge(report, parity.wanted(str(built.facts["precision"]), options.thresholds))
     report["golden"] = origin
     if not report["passed"]:
         raise ExportError(f"parity with torch is missed: {'; '.join(report['missed'])}")
@@ -278,7 +278,8 @@ def _answers(
 ) -> tuple[golden.Answers, float]:
     """What an engine file answers, and its median milliseconds a call."""
     kind, precision = str(built.facts["kind"]), str(built.facts["precision"])
-    config = EngineConfig(threads=options.threads)
+    # A plan that was built a moment ago may bring its own host code.
+    config = EngineConfig(threads=options.threads, host_code=options.plan.version_compatible)
     try:
         engine = load(built.content, kind, precision, config, candidate=False)
     except Refused as error:

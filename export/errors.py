@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from networks.pack import one_line
+
+__all__ = ["ExportError", "one_line"]
+
 
 class ExportError(Exception):
     """An export that cannot be done; the message is one line: thing, reason, remedy."""
-
-
-def one_line(error: object) -> str:
-    return " ".join(str(error).split())

@@ -8,7 +8,7 @@ taken for the truth.  Knows arrays; nothing of engines or files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,13 @@ DEFAULTS = {
         edges_max=255, edges_mean=4.0, bits=0.9, mf=0.1,
     ),
 }  # fmt: skip
+
+
+def wanted(precision: str, chosen: Thresholds | Mapping[str, float] | None = None) -> Thresholds:
+    """What an engine of a precision must reach; `chosen` replaces all of it, or what a mapping names."""
+    if isinstance(chosen, Thresholds):
+        return chosen
+    return replace(DEFAULTS[precision], **(chosen or {}))
 
 
 def near_edges(labels: np.ndarray, distance: int = BOUNDARY_PIXELS) -> np.ndarray:

@@ -39,6 +39,7 @@ from export.engine import (
 from export.errors import ExportError, one_line
 from export.fold import Folding
 from export.parity import Thresholds
+from export.plan_options import PlanOptions
 from export.progress import Bars, Callback, silent
 from export.publish import Published, from_pack, publish, reference_file
 from export.tensorrt import refit_plan
@@ -56,15 +57,17 @@ def refit(
     *,
     adaptation: dict[str, Any] | None = None,
     gate: dict[str, Any] | None = None,
-    thresholds: Thresholds | None = None,
+    thresholds: Thresholds | Mapping[str, float] | None = None,
     frames: int = golden.LARGEST,
     threads: int = 0,
+    host_code: bool = False,
     progress: Callback | None = None,
 ) -> Published:
     """Publish version `version` again with the weights of `pack`.
 
     Args:
         frames: golden frames that parity is measured on, at most; most of a refit's time goes into them.
+        host_code: load a version-compatible plan, whose code then runs in this process.
     Raises:
         ExportError: the version is damaged or cannot be refitted (quantised, foreign), the pack is of
             another network, class list or normalisation, a weight is missing or misshapen, or parity is
@@ -91,6 +94,7 @@ def refit(
         thresholds=thresholds,
         frames=frames,
         threads=threads,
+        plan=PlanOptions(version_compatible=host_code),
     )
     network = pack.network()
     contract = contract_of(pack, network, options)
@@ -98,7 +102,7 @@ def refit(
     weights = Folding(served, served.TASKS[contract.task]).weights(served.state_dict())
     replace_weights(graph, weights)
     onnx.helper.set_model_props(graph, metadata(pack, contract))
-    engine = _engine(facts, files, graph, weights)
+    engine = _engine(facts, files, graph, weights, host_code)
     made = time.monotonic() - started
     compared = compare_engine(engine, pack, network, contract, options, report)
     entry = describe(pack, network, contract, options) | from_pack(
@@ -112,7 +116,7 @@ def refit(
     )
     content = {
         str(facts["file"]): engine.content,
-        "golden.npz": compared.archive("fp32"),
+        "golden.npz": compared.archive(str(facts["precision"])),
         **engine.beside,
         **reference_file(pack),
     }
@@ -120,29 +124,39 @@ def refit(
     return publish(home, model, content, entry, config, contract.labels)
 
 
-def replace_weights(graph: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> None:
-    """Put `weights` (as `Folding.weights` gives them) into a graph, all of them or none.
+_TYPES: dict[int, type] = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
 
-    Raises: ExportError naming the first that is missing or of another size.
+
+def replace_weights(graph: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> None:
+    """Put `weights` (as `Folding.weights` gives them) into a graph, float32 or half, all of them or none.
+
+    Raises: ExportError naming the first that is missing, of another size, or too large for half.
     """
     wanted = {i.name: i for i in graph.graph.initializer if i.name in set(weight_names(graph))}
     missing = sorted(set(wanted) - set(weights))
     if missing:
         raise ExportError(f"{len(missing)} weights of the engine are not in the pack, first {missing[0]!r}")
     for name, tensor in wanted.items():
-        if tensor.data_type != onnx.TensorProto.FLOAT:
-            raise ExportError(f"weight {name!r} of the engine is not float32; build it again from the pack")
+        if tensor.data_type not in _TYPES:
+            raise ExportError(f"weight {name!r} of the engine is no float; build it again from the pack")
         if int(np.prod(tensor.dims, dtype=np.int64)) != weights[name].size:
             raise ExportError(
                 f"weight {name!r} is {list(weights[name].shape)}, the engine has {list(tensor.dims)}"
             )
+    arrays: dict[str, np.ndarray] = {}
     for name, tensor in wanted.items():
-        tensor.raw_data = np.ascontiguousarray(weights[name], dtype=np.float32).tobytes()
+        with np.errstate(over="ignore"):  # refused below
+            arrays[name] = np.ascontiguousarray(weights[name], dtype=_TYPES[tensor.data_type])
+        if not np.isfinite(arrays[name]).all():
+            kind = arrays[name].dtype
+            raise ExportError(f"weight {name!r} does not fit {kind}; build the pack in fp32")
+    for name, tensor in wanted.items():
+        tensor.raw_data = arrays[name].tobytes()
 
 
 def _check_engine(model: str, version: int, facts: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
     what = f"model {model!r} version {version}"
-    if facts.get("precision") != "fp32":
+    if facts.get("precision") not in ("fp32", "fp16"):
         raise ExportError(
             f"{what} is {facts.get('precision')}: its weights carry scales; "
             "export the pack and quantise again"
@@ -173,13 +187,14 @@ def _engine(
     files: Mapping[str, bytes],
     graph: onnx.ModelProto,
     weights: Mapping[str, np.ndarray],
+    host_code: bool,
 ) -> Engine:
     content = graph.SerializeToString()
     if facts.get("kind") != "tensorrt":
         return Engine(content, dict(facts), {})
     used = {name: weights[name] for name in weight_names(graph)}
     try:
-        plan = refit_plan(files[str(facts["file"])], used)
+        plan = refit_plan(files[str(facts["file"])], used, host_code=host_code)
     except (TensorRTError, ValueError) as error:
         raise ExportError(one_line(error)) from error
     return Engine(plan, dict(facts), {"model.onnx": content, "layers.json": files.get("layers.json", b"{}")})
@@ -200,6 +215,8 @@ exit codes: 0 published, 1 refused (one line on stderr says why; nothing was pub
     result.add_argument("version", metavar="VERSION", type=int, help="the version to take the graph from")
     result.add_argument("pack", metavar="PACK", help="the pack to take the weights from")
     result.add_argument("--repository", required=True, metavar="DIR")
+    allow = "refit a version-compatible TensorRT plan: its code runs in this process, so trust the version"
+    result.add_argument("--allow-host-code", action="store_true", help=allow)
     result.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the compared engine")
     result.add_argument(
         "--json", action="store_true", help="print one JSON object: model, version, path, manifest"
@@ -217,15 +234,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not Path(args.repository).is_dir():
             raise ExportError(f"repository {args.repository!r} does not exist")
-        with Bars() as bars:
+        with Bars(lines=False) as bars:
             published = refit(
                 args.repository,
                 args.model,
                 args.version,
                 load_pack(args.pack),
-                thresholds=thresholds(args, "fp32"),
+                thresholds=thresholds(args),
                 frames=args.golden_frames,
                 threads=args.threads,
+                host_code=args.allow_host_code,
                 progress=bars,
             )
     except (ExportError, PackError) as error:

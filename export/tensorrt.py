@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.plan_options import PlanOptions, add_arguments, from_arguments
+from export.progress import Bars
 from runtime.engines.tensorrt import refit_engine
 from runtime.engines.tensorrt_library import RTX, Library, Log, TensorRTError, check, logger, tensorrt
 from runtime.tensors import Array
@@ -465,10 +466,17 @@ def compare_refittable(marked: Sequence[str], found: Sequence[str]) -> None:
         )
 
 
-def refit_plan(plan: bytes, weights: Mapping[str, Array], *, library: Library | None = None) -> bytes:
+def refit_plan(
+    plan: bytes,
+    weights: Mapping[str, Array],
+    *,
+    host_code: bool = False,
+    library: Library | None = None,
+) -> bytes:
     """A new plan with these weights, itself refittable; `plan` stays as it is.
 
     `weights` must be exactly the plan's refittable weights.  What is refitted is a copy that nobody runs.
+    `host_code`: the plan may bring code for the host (a version-compatible one) and is trusted.
     Raises TensorRTError.
     """
     found = library or tensorrt()
@@ -481,6 +489,7 @@ def refit_plan(plan: bytes, weights: Mapping[str, Array], *, library: Library | 
     runtime = trt.Runtime(log_into)
     if errors := log.errors():
         raise TensorRTError(f"{found.text} cannot start: {errors[0]}; check `nvidia-smi`")
+    runtime.engine_host_code_allowed = host_code
     loaded = runtime.deserialize_cuda_engine(plan)
     engine = check(loaded, "the plan cannot be loaded", "build it again on this device", log)
     refit_engine(found, engine, log_into, log, weights)
@@ -590,7 +599,10 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     try:
-        plan = _with_progress_bar(arguments.onnx.read_bytes(), options, arguments.backend)
+        with Bars(lines=False) as bars:
+            plan = build_plan(
+                arguments.onnx.read_bytes(), options, backend=arguments.backend, progress=bars
+            )
         if arguments.out:
             partial = arguments.out.with_name(f".{arguments.out.name}.{os.getpid()}")
             partial.write_bytes(plan.data)
@@ -606,19 +618,6 @@ def main(argv: list[str] | None = None) -> int:
         checked = plan.manifest()["checked"]
         print(f"{len(plan.data) / 1e6:.2f} MB in {plan.seconds:.1f} s by {plan.library}: {checked}")
     return 0
-
-
-def _with_progress_bar(onnx: bytes, options: BuildOptions, backend: str) -> Plan:
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def show(phase: str, step: int, steps: int) -> None:
-            bar.update(task, description=phase[-60:], completed=step, total=steps)
-
-        return build_plan(onnx, options, backend=backend, progress=show)
 
 
 if __name__ == "__main__":

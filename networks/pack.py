@@ -153,7 +153,7 @@ class PackSpec:
         try:
             values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise PackError(f"model.toml is not TOML: {_one_line(error)}") from error
+            raise PackError(f"model.toml is not TOML: {one_line(error)}") from error
         schema = values.pop("schema", None)
         if schema != SCHEMA:
             raise PackError(f"model.toml has schema {schema!r}; this version reads schema {SCHEMA}")
@@ -172,7 +172,7 @@ class PackSpec:
         try:
             network = networks.create(self.network, classes=len(self.classes), **self.arguments)
         except ValueError as error:
-            raise PackError(_one_line(error)) from error
+            raise PackError(one_line(error)) from error
         multiple = network.size_multiple
         if any(side % multiple for side in self.size):
             size = "x".join(map(str, self.size))
@@ -334,7 +334,7 @@ def _check_weights(file: Path, network: torch.nn.Module) -> None:
             tensors = {name: weights.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise PackError(
-            f"weights.safetensors cannot be read (truncated or damaged): {_one_line(error)}"
+            f"weights.safetensors cannot be read (truncated or damaged): {one_line(error)}"
         ) from error
     check_state(tensors, network)
 
@@ -364,7 +364,7 @@ def _read_index(folder: Path) -> list[dict[str, str]]:
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise PackError(f"replay/index.json is not JSON: {_one_line(error)}") from error
+        raise PackError(f"replay/index.json is not JSON: {one_line(error)}") from error
     for entry in entries if isinstance(entries, list) else [None]:
         if not isinstance(entry, dict) or not all(
             isinstance(entry.get(k), str) for k in ("frame", "label", "split")
@@ -386,7 +386,7 @@ def _check_arrays(pack: Pack) -> None:
     try:
         prior, reference = pack.prior(), pack.reference()
     except (OSError, ValueError, EOFError, KeyError) as error:
-        raise PackError(f"prior.npz or reference.npz cannot be read: {_one_line(error)}") from error
+        raise PackError(f"prior.npz or reference.npz cannot be read: {one_line(error)}") from error
     if prior is not None and (prior.ndim != 3 or prior.shape[0] != classes):
         raise PackError(f"prior.npz has shape {list(prior.shape)}, wanted [{classes}, h, w]")
     for name, array in reference.items():
@@ -437,7 +437,7 @@ def write_pack(
     except PackError as error:
         raise PackError(f"pack {str(target)!r}: {error}") from error
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or _one_line(error)
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise PackError(f"pack {str(target)!r} cannot be written: {reason}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -513,7 +513,7 @@ def _read_frame(file: Path) -> np.ndarray:
         with Image.open(file) as image:
             return np.asarray(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise PackError(f"{file.name} cannot be read as an image: {_one_line(error)}") from error
+        raise PackError(f"{file.name} cannot be read as an image: {one_line(error)}") from error
 
 
 def tree_hash(folder: Path) -> str:
@@ -561,5 +561,6 @@ def _some(names: list[str], limit: int = 3) -> str:
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _one_line(error: object) -> str:
+def one_line(error: object) -> str:
+    """What an exception says, without line breaks: for messages that are one line."""
     return " ".join(str(error).split())

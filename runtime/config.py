@@ -35,6 +35,8 @@ class EngineConfig:
     nice         priority of the thread that loads, checks and shadows a candidate (0..19)
     load_timeout seconds within which a candidate must be loaded and checked
     device       "cpu", or "cuda" where onnxruntime-gpu is installed
+    host_code    load version-compatible TensorRT plans: they bring machine code for this process, so only
+                 signed versions are then loaded (security.trusted_keys)
     """
 
     threads: int = 0
@@ -42,6 +44,7 @@ class EngineConfig:
     nice: int = 10
     load_timeout: float = 120.0
     device: str = "cpu"
+    host_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -303,6 +306,11 @@ class ServerConfig:
         if self.tracing.endpoint and not self.tracing.endpoint.startswith(("http://", "https://")):
             raise ConfigError(
                 f"tracing.endpoint = '{self.tracing.endpoint}': must begin with http:// or, for TLS, https://"
+            )
+        if self.engine.host_code and not self.security.trusted_keys:
+            raise ConfigError(
+                "engine.host_code = true: a plan may then run code of its own in this server; "
+                "set security.trusted_keys, so that only signed versions are loaded"
             )
         taken: dict[str, str] = {}
         for group, members in self.groups.items():

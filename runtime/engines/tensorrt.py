@@ -135,7 +135,8 @@ class _Plan:
         self._engine = check(
             runtime.deserialize_cuda_engine(self.model),
             f"the plan cannot be loaded by {self.library.text}",
-            f"plans fit one TensorRT version and one GPU model: {_REBUILD}",
+            f"plans fit one TensorRT version and one GPU model: {_REBUILD}"
+            + ("" if self.host_code else "; a version-compatible one needs engine.host_code"),
             self.log,
         )
         free, _ = driver.memory()
@@ -459,7 +460,6 @@ class TensorRTEngine:
         config: EngineConfig,
         *,
         candidate: bool,
-        host_code: bool = False,
         graphs: bool = True,
         weights: Mapping[str, Array] | None = None,
         library: Library | None = None,
@@ -467,12 +467,13 @@ class TensorRTEngine:
     ) -> TensorRTEngine:
         """Deserialises a plan whose hash the caller has verified, and warms it up.
 
-        `candidate`: one lane until `promoted`.  `host_code`: the plan is version-compatible and brings code
-        for the host with it.  `weights`: refit before the first context exists.  Raises Refused("load", …).
+        `candidate`: one lane until `promoted`.  `weights`: refit before the first context exists.  A
+        version-compatible plan brings code for the host and loads only where `config.host_code` allows it.
+        Raises Refused("load", …).
         """
         try:
             found = library if library is not None else tensorrt()
-            plan = _Plan(model, found, driver, host_code=host_code, weights=weights)
+            plan = _Plan(model, found, driver, host_code=config.host_code, weights=weights)
             engine = cls(plan, precision, config, 1 if candidate else config.concurrency, graphs=graphs)
             try:
                 engine.warm()
@@ -558,7 +559,6 @@ class TensorRTEngine:
             self._precision,
             self._config,
             candidate=True,
-            host_code=self._plan.host_code,
             graphs=self._graphs,
             weights=weights,
             library=self._plan.library,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -16,7 +17,8 @@ from export.errors import ExportError
 from export.fold import Folding
 from export.graph import Contract, ServingGraph
 from export.parity import Thresholds
-from export.tensorrt import Plan
+from export.tensorrt import BuildOptions, Plan
+from runtime.engines.tensorrt_library import TensorRTError
 
 from .conftest import SIZE, street_like
 
@@ -135,7 +137,8 @@ def test_a_plan_is_published_with_its_graph_and_layers(pack, make_pack, tmp_path
 
     adapted = make_pack("adapted", golden=street_like(), seed=3)
 
-    def refitted(plan, weights):
+    def refitted(plan, weights, *, host_code):
+        assert not host_code
         assert plan == b"plan"
         fresh = Folding(adapted.network()).weights(adapted.state())
         assert all(np.array_equal(fresh[name], array) for name, array in weights.items())
@@ -148,6 +151,56 @@ def test_a_plan_is_published_with_its_graph_and_layers(pack, make_pack, tmp_path
     again = refitting.refit(tmp_path / "r", "tiny", 1, adapted, threads=1)
     assert (again.path / "model.plan").read_bytes() == b"new plan"
     assert again.manifest["engine"]["refit_of"] == 1
+
+
+def test_every_tensorrt_option_reaches_the_builder(pack, tmp_path, monkeypatch, capsys):
+    from export import engine as module
+
+    asked = []
+
+    def plan_of(content, options, *, backend, progress):
+        asked.append(options)
+        raise TensorRTError("seen")
+
+    monkeypatch.setattr(module, "build_plan", plan_of)
+    words = [str(pack.path), "--repository", str(tmp_path / "r"), "--backend", "tensorrt", "--batch", "1:2:4"]
+    words += ["--precision", "fp16", "--timing-cache", "times", "--replay", "--version-compatible"]
+    words += ["--hardware", "ampere+", "--optimisation-level", "5", "--workspace", "64"]
+    words += ["--dla", "0", "--no-gpu-fallback"]
+    assert main([*words, "--refit", "--tf32"]) == 1
+    assert capsys.readouterr().err == "error: seen\n"
+    (options,) = asked
+    assert "classify.bias" in options.refit
+    assert options == BuildOptions(
+        precision="fp16", batch=(1, 2, 4), refit=options.refit, workspace=64 << 20, optimisation_level=5,
+        timing_cache=Path("times"), replay=True, version_compatible=True, hardware="ampere+", dla=0,
+        gpu_fallback=False, tf32=True,
+    )  # fmt: skip
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--replay"], "replay needs a timing_cache"),
+        (["--workspace", "0"], "workspace is 0 bytes"),
+        (["--dla", "-1"], "cores are counted from 0"),
+        (["--no-gpu-fallback"], "choose a DLA core"),
+        (["--hardware", "pascal"], "invalid choice"),
+    ],
+)
+def test_options_that_cannot_be_are_wrong_usage(pack, words, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(pack.path), "--repository", "r", "--backend", "tensorrt", *words])
+    assert stop.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_tensorrt_option_for_another_engine_is_wrong_usage(pack, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(pack.path), "--repository", "r", "--tf32"])
+    assert stop.value.code == 2
+    assert "are for --backend tensorrt" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(

@@ -12,8 +12,11 @@ import torch
 
 from export.build import Options, build
 from export.errors import ExportError
+from export.fold import Folding
 from export.graph import ServingGraph
-from export.refit import main, refit
+from export.half import to_half
+from export.refit import main, refit, replace_weights
+from export.writer import write
 from networks.pack import write_pack
 from runtime.repository import Repository
 
@@ -130,6 +133,20 @@ class TestWhatIsRefused:
             1,
             adapted,
         )
+
+
+def test_a_half_graph_takes_weights_that_fit_and_no_others(pack, adapted):
+    """The graph beside a float16 plan; the one converted from the other weights is the reference."""
+    graph, wanted = (
+        to_half(write(p.network(), p.spec, size=p.spec.size, batch=1)) for p in (pack, adapted)
+    )
+    new = Folding(adapted.network()).weights(adapted.state())
+    replace_weights(graph, new)
+    assert list(graph.graph.initializer) == list(wanted.graph.initializer)
+    before = graph.SerializeToString()
+    with pytest.raises(ExportError, match=r"weight 'classify\.bias' does not fit float16"):
+        replace_weights(graph, {**new, "classify.bias": np.full(12, 1e6, np.float32)})
+    assert graph.SerializeToString() == before
 
 
 def test_command_line(repository, adapted, capsys):

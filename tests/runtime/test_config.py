@@ -44,6 +44,7 @@ def test_a_file_fills_the_sections(tmp_path):
         ("port = 1.5", "must be of type int"),
         ("port = 70000", "from 0 to 65535"),
         ("metrics_port = -2", "from -1 to 65535"),
+        ("[engine]\nhost_code = true", r"set security\.trusted_keys"),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(tmp_path, text, says):

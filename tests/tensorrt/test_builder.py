@@ -248,6 +248,13 @@ def test_refit_plan_refuses_what_it_cannot_cover() -> None:
         refit_plan(b"{", {"mix": np.ones(3)}, library=fakes.library(device))
 
 
+def test_refit_plan_runs_host_code_only_when_told_to() -> None:
+    here, plan = fakes.library(fakes.Device()), fakes.plan(host_code=True)
+    with pytest.raises(TensorRTError, match="host code"):
+        refit_plan(plan, {"mix": np.ones(3, np.float32)}, library=here)
+    assert refit_plan(plan, {"mix": np.ones(3, np.float32)}, host_code=True, library=here)
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [("4", (4, 4, 4)), ("1:4:8", (1, 4, 8)), ("2:2:2", (2, 2, 2))]
 )

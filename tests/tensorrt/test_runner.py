@@ -19,11 +19,11 @@ DYNAMIC = {"shape": (-1, 4, 5, 3), "profile": ((1, 4, 5, 3), (2, 4, 5, 3), (6, 4
 
 
 def load(device: Device, model: bytes | None = None, *, candidate: bool = True, lanes: int = 1, **more):
-    quirks = more.pop("quirks", {})
+    quirks, host_code = more.pop("quirks", {}), more.pop("host_code", False)
     return TensorRTEngine.load(
         model if model is not None else plan(),
         "fp32",
-        EngineConfig(concurrency=lanes, device="cuda"),
+        EngineConfig(concurrency=lanes, device="cuda", host_code=host_code),
         candidate=candidate,
         library=library(device, **quirks),
         driver=device.driver,
@@ -220,7 +220,7 @@ def test_a_refit_that_cannot_be_is_refused_and_changes_nothing(
         (plan(data_dependent=True), {}, "size that depends on the data"),
         (plan(contexts=0), {}, "out of device memory; free device memory"),
         (plan(fails=True), {}, "the kernel could not be launched"),
-        (plan(host_code=True), {}, "host code"),
+        (plan(host_code=True), {}, r"contains host code; .* needs engine\.host_code"),
     ],
 )
 def test_a_plan_that_cannot_be_served_is_refused_and_leaks_nothing(
@@ -233,8 +233,9 @@ def test_a_plan_that_cannot_be_served_is_refused_and_leaks_nothing(
     assert device.clean()
 
 
-def test_host_code_is_allowed_when_asked_for() -> None:
-    load(Device(), plan(host_code=True), host_code=True).close()
+def test_host_code_is_allowed_when_configured() -> None:
+    with load(Device(), plan(host_code=True), host_code=True) as engine:
+        engine.refit({"mix": MIX}).close()
 
 
 def test_profile_adds_up_the_layers() -> None:
