@@ -1,25 +1,29 @@
-"""``python -m runtime.ctl``: versions and the guarded swap from a shell."""
+"""``python -m runtime.ctl``: versions, the guarded swap, drift and adaptation from a shell."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
-from rich.console import Console
-from rich.table import Table
 
+from runtime import tables
 from runtime.client import Client, Event, Rejected
+
+PATIENCE = 10.0  # seconds that the server may take to answer, unless --timeout says otherwise
 
 _EPILOG = """\
 examples:
   python -m runtime.ctl --server 127.0.0.1:8001 status
   python -m runtime.ctl --server 127.0.0.1:8001 submit road 4
   python -m runtime.ctl --server 127.0.0.1:8001 freeze road --reason "driving"
+  python -m runtime.ctl --server 127.0.0.1:8001 start-round road --reason "first snow"
+  python -m runtime.ctl --server 127.0.0.1:8001 submit-group front road=4 edges=7
   python -m runtime.ctl --server 127.0.0.1:8001 --json versions road
 
 states of a version:
@@ -27,7 +31,7 @@ states of a version:
   refused it
 
 exit codes:
-  0 done (submit, promote: the version is live), 1 refused or no answer, 2 usage
+  0 done (submit, promote, reset, submit-group: live), 1 refused or no answer, 2 usage
 """
 
 
@@ -43,46 +47,83 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--ca", metavar="FILE", help="PEM certificate of the server's authority: connect with TLS")
     p.add_argument("--certificate", metavar="FILE", help="PEM certificate of this client (mTLS)")
     p.add_argument("--key", metavar="FILE", help="PEM key of that certificate")
-    p.add_argument("--timeout", type=float, default=None, metavar="S", help="give up waiting after S seconds")
+    p.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=None,
+        metavar="S",
+        help=f"give up after S seconds (default {PATIENCE:g}; a swap that is under way takes its time)",
+    )
     p.add_argument(
         "--json",
         action="store_true",
-        help="one JSON object (watch, submit, promote: one a line) on standard output",
+        help="JSON on standard output: one object, or one a line where there are many (events, reports)",
     )
     sub = p.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, text: str, model: str = "needed") -> argparse.ArgumentParser:
+    def verb(name: str, text: str, what: str = "model", *, optional: bool = False) -> argparse.ArgumentParser:
         # The options may stand on either side of the verb.
-        v = sub.add_parser(name, help=text, description=text)
+        v = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         v.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         v.add_argument("--server", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-        if model == "needed":
-            v.add_argument("model")
-        elif model == "optional":
-            v.add_argument("model", nargs="?", default="")
+        v.add_argument("--timeout", type=_seconds, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        about = {
+            "model": "name of the model, as status lists it",
+            "group": "name of the frame group, as groups lists it",
+        }[what]
+        if optional:
+            v.add_argument(what, nargs="?", default="", help=f"{about}; all without it")
+        else:
+            v.add_argument(what, help=about)
         return v
 
-    verb("status", "what every model (or one) is doing, and the account of requests", "optional")
+    def version(v: argparse.ArgumentParser) -> None:
+        v.add_argument("version", type=int, help="its number, as versions lists it")
+
+    def reason(v: argparse.ArgumentParser) -> None:
+        v.add_argument("--reason", default="", help="why, for those who read it later (500 characters)")
+
+    verb("status", "what every model (or one) is doing, and the account of requests", optional=True)
     verb("versions", "the versions of a model, their states and lineage")
-    verb("history", "every transition of a model's versions")
-    verb("submit", "offer a version to the guarded swap and follow it").add_argument("version", type=int)
-    verb("promote", "make a version live after its checks, without shadowing").add_argument(
-        "version", type=int
-    )
+    verb("history", "every transition of a model's versions, oldest first")
+    version(verb("submit", "offer a version to the guarded swap and follow it"))
+    version(verb("promote", "make a version live after its checks, without shadowing"))
     verb("rollback", "go back to the previous version")
-    verb("pin", "fix the live version").add_argument("version", type=int, nargs="?", default=0)
+    verb("reset", "go back to the released pack: the newest version that no round of adaptation made")
+    verb("pin", "fix the live version").add_argument(
+        "version", type=int, nargs="?", default=0, help="its number, to be sure"
+    )
     verb("unpin", "release the live version")
-    verb("freeze", "forbid flips of a model, or of all", "optional").add_argument("--reason", default="")
-    verb("unfreeze", "allow flips again", "optional")
-    verb("watch", "print every event from now on", "optional")
+    reason(verb("freeze", "forbid flips of a model, or of all", optional=True))
+    verb("unfreeze", "allow flips again", optional=True)
+    verb("watch", "print every event from now on", optional=True)
+
+    verb("groups", "the frame groups, their generations and members", "group", optional=True)
+    members = verb("submit-group", "offer versions of several members to the guarded swap as one", "group")
+    members.add_argument(
+        "members", nargs="+", type=_member, metavar="MODEL=VERSION", help="members that are to change"
+    )
+    verb("rollback-group", "every member back to the generation before", "group")
+
+    verb("drift", "how far what a model sees is from what it was made for, by camera and signal")
+    verb("adaptation", "what a model's adapter is doing: phase, frames kept, pseudo-labels, the last round")
+    reason(verb("start-round", "tell the adapter to begin a round of adaptation now"))
+    verb("cancel-round", "tell the adapter to give up its round")
+    verb("watch-round", "print the adapter's reports as they come")
+    switch = verb("collection", "tell the adapter to keep frames, or not to")
+    switch.add_argument("switch", choices=("on", "off"))
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    p = parser()
-    options = p.parse_args(argv)
+    options = parser().parse_args(argv)
     try:
-        with Client(options.server, token=options.token, credentials=_credentials(options)) as client:
+        with Client(
+            options.server,
+            token=options.token,
+            credentials=_credentials(options),
+            deadline=options.timeout or PATIENCE,
+        ) as client:
             return _run(client, options)
     except Rejected as refusal:
         print(f"runtime.ctl: {refusal}", file=sys.stderr)
@@ -99,35 +140,75 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(client: Client, options: Any) -> int:
-    verb, model = options.verb, options.model
-    if verb in ("submit", "promote"):
-        follow = client.submit if verb == "submit" else client.promote
-        return _follow(follow(model, options.version, timeout=options.timeout), options.json)
+    verb, as_json = options.verb, options.json
+    model = getattr(options, "model", "")
+    swaps: dict[str, Callable[[], Iterable[Event]]] = {
+        "submit": lambda: client.submit(model, options.version, timeout=options.timeout),
+        "promote": lambda: client.promote(model, options.version, timeout=options.timeout),
+        "reset": lambda: client.reset(model, timeout=options.timeout),
+        "submit-group": lambda: client.submit_group(
+            options.group, dict(options.members), timeout=options.timeout
+        ),
+    }
+    looks: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+        "status": (lambda: client.status(model), tables.status),
+        "versions": (lambda: client.versions(model), tables.versions),
+        "pin": (lambda: client.pin(model, options.version), tables.status),
+        "unpin": (lambda: client.unpin(model), tables.status),
+        "freeze": (lambda: client.freeze(model, options.reason), tables.status),
+        "unfreeze": (lambda: client.unfreeze(model), tables.status),
+        "groups": (lambda: client.groups(options.group), tables.groups),
+        "drift": (lambda: client.drift(model), tables.drift),
+        "adaptation": (lambda: client.adaptation(model), tables.adaptation),
+        "start-round": (lambda: client.start_round(model, options.reason), tables.adaptation),
+        "cancel-round": (lambda: client.cancel_round(model), tables.adaptation),
+        "collection": (lambda: client.set_collection(model, options.switch == "on"), tables.adaptation),
+    }
+    if verb in swaps:
+        return _follow(swaps[verb](), as_json, want="LIVE")
+    if verb in looks:
+        ask, show = looks[verb]
+        values = ask()
+        named = {"versions": values} if verb == "versions" else values
+        print(json.dumps(named, ensure_ascii=False)) if as_json else show(values)
+        return 0
     if verb == "watch":
         with client.watch(model) as events:
-            _follow(events, options.json, want="")
+            return _follow(events, as_json, dated=True)
+    if verb == "watch-round":
+        with client.watch_round(model) as reports:
+            for report in reports:
+                line = json.dumps(report, ensure_ascii=False) if as_json else tables.progress(report)
+                print(line, flush=True)
         return 0
-    if verb == "versions":
-        return _versions(client.versions(model), options.json)
     if verb == "history":
-        _follow(client.history(model), options.json, want="")
-        return 0
-    if verb == "rollback":
-        return _follow([client.rollback(model)], options.json, want="ROLLED_BACK")
-    if verb == "status":
-        status = client.status(model)
-    elif verb == "pin":
-        status = client.pin(model, options.version)
-    elif verb == "freeze":
-        status = client.freeze(model, options.reason)
-    else:
-        status = {"unpin": client.unpin, "unfreeze": client.unfreeze}[verb](model)
-    return _status(status, options.json)
+        return _follow(client.history(model), as_json, dated=True)
+    if verb == "rollback-group":
+        return _follow(client.rollback_group(options.group), as_json)
+    assert verb == "rollback"
+    return _follow([client.rollback(model)], as_json)
+
+
+def _follow(events: Iterable[Event], as_json: bool, *, want: str = "", dated: bool = False) -> int:
+    """Prints events; with `want`, exit code 0 only if that is the last one's state."""
+    last = None
+    for last in events:
+        if as_json:
+            print(json.dumps(dataclasses.asdict(last), ensure_ascii=False), flush=True)
+        else:
+            print(tables.event(last, dated=dated), flush=True)
+    if want and last is not None and last.state == "REJECTED":
+        what = f"'{last.model}'" + (f" version {last.version}" if last.version else "")
+        print(f"runtime.ctl: {what} is refused by the check '{last.check}': {last.reason}", file=sys.stderr)
+    return 0 if not want or (last is not None and last.state == want) else 1
 
 
 def _credentials(options: Any) -> Any:
-    if not options.ca:
+    """None without TLS.  Raises ValueError: half of a pair, or no authority; OSError: no such file."""
+    if not (options.ca or options.certificate or options.key):
         return None
+    if bool(options.certificate) != bool(options.key):
+        raise ValueError("--certificate and --key belong together; give both")
 
     def read(path: str | None) -> bytes | None:
         if not path:
@@ -138,71 +219,18 @@ def _credentials(options: Any) -> Any:
     return grpc.ssl_channel_credentials(read(options.ca), read(options.key), read(options.certificate))
 
 
-def _follow(events: Iterable[Event], as_json: bool, want: str = "LIVE") -> int:
-    state = ""
-    for event in events:
-        state = event.state
-        if state == "REJECTED" and want == "LIVE":
-            refused = f"'{event.model}' version {event.version} is refused by the check '{event.check}'"
-            print(f"runtime.ctl: {refused}: {event.reason}", file=sys.stderr)
-        if as_json:
-            print(json.dumps(dataclasses.asdict(event), ensure_ascii=False), flush=True)
-        else:
-            text = f"{event.model} {event.version:>4}  {event.state}"
-            if event.check:
-                text += f" ({event.check})"
-            print(text + (f"  {event.reason}" if event.reason else ""), flush=True)
-    return 0 if state == want else 1
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    return value
 
 
-def _versions(versions: list[dict[str, Any]], as_json: bool) -> int:
-    if as_json:
-        print(json.dumps({"versions": versions}, ensure_ascii=False))
-        return 0
-    table = Table("version", "state", "created", "pack", "parent", "round", "reason")
-    for v in versions:
-        table.add_row(
-            str(v["version"]),
-            v["state"],
-            v["created"],
-            v["pack"][:12],
-            v["parent"][:12],
-            v["round"],
-            v["reason"],
-        )
-    Console().print(table)
-    return 0
-
-
-def _status(status: dict[str, Any], as_json: bool) -> int:
-    if as_json:
-        print(json.dumps(status, ensure_ascii=False))
-        return 0
-    table = Table(
-        "model", "live", "previous", "candidate", "flags", "accepted", "answered", "rejected", "in flight"
-    )
-    for name, m in status["models"].items():
-        flags = [flag for flag in ("pinned", "frozen", "watching") if m[flag]] + (
-            [] if m["ready"] else [f"not ready: {m['reason']}"]
-        )
-        account = m["account"]
-        rejected = ", ".join(f"{k} {n}" for k, n in sorted(account["rejected"].items())) or "0"
-        candidate = f"{m['candidate']} {m['candidate_state']}" if m["candidate"] else "-"
-        table.add_row(
-            name,
-            str(m["live"] or "-"),
-            str(m["previous"] or "-"),
-            candidate,
-            ", ".join(flags),
-            str(account["accepted"]),
-            str(account["answered"]),
-            rejected,
-            str(account["in_flight"]),
-        )
-    Console().print(table)
-    state = "draining" if status["draining"] else "serving"
-    print(f"{status['server']} {status['version']}, {state}, up {status['uptime_seconds']:.0f} s")
-    return 0
+def _member(text: str) -> tuple[str, int]:
+    model, sign, number = text.rpartition("=")
+    if not sign or not model or not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}': must be MODEL=VERSION, as road=4")
+    return model, int(number)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ Scalar = bool | int | float | str
 WORTH = 1 << 16  # bytes from which shared memory is worth its registration
 DEADLINE = 30.0  # seconds that a call of the control service may take, or a stream until it stands
 KSERVE = "/inference.GRPCInferenceService/"
-_LANED = {"labels": np.dtype(np.uint8), "confidence": np.dtype(np.uint8), "edge_bits": np.dtype("<i4")}
+_LANED = {"labels": 1, "confidence": 1, "edge_bits": 4}  # bytes a pixel of what may come through a lane
 _STREAMED = 2  # the field of ModelStreamInferResponse that holds the answer
 _REFUSALS = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -131,12 +131,13 @@ class Inference:
         self._single = frame.ndim == 3
         self._batch = np.ascontiguousarray(frame[None] if self._single else frame)
         self._outputs = tuple(outputs)
-        self._head = (model, version, request_id, {"source": source} if source else {})
+        parameters: dict[str, Scalar] = {"source": source} if source else {}
+        self._head = (model, version, request_id, parameters)
         self._places: dict[str, tuple[int, int]] = {}  # output -> (offset, bytes) in the lane
         offset = -(-self._batch.nbytes // 8) * 8
         for name in self._outputs:
             if name in _LANED and name not in self._places:
-                size = int(np.prod(self._batch.shape[:3])) * _LANED[name].itemsize
+                size = int(np.prod(self._batch.shape[:3])) * _LANED[name]
                 self._places[name] = (offset, size)
                 offset += -(-size // 8) * 8
         self.size = offset  # bytes of the lane that it needs

@@ -1,7 +1,8 @@
-"""What both services share: status codes, guarded handlers, the limit on streams."""
+"""What both services share: status codes, guarded handlers, the limit on streams, events as messages."""
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +10,10 @@ from typing import Any
 
 import grpc
 
+from protos import roadworthy_pb2 as pb
 from runtime.errors import Code, Refused, ServiceError
+from runtime.events import Event
+from runtime.ticket import Ticket
 
 log = logging.getLogger("roadworthy.edge")
 STATUS = {code: getattr(grpc.StatusCode, code.value) for code in Code}
@@ -46,6 +50,8 @@ class Streams:
                 yield from function(request, context)
             except ServiceError as error:
                 context.abort(STATUS[error.code], error.message)
+            except Refused as refusal:
+                context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
             finally:
                 self._free.release()
 
@@ -72,4 +78,37 @@ def typed(function: Callable[[Any, Any], Any], request: Any, response: Any) -> A
         unary(function),
         request_deserializer=request.FromString,
         response_serializer=response.SerializeToString,
+    )
+
+
+def streamed(streams: Streams, function: Any, request: Any, response: Any) -> Any:
+    """A method on message classes that answers with a stream."""
+    return grpc.unary_stream_rpc_method_handler(
+        streams.stream(function),
+        request_deserializer=request.FromString,
+        response_serializer=response.SerializeToString,
+    )
+
+
+def followed(ticket: Ticket, context: Any) -> Iterator[pb.Event]:
+    """The events of a submission to their end, as messages."""
+    context.send_initial_metadata(())  # it is taken; its first event comes when it is its turn
+    for event in ticket.follow(context.is_active):
+        yield wired(event)
+
+
+def wired(event: Event) -> pb.Event:
+    return wired_line(event.model, event.line())
+
+
+def wired_line(model: str, line: dict[str, Any]) -> pb.Event:
+    return pb.Event(
+        time=float(line.get("time") or 0.0),
+        model=model,
+        version=int(line.get("version") or 0),
+        state=str(line.get("state", "")),
+        check=str(line.get("check", "")),
+        reason=str(line.get("reason", "")),
+        detail=json.dumps(line.get("detail") or {}, default=str, ensure_ascii=False),
+        group=str((line.get("detail") or {}).get("group", "")),
     )

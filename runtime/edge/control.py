@@ -7,22 +7,18 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import numpy as np
 
 from protos import roadworthy_pb2 as pb
 from runtime.accounts import Account
 from runtime.edge.adaptation import AdaptationEdge
-from runtime.edge.common import Streams, check_reason, handler, typed
-from runtime.events import Event
+from runtime.edge.common import Streams, check_reason, followed, handler, streamed, typed, wired, wired_line
+from runtime.edge.groups import GroupEdge, statuses
 from runtime.plain import clean
 from runtime.service import Service, server_version
-from runtime.swap import Ticket
 from runtime.tensors import Array
 
 SERVICE = "roadworthy.v1.Roadworthy"
-
-
 COMMANDS = 8  # swaps that may be followed by who asked for them
 ADAPTERS = 16  # connections of adapters
 
@@ -37,6 +33,7 @@ class ControlEdge:
         self._streams = streams
         self._commands = Streams(COMMANDS)
         self._adaptation = AdaptationEdge(service, streams, Streams(ADAPTERS))
+        self._groups = GroupEdge(service, self._commands)
 
     def handler(self) -> Any:
         methods = {
@@ -47,13 +44,13 @@ class ControlEdge:
             "Unpin": typed(self.unpin, pb.ModelRequest, pb.StatusResponse),
             "Freeze": typed(self.freeze, pb.FreezeRequest, pb.StatusResponse),
             "Unfreeze": typed(self.unfreeze, pb.ModelRequest, pb.StatusResponse),
-            "Submit": _stream(self._commands, self.submit, pb.SubmitRequest, pb.Event),
-            "Promote": _stream(self._commands, self.promote, pb.PromoteRequest, pb.Event),
-            "Reset": _stream(self._commands, self.reset, pb.ModelRequest, pb.Event),
-            "Watch": _stream(self._streams, self.watch, pb.WatchRequest, pb.Event),
-            "SubscribeFrames": _stream(self._streams, self.frames, pb.FramesRequest, pb.TappedFrame),
+            "Submit": streamed(self._commands, self.submit, pb.SubmitRequest, pb.Event),
+            "Promote": streamed(self._commands, self.promote, pb.PromoteRequest, pb.Event),
+            "Reset": streamed(self._commands, self.reset, pb.ModelRequest, pb.Event),
+            "Watch": streamed(self._streams, self.watch, pb.WatchRequest, pb.Event),
+            "SubscribeFrames": streamed(self._streams, self.frames, pb.FramesRequest, pb.TappedFrame),
         }
-        return handler(SERVICE, methods | self._adaptation.methods())
+        return handler(SERVICE, methods | self._adaptation.methods() | self._groups.methods())
 
     # -- unary -----------------------------------------------------------------------
 
@@ -77,11 +74,11 @@ class ControlEdge:
                 manifest=json.dumps(manifest, ensure_ascii=False),
             )
         for entry in history:
-            response.history.append(_line(request.model, entry))
+            response.history.append(wired_line(request.model, entry))
         return response
 
     def rollback(self, request: pb.ModelRequest, context: Any) -> pb.Event:
-        return _event(self._service.rollback(request.model))
+        return wired(self._service.rollback(request.model))
 
     def pin(self, request: pb.PinRequest, context: Any) -> pb.StatusResponse:
         self._service.controller(request.model).pin(request.version)
@@ -103,13 +100,13 @@ class ControlEdge:
     # -- streams ---------------------------------------------------------------------
 
     def submit(self, request: pb.SubmitRequest, context: Any) -> Iterator[pb.Event]:
-        yield from _followed(self._service.submit(request.model, request.version), context)
+        yield from followed(self._service.submit(request.model, request.version), context)
 
     def promote(self, request: pb.PromoteRequest, context: Any) -> Iterator[pb.Event]:
-        yield from _followed(self._service.submit(request.model, request.version, shadow=False), context)
+        yield from followed(self._service.submit(request.model, request.version, shadow=False), context)
 
     def reset(self, request: pb.ModelRequest, context: Any) -> Iterator[pb.Event]:
-        yield from _followed(self._service.reset(request.model), context)
+        yield from followed(self._service.reset(request.model), context)
 
     def watch(self, request: pb.WatchRequest, context: Any) -> Iterator[pb.Event]:
         subscription = self._service.bus.subscribe(request.model)
@@ -117,7 +114,7 @@ class ControlEdge:
             if context.add_callback(subscription.close):
                 context.send_initial_metadata(())
                 for event in subscription:
-                    yield _event(event)
+                    yield wired(event)
         finally:
             self._service.bus.unsubscribe(subscription)
 
@@ -169,47 +166,20 @@ class ControlEdge:
                 values |= {"adapter": adapter.name, "phase": report.get("phase", "")}
                 values |= {"progress": report.get("progress", 0.0)}
                 values |= {"collection": report.get("collection", {}).get("on", False)}
+            groups = self._service.groups().items()
+            values["groups"] = [name for name, group in groups if status.model in group.members]
             response.models.add(**values)
+        if not model:
+            response.groups.extend(statuses(self._service))
         return response
-
-
-def _stream(streams: Streams, function: Any, request: Any, response: Any) -> Any:
-    return grpc.unary_stream_rpc_method_handler(
-        streams.stream(function),
-        request_deserializer=request.FromString,
-        response_serializer=response.SerializeToString,
-    )
 
 
 def _bytes(array: Array | None, index: int) -> bytes:
     return b"" if array is None else np.ascontiguousarray(array[index]).tobytes()
 
 
-def _followed(ticket: Ticket, context: Any) -> Iterator[pb.Event]:
-    context.send_initial_metadata(())  # it is taken; its first event comes when it is its turn
-    for event in ticket.follow(context.is_active):
-        yield _event(event)
-
-
 def _account(account: Account) -> pb.Account:
     now = account.snapshot()
     return pb.Account(
         accepted=now.accepted, answered=now.answered, rejected=now.rejected, in_flight=now.in_flight
-    )
-
-
-def _event(event: Event) -> pb.Event:
-    return _line(event.model, event.line())
-
-
-def _line(model: str, line: dict[str, Any]) -> pb.Event:
-    return pb.Event(
-        time=float(line.get("time") or 0.0),
-        model=model,
-        version=int(line.get("version") or 0),
-        state=str(line.get("state", "")),
-        check=str(line.get("check", "")),
-        reason=str(line.get("reason", "")),
-        detail=json.dumps(line.get("detail") or {}, default=str, ensure_ascii=False),
-        group=str((line.get("detail") or {}).get("group", "")),
     )
