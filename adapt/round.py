@@ -76,6 +76,9 @@ class RoundConfig:
             `gate.more_right`).
         from_parent: every training starts from the parent's weights (False: from the last stage's).
         holdout: share of the target frames kept aside for the gate (at least 2).
+        keep_parent: share of the parent's weights in the mean of parent's and student's that a training ends
+            with, 0 = the student alone (WiSE-FT, Wortsman et al., CVPR 2022): what holds a student without
+            replay near what it knew.
         source_free: True ignores a replay set; False demands one; None takes what there is.
         replay_limit: at most that many replay frames are read, 0 = all.
         source_holdout: at most that many hold-out frames of the source are scored at each stage, 0 = all.
@@ -126,6 +129,7 @@ class RoundConfig:
     adabn_by: str = "mirror"
     from_parent: bool = True
     holdout: float = 0.15
+    keep_parent: float = 0.0
     source_free: bool | None = None
     replay_limit: int = 0
     source_holdout: int = 24
@@ -156,6 +160,8 @@ class RoundConfig:
             raise RoundError(
                 f"a batch of {self.source} source and {self.target} target frames: target is at least 1"
             )
+        if not 0 <= self.keep_parent < 1:
+            raise RoundError(f"keep_parent {self.keep_parent}: a share of the weights, 0 to less than 1")
         if not 0 <= self.lrent < float("inf"):
             raise RoundError(f"lrent {self.lrent}: a weight of the entropy, 0 = off")
         try:
@@ -658,6 +664,8 @@ class _Round:
                 identity=f"{self.identity} {key}",
             )  # fmt: skip
             self._timed("train", lambda: trainer.run(self.progress, f"train p={portion:g}"))
+            if config.keep_parent:
+                self._towards_parent(network)
             if self.use_statistics and config.bn != "frozen":
                 name = f"batch statistics p={portion:g}"
                 statistics_kept = self._timed("adabn", lambda: self._choose_statistics(network, name))
@@ -680,6 +688,12 @@ class _Round:
             }  # fmt: skip
             self._save()
         return network, measures
+
+    @torch.no_grad()
+    def _towards_parent(self, network: nn.Module) -> None:
+        """Weights (not statistics) become keep_parent·parent + (1−keep_parent)·student."""
+        for name, weight in network.named_parameters():
+            weight.lerp_(self.parent_state[name].to(weight.device), self.config.keep_parent)
 
     # --------------------------------------------------------------------------------------- the verdict
     def _source_share(self) -> np.ndarray | None:
