@@ -149,11 +149,13 @@ def _list(store: FrameStore, a: argparse.Namespace) -> int:
         return 0
     for row in rows:
         score = row.summary.get("score")
-        place = "" if row.place is None else f" {row.place[0]:.5f},{row.place[1]:.5f}"
-        print(
-            f"{row.id:>6} {_utc(row.time)} {row.source or '-':<12.40} v{row.version} {row.width}x{row.height} "
-            f"{row.bytes / 1e3:.0f} kB score {'-' if score is None else f'{score:.2f}'}{place} {row.why}"
-        )
+        words = [
+            f"{row.id:>6}", _utc(row.time), f"{row.source or '-':<12.40}", f"v{row.version}",
+            f"{row.width}x{row.height}", f"{row.bytes / 1e3:.0f} kB",
+            "score -" if score is None else f"score {score:.2f}",
+            "" if row.place is None else f"{row.place[0]:.5f},{row.place[1]:.5f}", row.why,
+        ]  # fmt: skip
+        print(" ".join(word for word in words if word))
     count = Counter(row.source for row in rows)
     cameras = ", ".join(f"{name or '-'} {n}" for name, n in count.items())
     print(f"{len(rows)} frames, {sum(row.bytes for row in rows) / 1e6:.1f} MB; {cameras}", file=sys.stderr)

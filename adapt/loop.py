@@ -185,7 +185,7 @@ class Loop:
         self._looked = self._told = self._drift_at = -float("inf")
         self._drifting: dict[str, float] = {}  # source -> since when (seconds since the epoch)
         self._fresh = clock()
-        self._stage = ""
+        self._phase = self._stage = ""
         self._new: list[StoredFrame] = []
         self._rows_at: float | None = None  # when they were read; None = to be read
 
@@ -499,7 +499,7 @@ class Loop:
             self.collecting = bool(command.values.get("on", False))
             self._keep(collecting=self.collecting)
             self.remote.answer(command, True)
-            self._report(self._stage or "collect", force=True)
+            self._report(self._phase or "collect", force=True)
         elif command.kind == "start_round":
             most = max((len(rows) for rows in self._candidates()), default=0)
             if running or self.state["phase"] != "collect":
@@ -767,10 +767,10 @@ class Loop:
         force: bool = False,
     ) -> None:  # fmt: skip
         now = self.clock()
-        changed = phase != self._stage
+        changed = (phase, stage) != (self._phase, self._stage)
         if not (force or changed) and now - self._told < 1.0:
             return
-        self._told, self._stage = now, phase
+        self._told, self._phase, self._stage = now, phase, stage
         limit = self.config.budget
         spent = self.meter.spent()
         parts: dict[str, Any] = {

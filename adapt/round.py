@@ -41,7 +41,7 @@ from adapt.train.loop import Optimisation, Progress, Trainer, atomic_save, silen
 from adapt.train.selftraining import Mixture, sampler
 from networks.pack import Pack, load_pack, normalise, write_pack
 
-__all__ = ["RoundConfig", "RoundError", "RoundResult", "adapt"]
+__all__ = ["RoundConfig", "RoundError", "RoundPaused", "RoundResult", "adapt"]
 
 IGNORE = 255
 Pair = tuple[np.ndarray, np.ndarray]
@@ -49,6 +49,12 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 class RoundError(Exception):
     """A round cannot be run.  One line: thing, reason, remedy."""
+
+
+class RoundPaused(Exception):
+    """Raised by a `progress` to stop a round: what is done is kept, and `adapt` on the same folder goes on
+    from there to the same weights as if it had never stopped.  The text says why.
+    """
 
 
 @dataclass(frozen=True)
@@ -225,7 +231,7 @@ def adapt(
         frames: unlabelled target frames uint8 [H,W,3] (resized to the pack's size where they differ).
         config: see `RoundConfig`.
         out: folder of this round: state, checkpoints, pseudo-labels, report.json and, if accepted, pack/.
-        progress: told after every step.
+        progress: told after every step; may raise RoundPaused, which goes to the caller.
         allowed: for each frame the classes that may be in it (image tags), or None.
         labelled: a labelled target hold-out for the gate where somebody has one, (frame uint8 [H,W,3], label
             uint8 [H,W]) each; nothing is learnt from it.
@@ -382,6 +388,13 @@ class _Round:
     # ------------------------------------------------------------------------------------------ stages
     def run(self) -> RoundResult:
         self._open()
+        try:
+            return self._run()
+        except RoundPaused:
+            self._save()
+            raise
+
+    def _run(self) -> RoundResult:
         done = self.state.get("report")
         if done is not None:
             path = self.out / "pack"
@@ -663,7 +676,11 @@ class _Round:
                 checkpoint=self.out / "checkpoint.pt", every=config.checkpoint_every,
                 identity=f"{self.identity} {key}",
             )  # fmt: skip
-            self._timed("train", lambda: trainer.run(self.progress, f"train p={portion:g}"))
+            try:
+                self._timed("train", lambda: trainer.run(self.progress, f"train p={portion:g}"))
+            except RoundPaused:
+                trainer.save()
+                raise
             if config.keep_parent:
                 self._towards_parent(network)
             if self.use_statistics and config.bn != "frozen":
@@ -769,6 +786,19 @@ class _Round:
         learnt = (self.target, labels) if labels else ((), ())
         keep_pictures(self.out / "pictures", self.holdout, answers, learnt)
 
+    def _domain(self, state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """Statistics of the refreshed network on the frames it was adapted to; drift starts there."""
+        network = self.pack.network()
+        network.load_state_dict(state)
+        network = network.to(self.config.device).eval()
+        classes = len(self.spec.classes)
+        counts = np.zeros(classes * 256, np.int64)
+        for tensor in predict.batches(self.frames, self.config.infer_batch):
+            labels, sure = predict.labels_and_confidence(network, self.spec, tensor)
+            counts += np.bincount((labels.astype(np.int64) * 256 + sure).reshape(-1), minlength=classes * 256)
+        confidence = counts.reshape(classes, 256)
+        return {"share": confidence.sum(1) / confidence.sum(), "confidence": confidence}
+
     def _write(self, state: dict[str, torch.Tensor], report: dict[str, Any]) -> Pack:
         path = self.out / "pack"
         if path.is_dir():  # killed between the rename and the report: the same content by construction
@@ -786,7 +816,7 @@ class _Round:
         )
         return write_pack(
             path, spec, state, golden=self.pack.golden(), replay=replay,
-            reference=self.pack.reference() or None,
+            reference=self._domain(state),
             prior=self.pack.prior(),
         )  # fmt: skip
 
