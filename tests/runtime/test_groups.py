@@ -232,10 +232,11 @@ def test_what_one_watch_window_sees_rolls_all_back(repository, config, serve):
                 break
             time.sleep(0.01)
         assert kind_of(ask(client)) == (0, 0)
-        lines = [
-            json.loads(x) for x in (repository.path / "scene" / "history.jsonl").read_text().splitlines()
-        ]
-        (event,) = [e for e in lines if e["state"] == "ROLLED_BACK"]
+        until = time.monotonic() + 10
+        while not (back := [e for e in repository.history("scene") if e["state"] == "ROLLED_BACK"]):
+            assert time.monotonic() < until  # told after it is done
+            time.sleep(0.01)
+        (event,) = back
         assert (event["version"], event["check"]) == (2, "watch-collapse")
         for model in ("seg", "edges"):
             assert repository.live(model)["live"] == 1
