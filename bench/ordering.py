@@ -154,7 +154,7 @@ def camvid(seed: int, folder: Path) -> Shift:
         "CamVid, day → dusk, 192×256", pack, frames,
         _at_size(evaluation, pack.spec.size), evaluation, ("pole", "sign", "pedestrian", "bicyclist"),
         pack.spec.classes, {"source": 3, "target": 3, "crop": (128, 160), "scale": (0.75, 1.6), "steps": 60,
-         "portions": (0.2, 0.5), "adabn_keep": (0.5,)},
+         "portions": (0.2, 0.5), "adabn_keep": (0.5,), "source_holdout": 6},
         crossed=True,
     )  # fmt: skip
 
