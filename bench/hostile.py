@@ -43,16 +43,16 @@ def rendered(seeds: int) -> Iterator[tuple[str, list[np.ndarray]]]:
                 ]
 
 
-def real(data: Path, width: int = 480) -> Iterator[tuple[str, list[np.ndarray]]]:
+def real(data: Path, width: int = 480, shift: int = 0) -> Iterator[tuple[str, list[np.ndarray]]]:
     """Windows of the real sequences, at most `width` across."""
     for name in ("0001TP", "0006R0", "0016E5", "Seq05VD"):
         files = sorted((data / "camvid" / "images").glob(f"{name}_*"))
-        for start in range(0, len(files) - WINDOW + 1, WINDOW // 2):
+        for start in range(shift, len(files) - WINDOW + 1, WINDOW // 2):
             yield f"CamVid {name}", [read_frame(p) for p in files[start : start + WINDOW]]
     files = sorted(p for p in (data / "driveai" / "images").iterdir() if p.suffix in (".jpg", ".png"))
     for every in (1, 2):
         chosen = files[::every]
-        for start in range(0, len(chosen) - WINDOW + 1, WINDOW // 2):
+        for start in range(shift, len(chosen) - WINDOW + 1, WINDOW // 2):
             frames = []
             for path in chosen[start : start + WINDOW]:
                 with Image.open(path) as image:
@@ -68,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=2, metavar="N", help="rendered drives of each kind (2)")
     parser.add_argument("--every", type=int, default=3, metavar="N", help="attack every Nth drive (3)")
     parser.add_argument("--only", choices=("rendered", "real"), help="these drives alone")
+    parser.add_argument("--shift", type=int, default=0, metavar="N", help="first frame of real windows (0)")
     parser.add_argument("--out", type=Path, default=Path("out/hostile"), metavar="DIR", help="records")
     a = parser.parse_args(argv)
     a.out.mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     if a.only != "real":
         drives.append(("rendered", rendered(a.seeds)))
     if a.only != "rendered" and a.data:
-        drives.append(("real", real(a.data)))
+        drives.append((f"real+{a.shift}", real(a.data, shift=a.shift)))
     limits = Limits()
     with file.open("a") as out:
         for kind, found in drives:
