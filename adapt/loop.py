@@ -706,6 +706,19 @@ class Loop:
         failed = [c for c in result.report["gate"]["checks"] if not c["passed"]]
         return "; ".join(f"{c['name']}: {c['reason']}" for c in failed) or "refused"
 
+    def _prune(self, number: int) -> None:
+        """Of rounds before the last two only the records stay: what decided, report, pictures.  Weights, labels
+        and the pack are in the engine version, or can be made again from the frames.
+        """
+        for folder in self.workdir.glob("round-*"):
+            digits = folder.name.partition("-")[2].partition(".")[0]
+            if not digits.isdigit() or int(digits) >= number - 1:
+                continue
+            for part in (*folder.glob("labels-*"), *folder.glob("**/pack")):
+                shutil.rmtree(part, ignore_errors=True)
+            for part in (*folder.glob("*.pt"), folder / "state.json"):
+                part.unlink(missing_ok=True)
+
     def _html(self) -> None:
         """The report for people; a round does not fail because its report could not be written."""
         from adapt.report.round import write
@@ -735,6 +748,7 @@ class Loop:
         write_json(self.folder / "loop.json", report)
         if result:
             self._html()
+        self._prune(number)
         if state == "CANCELLED":  # what it held of the frames is of no use to anybody
             for part in self.folder.glob("labels-*"):
                 shutil.rmtree(part, ignore_errors=True)
