@@ -707,8 +707,8 @@ class Loop:
         return "; ".join(f"{c['name']}: {c['reason']}" for c in failed) or "refused"
 
     def _prune(self, number: int) -> None:
-        """Of rounds before the last two only the records stay: what decided, report, pictures.  Weights, labels
-        and the pack are in the engine version, or can be made again from the frames.
+        """Of rounds before the last two only the records stay: what decided, report, pictures.  The weights
+        are in the engine version, and labels can be made again from the frames.
         """
         for folder in self.workdir.glob("round-*"):
             digits = folder.name.partition("-")[2].partition(".")[0]

@@ -9,7 +9,8 @@ from adapt.loop import Loop
 
 
 def a_round(folder: Path) -> None:
-    for part in ("labels-1/0.png", "pack/weights.safetensors", "edges/pack/model.toml", "pictures/0-frame.png"):
+    held = ("labels-1/0.png", "pack/weights.safetensors", "edges/pack/model.toml", "pictures/0-frame.png")
+    for part in held:
         (folder / part).parent.mkdir(parents=True, exist_ok=True)
         (folder / part).write_text("x")
     for part in ("train-1.pt", "train-1.twin.pt", "state.json", "report.json", "report.html", "loop.json"):
