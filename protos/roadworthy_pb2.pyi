@@ -202,7 +202,7 @@ class FramesRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., max_fps: _Optional[float] = ..., source: _Optional[str] = ...) -> None: ...
 
 class TappedFrame(_message.Message):
-    __slots__ = ("time", "source", "model", "version", "height", "width", "frame", "labels", "confidence", "dropped", "edge_bits")
+    __slots__ = ("time", "source", "model", "version", "height", "width", "frame", "labels", "confidence", "dropped", "edge_bits", "collect", "latitude", "longitude")
     TIME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +214,9 @@ class TappedFrame(_message.Message):
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     EDGE_BITS_FIELD_NUMBER: _ClassVar[int]
+    COLLECT_FIELD_NUMBER: _ClassVar[int]
+    LATITUDE_FIELD_NUMBER: _ClassVar[int]
+    LONGITUDE_FIELD_NUMBER: _ClassVar[int]
     time: float
     source: str
     model: str
@@ -225,7 +228,10 @@ class TappedFrame(_message.Message):
     confidence: bytes
     dropped: int
     edge_bits: bytes
-    def __init__(self, time: _Optional[float] = ..., source: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., frame: _Optional[bytes] = ..., labels: _Optional[bytes] = ..., confidence: _Optional[bytes] = ..., dropped: _Optional[int] = ..., edge_bits: _Optional[bytes] = ...) -> None: ...
+    collect: bool
+    latitude: float
+    longitude: float
+    def __init__(self, time: _Optional[float] = ..., source: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., frame: _Optional[bytes] = ..., labels: _Optional[bytes] = ..., confidence: _Optional[bytes] = ..., dropped: _Optional[int] = ..., edge_bits: _Optional[bytes] = ..., collect: bool = ..., latitude: _Optional[float] = ..., longitude: _Optional[float] = ...) -> None: ...
 
 class MemberVersion(_message.Message):
     __slots__ = ("model", "version")

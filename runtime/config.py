@@ -202,10 +202,16 @@ class SwapConfig:
 
 @dataclass(frozen=True)
 class TapConfig:
-    """The tap: frames kept per subscriber, and how many may subscribe."""
+    """The tap.
+
+    queue        frames kept per subscriber
+    subscribers  how many may subscribe
+    opt_in       only frames whose request says collect = true; otherwise all but those that say false
+    """
 
     queue: int = 8
     subscribers: int = 8
+    opt_in: bool = False
 
 
 @dataclass(frozen=True)
@@ -253,6 +259,8 @@ class ServerConfig:
     streams        server streams (watch, tap, submit) at the same time
     max_message    bytes of one message
     drain          seconds that a stopping server waits for what is in flight
+    read_only      serve what is live and change nothing: beside the server that has the repository, or from a
+                   medium that is somebody else's
     models         which models of the repository to serve; empty = all
     groups         {name: [models]} that are answered and swapped together
     """
@@ -264,6 +272,7 @@ class ServerConfig:
     streams: int = 32
     max_message: int = 64 << 20
     drain: float = 20.0
+    read_only: bool = False
     models: list[str] = field(default_factory=list)
     groups: dict[str, list[str]] = field(default_factory=dict)
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -6,9 +6,10 @@ comes to be live (`runtime/swap.py`).
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +35,7 @@ class _Work:
     version: int | None
     source: str
     pinned: Slot | None = None
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
     slot: Slot | None = None
     stages: Durations = field(default_factory=Durations)
 
@@ -211,7 +213,7 @@ class ModelHost:
         most = self._scheduler.plan.max_batch_size
         inputs = requests.inputs(request, slot.engine.spec, self.name, most)
         source = str(request.parameters.get("source", ""))
-        work = _Work(inputs, names, parse_version(request.version), source, pinned)
+        work = _Work(inputs, names, parse_version(request.version), source, pinned, request.parameters)
         stages = work.stages
         stages.compute_input = time.monotonic_ns() - begun
         job = self._job(request, work, slot, deadline)
@@ -326,6 +328,7 @@ class ModelHost:
             work.inputs["frame"],
             outputs,
             time.time(),
+            *_permission(work.parameters),
         )
         for observer in observers:
             try:
@@ -348,3 +351,19 @@ __all__ = [
     "Parameter",
     "parse_version",
 ]
+def _permission(parameters: Mapping[str, Parameter]) -> tuple[bool | None, tuple[float, float] | None]:
+    """(collect, place) of the parameters `collect`, `latitude` and `longitude`; None for what is not there.
+
+    A `collect` that is no boolean forbids: whoever wrote it meant to say something.
+    """
+    if not parameters:
+        return None, None
+    collect = parameters.get("collect")
+    allowed = None if collect is None else collect is True
+    try:
+        place = (float(parameters["latitude"]), float(parameters["longitude"]))
+    except (KeyError, ValueError, OverflowError):
+        return allowed, None
+    return allowed, place if all(math.isfinite(part) for part in place) else None
+
+

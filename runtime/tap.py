@@ -23,6 +23,8 @@ class Observation:
 
     frame uint8 [N,H,W,3]; outputs: what the request asked for, by name, with the shapes of the contract.
     Read-only by agreement: the arrays are those of the request and of the answer.
+    collect: whether the request allows its frame to be kept, None = it did not say.  place: (latitude,
+    longitude).
     """
 
     model: str
@@ -31,6 +33,8 @@ class Observation:
     frame: Array
     outputs: Mapping[str, Array]
     time: float
+    collect: bool | None = None
+    place: tuple[float, float] | None = None
 
     @property
     def labels(self) -> Array | None:
@@ -100,6 +104,8 @@ class Tap:
         self._closed = False
 
     def __call__(self, observation: Observation) -> None:
+        if observation.collect is False or (self._config.opt_in and not observation.collect):
+            return
         for subscription in self._subscriptions:
             if subscription.model == observation.model:
                 subscription.offer(observation)

@@ -84,9 +84,14 @@ class AsyncClient:
         timeout: float | None = None,
         version: int = 0,
         request_id: str = "",
+        collect: bool | None = None,
+        place: tuple[float, float] | None = None,
     ) -> Answer:
         """As `Client.infer`."""
-        call = Inference(model, frame, outputs, source=source, version=version, request_id=request_id)
+        call = Inference(
+            model, frame, outputs, source=source, version=version, request_id=request_id, collect=collect,
+            place=place,
+        )  # fmt: skip
         lane = await self._borrow(call)
         if lane is not None:
             try:

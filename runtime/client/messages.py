@@ -94,7 +94,8 @@ class TappedFrame:
     """A live frame uint8 [H,W,3] with its answer: labels, confidence uint8 [H,W], edge_bits int32 [H,W].
 
     Each is None when the frame's client did not ask for it or the model has no such output; `dropped` is how
-    many frames this subscriber has lost so far because it was slow.
+    many frames this subscriber has lost so far because it was slow.  collect: what its request said of
+    keeping it; place: (latitude, longitude) it named, or None.
     """
 
     time: float
@@ -106,6 +107,8 @@ class TappedFrame:
     confidence: Array | None
     dropped: int
     edge_bits: Array | None = None
+    collect: bool | None = None
+    place: tuple[float, float] | None = None
 
 
 # ------------------------------------------------------------------------------------------- inference
@@ -127,11 +130,17 @@ class Inference:
         source: str = "",
         version: int = 0,
         request_id: str = "",
+        collect: bool | None = None,
+        place: tuple[float, float] | None = None,
     ) -> None:
         self._single = frame.ndim == 3
         self._batch = np.ascontiguousarray(frame[None] if self._single else frame)
         self._outputs = tuple(outputs)
         parameters: dict[str, Scalar] = {"source": source} if source else {}
+        if collect is not None:
+            parameters["collect"] = collect
+        if place is not None:
+            parameters["latitude"], parameters["longitude"] = (float(part) for part in place)
         self._head = (model, version, request_id, parameters)
         self._places: dict[str, tuple[int, int]] = {}  # output -> (offset, bytes) in the lane
         offset = -(-self._batch.nbytes // 8) * 8
@@ -497,6 +506,8 @@ def _tapped(seen: roadworthy_pb2.TappedFrame) -> TappedFrame:
         confidence=plane(seen.confidence),
         dropped=seen.dropped,
         edge_bits=plane(seen.edge_bits, "<i4"),
+        collect=seen.collect if seen.HasField("collect") else None,
+        place=(seen.latitude, seen.longitude) if seen.HasField("latitude") else None,
     )
 
 

@@ -81,13 +81,19 @@ class Client:
         timeout: float | None = None,
         version: int = 0,
         request_id: str = "",
+        collect: bool | None = None,
+        place: tuple[float, float] | None = None,
     ) -> Answer:
         """Sends one frame uint8 [H,W,3] (or a batch [N,H,W,3]) and waits for its answer.
 
         `version` 0 is the live one; `outputs` () is what the server gives of itself; `timeout` in seconds,
-        None = as long as it takes.
+        None = as long as it takes.  `collect`: whether the frame may be kept for adaptation, None = what the
+        server's policy says; `place`: (latitude, longitude) where it was taken.
         """
-        call = Inference(model, frame, outputs, source=source, version=version, request_id=request_id)
+        call = Inference(
+            model, frame, outputs, source=source, version=version, request_id=request_id, collect=collect,
+            place=place,
+        )  # fmt: skip
         lane = self._borrow(call)
         if lane is not None:
             try:

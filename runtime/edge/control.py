@@ -129,7 +129,7 @@ class ControlEdge:
                 for seen in subscription:
                     for index in range(len(seen.frame)):
                         _, height, width, _ = seen.frame.shape
-                        yield pb.TappedFrame(
+                        message = pb.TappedFrame(
                             time=seen.time,
                             source=seen.source,
                             model=seen.model,
@@ -142,6 +142,11 @@ class ControlEdge:
                             edge_bits=_bytes(seen.edge_bits, index),
                             dropped=subscription.dropped,
                         )
+                        if seen.collect is not None:
+                            message.collect = seen.collect
+                        if seen.place is not None:
+                            message.latitude, message.longitude = seen.place
+                        yield message
         finally:
             self._service.tap.unsubscribe(subscription)
 
