@@ -242,7 +242,8 @@ def adapt(
         is False where not even the batch statistics could be improved, report["gate"] says why.
 
     Raises:
-        RoundError: too few frames, no replay where it is demanded, or `out` holds another round.
+        RoundError: too few frames, no replay where it is demanded, a target frame that is in a hold-out as
+            well, or `out` holds another round.
     """
     config = config or RoundConfig()
     if config.threads:
@@ -303,6 +304,7 @@ class _Round:
         if config.source_free is False and not self.replay:
             raise RoundError("the pack has no replay frames and source_free is False: allow it or add replay")
         self.source_free = not self.replay
+        self._refuse_evaluation_frames()
         self.layout = self._layout()
         self.valid = self._valid_mask()
         self.name = name
@@ -324,6 +326,17 @@ class _Round:
             )
             self.progress(f"read replay ({split})", i + 1, len(listed))
         return pairs
+
+    def _refuse_evaluation_frames(self) -> None:
+        """A frame with labels that the gate judges by must not be among those that are learnt from."""
+        seen = {_digest(x): i for i, x in enumerate(self.frames)}
+        for words, pairs in (("labelled", self.labelled), ("source", self.source_holdout)):
+            for i, (x, _) in enumerate(pairs):
+                if _digest(x) in seen:
+                    raise RoundError(
+                        f"target frame {seen[_digest(x)]} is also frame {i} of the {words} hold-out: take it "
+                        "out of one of them"
+                    )
 
     def _valid_mask(self) -> np.ndarray | None:
         bottom, border = self.config.ignore_bottom, self.config.ignore_border
@@ -823,6 +836,10 @@ class _Round:
 
 def _array(p: Any) -> np.ndarray:
     return p if isinstance(p, np.ndarray) else np.asarray(p.cpu().numpy())
+
+
+def _digest(frame: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(frame).tobytes()).digest()
 
 
 def _spread(pairs: list[Pair], most: int) -> list[Pair]:
