@@ -80,9 +80,11 @@ class FileSource:
                 break
             if captured.time < self._due - 10 * self._interval:  # its clock jumped back
                 self._due = -float("inf")
-            if captured.time < self._due:
+            if captured.time < self._due - 0.01 * self._interval:
                 continue
-            self._due = max(self._due + self._interval, captured.time - self._interval)
+            began = self._due > -float("inf")  # then on a grid: 10 of 15 frames a second are not made 7.5
+            self._due = max(self._due, captured.time - self._interval) if began else captured.time
+            self._due += self._interval
             self.read += 1
             if self.read > self._skip:
                 return captured
