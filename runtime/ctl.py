@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grpc
 
 from runtime import tables
-from runtime.client import Client, Event, Rejected
+from runtime.client import Client, Event, Rejected, Stream
 
 PATIENCE = 10.0  # seconds that the server may take to answer, unless --timeout says otherwise
 
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=None,
         metavar="S",
-        help=f"give up after S seconds (default {PATIENCE:g}; a swap that is under way takes its time)",
+        help=f"give up after S seconds (default {PATIENCE:g}; swaps and watching take their time)",
     )
     p.add_argument(
         "--json",
@@ -173,10 +175,12 @@ def _run(client: Client, options: Any) -> int:
         print(json.dumps(named, ensure_ascii=False)) if as_json else show(values)
         return 0
     if verb == "watch":
-        with client.watch(model) as events:
+        with client.watch(model) as events, _limited(events, options.timeout):
             return _follow(events, as_json, dated=True)
     if verb == "watch-round":
-        with client.watch_round(model) as reports:
+        with client.watch_round(model) as reports, _limited(reports, options.timeout):
+            if not client.adaptation(model)["adapters"]:
+                print(f"runtime.ctl: no adapter of '{model}' is connected; waiting for one", file=sys.stderr)
             for report in reports:
                 line = json.dumps(report, ensure_ascii=False) if as_json else tables.progress(report)
                 print(line, flush=True)
@@ -201,6 +205,19 @@ def _follow(events: Iterable[Event], as_json: bool, *, want: str = "", dated: bo
         what = f"'{last.model}'" + (f" version {last.version}" if last.version else "")
         print(f"runtime.ctl: {what} is refused by the check '{last.check}': {last.reason}", file=sys.stderr)
     return 0 if not want or (last is not None and last.state == want) else 1
+
+
+@contextlib.contextmanager
+def _limited(stream: Stream[Any], seconds: float | None) -> Iterator[None]:
+    """Ends a stream that is watched after `seconds`, None = when somebody ends it."""
+    timer = threading.Timer(seconds or 0.0, stream.close)
+    timer.daemon = True
+    if seconds is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _credentials(options: Any) -> Any:

@@ -149,6 +149,7 @@ def adaptation(values: dict[str, Any]) -> None:
             gone = ago(last["disconnected"])
             print(f"the last was '{last['name']}' (process {last['pid']}), gone {gone}: {last['reason']}")
             _report(last.get("report", {}))
+    commanded = "command" in values
     for adapter in values["adapters"]:
         print(
             f"{values['model']}: adapter '{adapter['name']}' (process {adapter['pid']}), connected "
@@ -156,8 +157,8 @@ def adaptation(values: dict[str, Any]) -> None:
         )
         if adapter["commands_waiting"]:
             print(f"  commands it has not answered: {adapter['commands_waiting']}")
-        _report(adapter.get("report", {}))
-    if "command" in values:
+        _report(adapter.get("report", {}), brief=commanded)
+    if commanded:
         waiting = "the adapter has not answered yet; it does so when it comes to it"
         print(waiting if values["waiting"] else "the adapter has taken it" + _because(values["command"]))
 
@@ -166,7 +167,7 @@ def _because(command: dict[str, Any]) -> str:
     return f": {command['reason']}" if command["reason"] else ""
 
 
-def _report(report: dict[str, Any]) -> None:
+def _report(report: dict[str, Any], *, brief: bool = False) -> None:
     if not report:
         return
     print(f"  phase       {progress(report)}")
@@ -177,6 +178,8 @@ def _report(report: dict[str, Any]) -> None:
         frames = f"{kept['kept']} frames in {size(kept['bytes'])}{limit}, {kept['dropped']} dropped"
         state = "on" if kept["on"] else "OFF"
         print(f"  collection  {state}, {frames}" + (f" ({refused})" if refused else ""))
+    if brief:
+        return
     budget = report.get("budget")
     if budget:
         limit = f" of {budget['seconds_limit']:.0f}" if budget["seconds_limit"] else ""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import socket
+import time
 
 import pytest
 
 from runtime import ctl
 from tests.runtime import builders as b
+from tests.runtime.adapters import Adapter
 
 
 @pytest.fixture
@@ -74,7 +78,14 @@ def test_flags(server, capsys, arguments, flag, value):
 
 
 def test_tables_are_for_people(server, capsys):
-    for verb in (["status"], ["versions", "road"], ["history", "road"]):
+    for verb in (
+        ["status"],
+        ["versions", "road"],
+        ["history", "road"],
+        ["drift", "road"],
+        ["adaptation", "road"],
+        ["groups"],
+    ):
         code, out, _ = run(server, capsys, *verb)
         assert code == 0
         assert out
@@ -85,6 +96,91 @@ def test_no_server(capsys):
     assert "is the server running?" in capsys.readouterr().err
 
 
+def test_a_peer_that_says_nothing(capsys):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        begun = time.monotonic()
+        server = f"127.0.0.1:{listener.getsockname()[1]}"
+        assert ctl.main(["--server", server, "--timeout", "0.3", "status"]) == 1
+        assert time.monotonic() - begun < 10
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_without_an_adapter(server, capsys):
+    for verb in (["start-round", "road"], ["cancel-round", "road"], ["collection", "road", "on"]):
+        code, out, err = run(server, capsys, *verb)
+        assert (code, out) == (1, "")
+        assert err.startswith("runtime.ctl: FAILED_PRECONDITION: no adapter of 'road' is connected; start")
+    code, out, _ = run(server, capsys, "adaptation", "road")
+    assert (code, out) == (0, "road: no adapter is connected\n")
+    code, out, err = run(server, capsys, "--timeout", "0.2", "watch-round", "road")
+    assert (code, out) == (0, "")
+    assert "waiting for one" in err
+
+
+def test_with_an_adapter(server, capsys):
+    round_ = {"round": 3, "stage": "train", "step": 4, "of": 10, "loss": 0.5, "trigger": "drift [fog]"}
+    labels = {"labelled": 0.25, "frames": 9, "classes": [{"name": "road", "threshold": 0.875}]}
+    kept = {"on": True, "kept": 7, "bytes": 3_000_000, "refused": {"near-duplicate": 5}}
+    said = {"phase": "round", "progress": 0.5, "round": round_, "pseudo_labels": labels, "collection": kept}
+    with Adapter(server.target, **said) as adapter:
+        code, out, _ = run(server, capsys, "start-round", "road", "--reason", "snow")
+        assert code == 0
+        assert "the adapter has taken it" in out
+        assert adapter.got[-1]["start_round"]["reason"] == "snow"
+        run(server, capsys, "collection", "road", "off")
+        assert adapter.got[-1]["set_collection"] == {"on": False}
+        _, out, _ = run(server, capsys, "adaptation", "road")
+        for text in ("train 4/10, loss 0.5000", "(drift [fog])", "7 frames in 3.0 MB", "25.0%", "0.875"):
+            assert text in out
+        code, out, _ = run(server, capsys, "adaptation", "road", "--json")
+        report = json.loads(out)["adapters"][0]["report"]
+        assert report["round"]["loss"] == 0.5
+        code, out, _ = run(server, capsys, "--timeout", "0.5", "watch-round", "road")
+        assert (code, out) == (0, "round 50%, round 3 (drift [fog]): train 4/10, loss 0.5000\n")
+        adapter.says = (False, "parked is not given")
+        code, _, err = run(server, capsys, "start-round", "road")
+        assert code == 1
+        assert "refuses: parked is not given" in err
+        _, out, _ = run(server, capsys, "status")
+        assert "garage" in out
+        assert "round 50%" in out
+
+
+def test_reset_and_dated_history(server, repository, capsys):
+    adapted = b.publish(repository, adaptation={"round": "1"})
+    assert run(server, capsys, "promote", "road", str(adapted))[0] == 0
+    code, out, _ = run(server, capsys, "reset", "road")
+    assert code == 0
+    assert out.splitlines()[-1].split()[:3] == ["road", "1", "LIVE"]
+    _, out, _ = run(server, capsys, "history", "road")
+    assert all(line.startswith("20") for line in out.splitlines())
+
+
+def test_groups(repository, quick, serve, capsys):
+    b.publish(repository)
+    b.publish(repository, "simple", b.simple(), foreign=True)
+    server = serve(dataclasses.replace(quick, groups={"both": ["road", "simple"]}))
+    new = b.publish(repository)
+    code, out, err = run(server, capsys, "submit-group", "both", f"road={new}")
+    assert code == 0, err
+    assert out.splitlines()[-1].split()[0] == "both"
+    assert run(server, capsys, "groups")[0] == 0
+    code, out, _ = run(server, capsys, "groups", "both", "--json")
+    members = {m["model"]: m["live"] for m in json.loads(out)["both"]["members"]}
+    assert members == {"road": new, "simple": 1}
+    assert "both" in json.loads(run(server, capsys, "status", "--json")[1])["groups"]
+    code, out, _ = run(server, capsys, "rollback-group", "both")
+    assert code == 0
+    assert json.loads(run(server, capsys, "status", "--json")[1])["models"]["road"]["live"] == 1
+    code, _, err = run(server, capsys, "submit-group", "both", "road=99")
+    assert code == 1
+    assert "is refused by the check 'manifest'" in err
+    code, _, err = run(server, capsys, "submit-group", "none", "road=1")
+    assert (code, err) == (1, "runtime.ctl: NOT_FOUND: there is no group 'none'; groups: both\n")
+
+
 def test_a_number_beyond_all_versions(server, capsys):
     code, _, err = run(server, capsys, "submit", "road", str(10**20))
     assert code == 1
@@ -92,7 +188,21 @@ def test_a_number_beyond_all_versions(server, capsys):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["submit", "road"], ["submit", "road", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["submit", "road"],
+        ["submit", "road", "x"],
+        ["submit-group", "both"],
+        ["submit-group", "both", "road"],
+        ["submit-group", "both", "road=-1"],
+        ["collection", "road", "maybe"],
+        ["--timeout", "0", "status"],
+        ["--timeout", "nan", "status"],
+    ],
+)
 def test_usage(arguments):
     with pytest.raises(SystemExit) as end:
         ctl.main(arguments)
