@@ -115,33 +115,40 @@ def soften(
 ) -> None:
     """LRENT's labels ŷ_c ∝ (p_c/λ_c)^{1/α}, the `keep` largest of a pixel; see `lrent.compact_labels`."""
     classes, height, width = p.shape
-    floor = np.exp(-40.0 * alpha)  # a ratio under that share of the best weighs under 1e-17
-    ratio = np.empty(classes, np.float64)
+    floor = np.exp(-16.0 * alpha)  # a ratio under that share of the best weighs under 2e-7 of it
+    power = 1.0 / alpha
+    ratio = np.empty((width, classes), np.float64)
+    highest = np.empty(width, np.float64)
     for y in range(height):
+        highest[:] = 0.0
+        for c in range(classes):  # plane by plane: a map is stored so
+            row, divisor = p[c, y], lam[c]
+            for x in range(width):
+                r = np.float64(row[x]) / divisor if allowed[c] else 0.0
+                ratio[x, c] = r
+                highest[x] = max(highest[x], r)
         for x in range(width):
-            best = 0.0
-            for c in range(classes):
-                ratio[c] = np.float64(p[c, y, x]) / lam[c] if allowed[c] else 0.0
-                best = max(best, ratio[c])
-            if best <= 0.0:
+            best, of = highest[x], ratio[x]
+            # The best class alone at most C times over: too little for any label.
+            if best <= 0.0 or np.log(best) * power + np.log(float(classes)) <= 0.0:
                 continue
             total = 0.0
             for c in range(classes):
-                r = ratio[c] / best
-                ratio[c] = r ** (1.0 / alpha) if r > floor else 0.0
-                total += ratio[c]
-            if np.log(best) / alpha + np.log(total) <= 0.0:
+                r = of[c] / best
+                of[c] = r**power if r > floor else 0.0
+                total += of[c]
+            if np.log(best) * power + np.log(total) <= 0.0:
                 continue
             for k in range(keep):
                 top = -1
                 for c in range(classes):
-                    if ratio[c] > 0.0 and (top < 0 or ratio[c] > ratio[top]):
+                    if of[c] > 0.0 and (top < 0 or of[c] > of[top]):
                         top = c
                 if top < 0:
                     break
-                weight = np.rint(255.0 * ratio[top] / total)
+                weight = np.rint(255.0 * of[top] / total)
                 if weight < 1.0:
                     break
                 out[y, x, k] = top
                 out[y, x, keep + k] = np.uint8(weight)
-                ratio[top] = 0.0
+                of[top] = 0.0

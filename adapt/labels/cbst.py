@@ -56,24 +56,45 @@ def kernels() -> Any:
     return _NUMBA or None
 
 
-def _check_map(p: Any, classes: int, what: str = "the softmax map") -> None:
+def _check_classes(classes: int) -> None:
+    if not 1 <= classes < IGNORE:
+        raise ValueError(f"{classes} classes: expected 1..254 (an index is one byte, 255 is ignore)")
+
+
+def _check_map(p: Any, classes: int) -> None:
     if getattr(p, "ndim", 0) != 3 or p.shape[0] != classes:
         shape = tuple(getattr(p, "shape", ()))
-        raise ValueError(f"{what} has shape {shape}, expected [{classes}, H, W], classes first")
+        raise ValueError(f"the softmax map has shape {shape}, expected [{classes}, H, W], classes first")
+    if isinstance(p, np.ndarray) and p.dtype.kind not in "fiub":
+        raise ValueError(f"the softmax map is {p.dtype}: expected real numbers")
 
 
-def _check_prior(prior: Any, p: Any) -> None:
+def check_prior(prior: Any, p: Any) -> None:
     if tuple(prior.shape) != tuple(p.shape):
         raise ValueError(
             f"the spatial prior has shape {tuple(prior.shape)}, the map {tuple(p.shape)}: resize the prior"
         )
+    if not bool(((prior >= 0) & (prior <= float(_SLACK))).all()):
+        raise ValueError("the spatial prior holds NaN or values outside 0..1: estimate it again")
+
+
+def valid_mask(valid: Any, p: Any) -> np.ndarray | None:
+    """bool [H,W]; a mask of another size would be read beyond its end."""
+    if valid is None:
+        return None
+    mask = np.ascontiguousarray(valid, np.bool_)
+    if mask.shape != tuple(p.shape[1:]):
+        raise ValueError(f"`valid` has shape {mask.shape}, the map {tuple(p.shape[1:])}: crop it alike")
+    return mask
 
 
 def allowed_mask(allowed: Collection[int] | np.ndarray | None, classes: int) -> np.ndarray | None:
     """bool [C] from a set of class indices or a bool [C] array; None = every class may appear."""
     if allowed is None:
         return None
-    values = np.asarray(allowed if isinstance(allowed, np.ndarray) else sorted(allowed))
+    values = np.asarray(allowed if isinstance(allowed, np.ndarray) else list(allowed))
+    if values.size and values.dtype.kind not in "iub":
+        raise ValueError(f"`allowed` holds {values.tolist()}: give class indices or a bool mask")
     if values.dtype == np.bool_:
         if values.shape != (classes,):
             raise ValueError(f"`allowed` is a mask of {values.shape}, expected ({classes},)")
@@ -130,6 +151,8 @@ def _numpy_map(p: Any) -> np.ndarray:
 def _torch_like(array: Any, p: Any) -> Any:
     import torch
 
+    if isinstance(array, np.ndarray):
+        array = np.ascontiguousarray(array)
     return torch.as_tensor(array, dtype=torch.float32, device=p.device)
 
 
@@ -142,8 +165,7 @@ class ClassHistograms:
     """
 
     def __init__(self, classes: int) -> None:
-        if not 1 <= classes < IGNORE:
-            raise ValueError(f"{classes} classes: expected 1..254 (an index is one byte, 255 is ignore)")
+        _check_classes(classes)
         self.classes = classes
         self.counts = np.zeros((classes, BINS), np.int64)
 
@@ -169,10 +191,11 @@ class ClassHistograms:
         """
         _check_map(p, self.classes)
         if prior is not None:
-            _check_prior(prior, p)
+            check_prior(prior, p)
         mask = allowed_mask(allowed, self.classes)
+        inside = valid_mask(valid, p)
         if _is_torch(p):
-            self._add_torch(p, prior, mask, valid)
+            self._add_torch(p, prior, mask, inside)
             return self
         values = _numpy_map(p)
         fused = kernels()
@@ -183,14 +206,14 @@ class ClassHistograms:
                 values,
                 fused.EMPTY if prior is None else _numpy_map(prior),
                 np.ones(self.classes, np.bool_) if mask is None else mask,
-                fused.EMPTY_MASK if valid is None else np.ascontiguousarray(valid, np.bool_),
+                fused.EMPTY_MASK if inside is None else inside,
                 self.counts,
             )
             return self
         if not bool(((values >= 0) & (values <= _SLACK)).all()):
             raise _bad()
         index, best = _best_numpy(values, None if prior is None else _numpy_map(prior), mask)
-        self._add_reduced(index, best, valid)
+        self._add_reduced(index, best, inside)
         return self
 
     def _add_torch(self, p: Any, prior: Any, mask: np.ndarray | None, valid: np.ndarray | None) -> None:
@@ -202,7 +225,7 @@ class ClassHistograms:
         index, best = _best_torch(p, None if prior is None else _torch_like(prior, p), mask)
         keep = index != IGNORE
         if valid is not None:
-            keep &= torch.as_tensor(np.ascontiguousarray(valid, np.bool_), device=p.device)
+            keep &= torch.as_tensor(valid, device=p.device)
         bins = (best[keep] * BINS).to(torch.int64).clamp_(0, BINS - 1)
         flat = torch.bincount(index[keep].to(torch.int64) * BINS + bins, minlength=self.classes * BINS)
         self.counts += flat.cpu().numpy().reshape(self.counts.shape)
@@ -210,13 +233,15 @@ class ClassHistograms:
     def _add_reduced(self, index: np.ndarray, best: np.ndarray, valid: np.ndarray | None) -> None:
         keep = index != IGNORE
         if valid is not None:
-            keep &= np.asarray(valid, bool)
+            keep &= valid
         bins = np.minimum((best[keep] * np.float32(BINS)).astype(np.int64), BINS - 1)
         flat = np.bincount(index[keep].astype(np.int64) * BINS + bins, minlength=self.classes * BINS)
         self.counts += flat.reshape(self.counts.shape)
 
     def merge(self, other: ClassHistograms) -> ClassHistograms:
         """Add another histogram's counts: merge(h(A), h(B)) = h(A ∪ B) exactly.  Returns self."""
+        if not isinstance(other, ClassHistograms):
+            raise ValueError(f"cannot merge a {type(other).__name__}: expected ClassHistograms")
         if other.classes != self.classes:
             raise ValueError(f"cannot merge histograms of {other.classes} and {self.classes} classes")
         self.counts += other.counts
@@ -258,6 +283,8 @@ class ClassHistograms:
     def quantile(self, c: int, portion: float) -> float:
         """λ_c of one class."""
         _check_portion(portion)
+        if not 0 <= c < self.classes:
+            raise ValueError(f"class {c}: expected 0..{self.classes - 1}")
         return _ranked(self.counts[c], portion)
 
     # --------------------------------------------------------------------------------------- keeping
@@ -277,7 +304,7 @@ class ClassHistograms:
         """Read what `save` wrote.  Raises ValueError (one line) for anything else."""
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-                counts = data["counts"]
+                schema, counts = int(data["schema"]), data["counts"]
         except FileNotFoundError:
             raise
         except Exception as error:
@@ -285,7 +312,14 @@ class ClassHistograms:
         if counts.ndim != 2 or counts.shape[1] != BINS or counts.dtype != np.int64 or (counts < 0).any():
             found = f"{counts.dtype} {counts.shape}"
             raise ValueError(f"{path} is no class histogram ({found}): collect it again")
-        histogram = cls(counts.shape[0])
+        if schema != 1:
+            raise ValueError(f"{path} is a class histogram of schema {schema}: this version reads 1")
+        if counts.sum(dtype=np.float64) > 2.0**62:
+            raise ValueError(f"{path} is no class histogram (counts beyond an int64): collect it again")
+        try:
+            histogram = cls(counts.shape[0])
+        except ValueError as error:
+            raise ValueError(f"{path} is no class histogram ({error}): collect it again") from error
         histogram.counts = counts
         return histogram
 
@@ -299,7 +333,7 @@ class ClassHistograms:
 
 
 def _check_portion(portion: float) -> None:
-    if not 0.0 < portion <= 1.0:
+    if not isinstance(portion, (int, float, np.number)) or not 0.0 < portion <= 1.0:
         raise ValueError(f"portion {portion}: expected more than 0 and at most 1")
 
 
@@ -332,7 +366,7 @@ def pseudo_labels(
 
     Args:
         p: softmax, float32 [C,H,W], NumPy array or torch tensor (any device).
-        lam: λ_c [C], positive; used in float32.
+        lam: λ_c [C], positive; used in float32.  ∞ switches a class off.
         prior: q_c(y,x) float32 [C,H,W] in 0..1 (CBST-SP), or None.
         allowed: classes that may appear in this frame (set of indices or bool [C]); others have λ = ∞.
         valid: bool [H,W], False = no label there.
@@ -345,18 +379,21 @@ def pseudo_labels(
     """
     lam = np.asarray(lam, np.float32)
     classes = lam.shape[0] if lam.ndim == 1 else -1
+    if lam.ndim != 1:
+        raise ValueError(f"λ has shape {lam.shape}: expected [C], one value a class")
+    _check_classes(classes)
     _check_map(p, classes)
     if not bool((lam > 0).all()):
-        raise ValueError(f"λ must be positive and finite, got {lam.tolist()}: was the histogram empty?")
+        raise ValueError(f"λ must be positive and no NaN, got {lam.tolist()}: was the histogram empty?")
     if prior is not None:
-        _check_prior(prior, p)
-    mask = allowed_mask(allowed, classes)
+        check_prior(prior, p)
+    mask, inside = allowed_mask(allowed, classes), valid_mask(valid, p)
     if _is_torch(p):
         labels: np.ndarray = _labels_torch(p, lam, prior, mask)
     else:
         labels = _labels_numpy(_numpy_map(p), lam, prior, mask)
-    if valid is not None:
-        labels[~np.asarray(valid, bool)] = IGNORE
+    if inside is not None:
+        labels[~inside] = IGNORE
     return labels
 
 

@@ -36,6 +36,8 @@ class PublishedThresholds:
         """Keep one frame's softmax float32 [C,H,W]."""
         if p.ndim != 3 or p.shape[0] != self.classes:
             raise ValueError(f"the softmax map has shape {p.shape}, expected [{self.classes}, H, W]")
+        if not bool(((p >= 0) & (p <= 1 + 1e-4)).all()):
+            raise ValueError("the softmax map holds NaN or values outside 0..1: refuse the frame")
         index, top = p.argmax(0), p.max(0)
         for c in range(self.classes):
             self.values[c].append(top[index == c][:: self.rate])
@@ -62,6 +64,8 @@ class PublishedThresholds:
 
 def published_labels(p: np.ndarray, lam: np.ndarray, code: str) -> np.ndarray:
     """ŷ uint8 [H,W] as a published code rounds: "cbst" divides in float64, "crst" in float32."""
+    if np.isnan(p).any():
+        raise ValueError("the softmax map holds NaN: refuse the frame")
     kind: type = np.float64 if code == "cbst" else np.float32
     divisor: np.ndarray = lam.astype(np.float32).astype(kind)[:, None, None]
     ratio: np.ndarray = p.astype(kind) / divisor

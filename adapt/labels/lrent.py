@@ -97,9 +97,9 @@ def compact_labels(
         uint8 [H,W,2·keep], see `compact`; channel 0 is the most likely class, 255 = no label.
     """
     lam = _checked(p, lam, alpha)
-    if prior is not None and prior.shape != p.shape:
-        raise ValueError(f"the spatial prior has shape {prior.shape}, the map {p.shape}: resize the prior")
-    mask = cbst.allowed_mask(allowed, p.shape[0])
+    if prior is not None:
+        cbst.check_prior(prior, p)
+    mask, inside = cbst.allowed_mask(allowed, p.shape[0]), cbst.valid_mask(valid, p)
     q = np.ascontiguousarray(p if prior is None else p * prior, np.float32)
     kernels = cbst.kernels()
     if kernels is None:
@@ -109,8 +109,8 @@ def compact_labels(
         out = np.zeros((*q.shape[1:], 2 * keep), np.uint8)
         out[..., :keep] = IGNORE
         kernels.soften(q, lam, alpha, np.ones(len(q), np.bool_) if mask is None else mask, keep, out)
-    if valid is not None:
-        out[~np.asarray(valid, bool)] = np.repeat(np.array([IGNORE, 0], np.uint8), keep)
+    if inside is not None:
+        out[~inside] = np.repeat(np.array([IGNORE, 0], np.uint8), keep)
     return out
 
 

@@ -252,3 +252,108 @@ def test_renaming_the_classes_renames_the_thresholds(seed, order):
     plain = ClassHistograms(5).add(p).thresholds(0.4)
     renamed = ClassHistograms(5).add(np.ascontiguousarray(p[list(order)])).thresholds(0.4)
     np.testing.assert_array_equal(renamed, plain[list(order)])
+
+
+# ------------------------------------------------------------------------------------- hostile input
+def test_a_mask_of_another_size_is_refused(path):
+    """Numba would read beyond its end."""
+    p, small = softmax_map(0), np.ones((2, 2), bool)
+    with pytest.raises(ValueError, match="crop it alike"):
+        ClassHistograms(7).add(path(p), valid=small)
+    with pytest.raises(ValueError, match="crop it alike"):
+        pseudo_labels(path(p), np.full(7, 0.5), valid=small)
+
+
+@pytest.mark.parametrize("value", [np.nan, -1.0, 2.0])
+def test_a_prior_that_is_none_is_refused(path, value):
+    p = softmax_map(0)
+    q = np.full_like(p, 0.5)
+    q[0, 0, 0] = value
+    with pytest.raises(ValueError, match="prior holds"):
+        ClassHistograms(7).add(path(p), prior=path(q))
+    with pytest.raises(ValueError, match="prior holds"):
+        pseudo_labels(path(p), np.full(7, 0.5), prior=path(q))
+
+
+def test_a_prior_stored_backwards_is_the_same_prior(path):
+    p = softmax_map(0)
+    q = np.random.default_rng(0).uniform(0, 1, p.shape).astype(np.float32)
+    backwards = np.ascontiguousarray(q[:, ::-1])[:, ::-1]
+    lam = np.full(7, 0.3)
+    np.testing.assert_array_equal(
+        pseudo_labels(path(p), lam, prior=q), pseudo_labels(path(p), lam, prior=backwards)
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, ">f4"])
+def test_other_floats_are_taken_as_float32(dtype):
+    p = softmax_map(0).astype(dtype)
+    assert ClassHistograms(7).add(p) == ClassHistograms(7).add(p.astype(np.float32))
+    turned = np.ascontiguousarray(p[:, ::-1].transpose(0, 2, 1)).transpose(0, 2, 1)
+    assert ClassHistograms(7).add(turned) == ClassHistograms(7).add(p)
+
+
+@pytest.mark.parametrize(("classes", "size"), [(1, (3, 4)), (254, (2, 3)), (5, (1, 1)), (5, (0, 4))])
+def test_the_smallest_and_the_largest(path, classes, size):
+    p = softmax_map(0, classes, size)
+    lam = ClassHistograms(classes).add(path(p)).thresholds(1.0)
+    np.testing.assert_array_equal(pseudo_labels(path(p), lam), p.argmax(0))
+
+
+def test_more_classes_than_a_byte_are_refused():
+    for classes in (0, 255, 300):
+        with pytest.raises(ValueError, match=r"expected 1\.\.254"):
+            ClassHistograms(classes)
+    with pytest.raises(ValueError, match=r"expected 1\.\.254"):
+        pseudo_labels(np.full((300, 2, 2), 1 / 300, np.float32), np.full(300, 0.001))
+
+
+@pytest.mark.parametrize("portion", [0, -0.1, 1.1, float("nan"), "a", None])
+def test_portions_that_cannot_be(portion):
+    with pytest.raises(ValueError, match="portion"):
+        ClassHistograms(3).thresholds(portion)
+
+
+def test_odd_arguments_are_named():
+    p, h = softmax_map(0), ClassHistograms(7)
+    for call, words in (
+        (lambda: h.quantile(-1, 0.5), "class -1"),
+        (lambda: h.quantile(7, 0.5), "class 7"),
+        (lambda: h.merge(5), "merge a int"),
+        (lambda: pseudo_labels(p, np.ones((7, 1))), "one value a class"),
+        (lambda: pseudo_labels(p, [np.nan] * 7), "no NaN"),
+        (lambda: pseudo_labels(p, np.ones(7), allowed={"car"}), "class indices"),
+        (lambda: pseudo_labels(p, np.ones(7), allowed={1.5}), "class indices"),
+        (lambda: h.add(p.astype(complex)), "real numbers"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+    assert h.pixels.sum() == 0
+    assert not (pseudo_labels(p, [np.inf, *[0.1] * 6]) == 0).any()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"counts": np.zeros((3, cbst.BINS), np.int64), "schema": 7},
+        {"counts": np.full((3, cbst.BINS), 2**62), "schema": 1},
+        {"counts": np.zeros((300, 4), np.int64), "schema": 1},
+        {"counts": -np.ones((3, cbst.BINS), np.int64), "schema": 1},
+        {"counts": np.zeros((0, cbst.BINS), np.int64), "schema": 1},
+        {"schema": 1},
+    ],
+)
+def test_files_that_are_no_histogram_are_refused(tmp_path, content):
+    np.savez(tmp_path / "h.npz", **content)
+    with pytest.raises(ValueError, match="class histogram"):
+        ClassHistograms.load(tmp_path / "h.npz")
+
+
+def test_a_damaged_file_is_refused_and_never_half_read(tmp_path):
+    path = ClassHistograms(3).add(softmax_map(0, 3)).save(tmp_path / "h.npz")
+    raw = path.read_bytes()
+    middle = len(raw) // 2
+    for damaged in (b"", raw[:middle], raw[:middle] + bytes([raw[middle] ^ 255]) + raw[middle + 1 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="no class histogram"):
+            ClassHistograms.load(path)

@@ -114,3 +114,11 @@ def test_a_small_alpha_gives_the_one_hot_labels_back():
     p[0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         soft_labels(p, lam)
+
+
+def test_a_map_that_is_no_softmax_is_refused():
+    broken = np.full((3, 2, 2), np.nan, np.float32)
+    with pytest.raises(ValueError, match="NaN"):
+        PublishedThresholds(3, "crst").add(broken)
+    with pytest.raises(ValueError, match="NaN"):
+        published_labels(broken, np.ones(3), "cbst")
