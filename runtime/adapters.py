@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ LIMIT = 64  # adapters connected at the same time
 REASON = 500  # characters of a reason, in either direction
 INTERVAL = 1.0  # seconds between reports that adapters are asked for
 RATE, BURST = 20.0, 40.0  # reports a second that are read from one adapter; others wait in its connection
+OUTCOMES = ("LIVE", "REJECTED", "REFUSED", "CANCELLED", "FAILED")
 WATCH = 0.1  # seconds at least between two reports to one watcher
 
 
@@ -79,6 +80,7 @@ class Adapters:
         self._connected: dict[str, Adapter] = {}
         self._last: dict[str, AdapterState] = {}
         self._ids = itertools.count(1)
+        self._finished: Counter[tuple[str, str]] = Counter()  # (model, state of the outcome)
         self._closed = False
 
     # -- the adapter's side ----------------------------------------------------------
@@ -121,6 +123,11 @@ class Adapters:
                     if command in adapter.outbox:
                         adapter.outbox.remove(command)
             kept = adapter.report
+            last = report.get("last")
+            if last is not None and last != kept.get("last") and last.get("state") in OUTCOMES:
+                known = (self._last[adapter.model].report if adapter.model in self._last else {}).get("last")
+                if "last" in kept or last != known:  # not what an earlier connection has told already
+                    self._finished[adapter.model, last["state"]] += 1
             if "phase" in report:
                 kept = {key: value for key, value in kept.items() if key not in ("progress", "round", "note")}
             adapter.report = {**kept, **report}
@@ -200,6 +207,11 @@ class Adapters:
         """The one that went away last."""
         with self._changed:
             return self._last.get(model)
+
+    def finished(self) -> dict[tuple[str, str], int]:
+        """Rounds that came to an end since the server was started: {(model, outcome): count}."""
+        with self._changed:
+            return dict(self._finished)
 
     def watch(self, model: str, alive: Callable[[], bool]) -> Iterator[dict[str, Any]]:
         """The merged report of the model's adapter: at once where there is one, then whenever it has changed.

@@ -28,6 +28,19 @@ _TRITON = (
     ("nv_inference_compute_output_duration_us", "Cumulative compute output duration in microseconds"),
 )
 
+_DRIFT = {"learning": 0.0, "in-domain": 1.0, "drifting": 2.0}
+_REPORTED = {  # of the adapter's last report
+    "adapter_report_timestamp_seconds": "When the adapter was heard last",
+    "round": "The round of adaptation that is under way",
+    "round_progress": "0..1 of it",
+    "round_loss": "Its training loss now",
+    "collection_on": "1 when the adapter keeps frames",
+    "collection_frames": "Frames in its store",
+    "collection_bytes": "Bytes of its store",
+    "collection_dropped": "Frames that it lost or refused",
+    "pseudo_label_share": "Share of the pixels that became pseudo-labels in the latest labelling",
+}
+
 
 class Metrics:
     """A collector; `serve` exports it over HTTP."""
@@ -43,6 +56,9 @@ class Metrics:
         yield from self._statistics()
         yield from self._models()
         yield from self._swaps()
+        yield from self._groups()
+        yield from self._drift()
+        yield from self._adaptation()
 
     def _accounts(self) -> Iterator[Metric]:
         names = ("model",)
@@ -144,6 +160,90 @@ class Metrics:
         for key, count in counts.items():
             family.add_metric(key, count)
         yield family
+
+    def _groups(self) -> Iterator[Metric]:
+        ready = GaugeMetricFamily("roadworthy_group_ready", "1 when the group answers", labels=("group",))
+        generation = GaugeMetricFamily(
+            "roadworthy_group_generation", "The live generation of a frame group; 0 = none", labels=("group",)
+        )
+        for name, group in self._service.groups().items():
+            status = group.status()
+            ready.add_metric((name,), float(status.ready))
+            generation.add_metric((name,), status.generation)
+        yield from (ready, generation)
+
+    def _drift(self) -> Iterator[Metric]:
+        state = GaugeMetricFamily(
+            "roadworthy_drift_state", "0 learning, 1 in-domain, 2 drifting", labels=("model", "source")
+        )
+        ratio = GaugeMetricFamily(
+            "roadworthy_drift_statistic_ratio",
+            "The drift test's statistic over its threshold: an alarm from 1 on",
+            labels=("model", "source", "signal"),
+        )
+        names = ("model",)
+        alarms = CounterMetricFamily("roadworthy_drift_alarms", "Alarms of the drift monitor", labels=names)
+        looked = CounterMetricFamily("roadworthy_drift_frames", "Answers it looked at", labels=names)
+        dropped = CounterMetricFamily("roadworthy_drift_dropped", "Answers it was too slow for", labels=names)
+        for model in self._service.hosts():
+            found = self._service.monitors.status(model)
+            if found is None:
+                continue
+            status, _ = found
+            alarms.add_metric((model,), status.alarms)
+            looked.add_metric((model,), status.frames)
+            dropped.add_metric((model,), status.dropped)
+            for source in status.sources:
+                state.add_metric((model, source.source), _DRIFT[source.state])
+                for signal in source.signals:
+                    if signal.threshold > 0:
+                        labels = (model, source.source, signal.name)
+                        ratio.add_metric(labels, signal.statistic / signal.threshold)
+        yield from (state, ratio, alarms, looked, dropped)
+
+    def _adaptation(self) -> Iterator[Metric]:
+        connected = GaugeMetricFamily(
+            "roadworthy_adapter_connected", "1 when an adapter of the model is connected", labels=("model",)
+        )
+        said = {
+            key: GaugeMetricFamily(f"roadworthy_{key}", text, labels=("model",))
+            for key, text in _REPORTED.items()
+        }
+        thresholds = GaugeMetricFamily(
+            "roadworthy_pseudo_label_threshold",
+            "The confidence from which a pixel of the class is a pseudo-label",
+            labels=("model", "class"),
+        )
+        for model in self._service.hosts():
+            adapter = self._service.adapters.connected(model)
+            connected.add_metric((model,), float(adapter is not None))
+            if adapter is None:
+                continue
+            report = adapter.report
+            collection, labels = report.get("collection", {}), report.get("pseudo_labels", {})
+            values = {
+                "adapter_report_timestamp_seconds": adapter.reported,
+                "round": report.get("round", {}).get("round"),
+                "round_progress": report.get("round", {}).get("progress"),
+                "round_loss": report.get("round", {}).get("loss"),
+                "collection_on": collection.get("on", False) if collection else None,
+                "collection_frames": collection.get("kept", 0) if collection else None,
+                "collection_bytes": collection.get("bytes", 0) if collection else None,
+                "collection_dropped": collection.get("dropped", 0) if collection else None,
+                "pseudo_label_share": labels.get("labelled", 0.0) if labels else None,
+            }
+            for key, value in values.items():
+                if value is not None:
+                    said[key].add_metric((model,), float(value))
+            by_class = {each.get("name", ""): each.get("threshold", 0.0) for each in labels.get("classes", [])}
+            for name, threshold in by_class.items():
+                thresholds.add_metric((model, name), threshold)
+        finished = CounterMetricFamily(
+            "roadworthy_rounds_finished", "Rounds of adaptation, by outcome", labels=("model", "state")
+        )
+        for key, count in self._service.adapters.finished().items():
+            finished.add_metric(key, count)
+        yield from (connected, *said.values(), thresholds, finished)
 
     def _next(self) -> Event | None:
         return self._events.get(timeout=0)

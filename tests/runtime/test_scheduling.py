@@ -17,7 +17,9 @@ import pytest
 
 from runtime.client import Client, Rejected
 from runtime.config import QueueConfig
+from runtime.drift import DriftConfig
 from tests.runtime import builders as b
+from tests.runtime.adapters import Adapter
 from tests.runtime.test_kill import Process
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "docs" / "observability" / "grafana.json"
@@ -123,18 +125,37 @@ def test_hup_reads_the_limits_again(repository):
     assert server.end(signal.SIGTERM) == 0
 
 
+def scrape(server):
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as response:
+        return response.read().decode()
+
+
 @pytest.mark.filterwarnings("default")
 def test_the_dashboard_asks_for_metrics_that_exist(repository, quick, serve):
     b.publish(repository)
-    server = serve(quick)
+    b.publish(repository, "simple", b.simple(), foreign=True)
+    drift = DriftConfig(learn=8, block=2, max_fps=1000.0)
+    server = serve(dataclasses.replace(quick, groups={"both": ["road", "simple"]}, drift=drift))
     second = b.publish(repository)
-    with Client(server.target) as client:
-        client.infer("road", np.zeros((*b.SIZE, 3), np.uint8))
+    said = {
+        "phase": "round",
+        "round": {"round": 1, "progress": 0.5, "loss": 0.5},
+        "collection": {"on": True, "kept": 3},
+        "pseudo_labels": {"labelled": 0.3, "classes": [{"name": "road", "threshold": 0.9}] * 2},
+        "last": {"round": 1, "state": "LIVE"},
+    }
+    with Client(server.target) as client, Adapter(server.target, **said):
+        for _ in range(20):
+            client.infer("road", np.zeros((*b.SIZE, 3), np.uint8))
+        (monitor, _, _) = server.service.monitors._monitors["road"]
+        assert monitor.drain()
         with pytest.raises(Rejected):
             client.infer("road", np.zeros((3, 3, 3), np.uint8))
+        text = scrape(server)
         list(client.submit("road", second))
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as response:
-        present = set(re.findall(r"^([a-z_]+)(?:\{| )", response.read().decode(), re.MULTILINE))
+    samples = [line.rsplit(" ", 1)[0] for line in text.splitlines() if not line.startswith("#")]
+    assert len(samples) == len(set(samples))  # Prometheus refuses a page that says a thing twice
+    present = set(re.findall(r"^([a-z_]+)(?:\{| )", text + scrape(server), re.MULTILINE))
     panels = json.loads(DASHBOARD.read_text())["panels"]
     asked = {
         name
