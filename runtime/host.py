@@ -234,6 +234,7 @@ class ModelHost:
             id=request.id,
             outputs=[(name, datatype(outputs[name].dtype), outputs[name]) for name in names],
             parameters=used.provenance.parameters(),
+            stages=stages,
         )
         for output in request.outputs:
             if output.classification:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from runtime.accounts import Durations
 from runtime.errors import Code, ServiceError
 from runtime.shm import Place
 from runtime.slot import Slot
@@ -69,6 +70,7 @@ class Answer:
     outputs: list[tuple[str, str, Array]]
     parameters: dict[str, str]
     places: dict[str, Place] = field(default_factory=dict)  # outputs that lie in shared memory
+    stages: Durations | None = None  # where the time went; None for a group
 
 
 def inputs(request: InferRequest, spec: EngineSpec, model: str, most: int = 0) -> dict[str, Array]:

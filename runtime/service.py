@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime import batching
+from runtime import batching, tracing
 from runtime.accounts import Account
 from runtime.adapters import Adapters
 from runtime.config import ServerConfig
@@ -82,6 +82,7 @@ class Service:
         self.ledger = Ledger(config.guard)
         self.adapters = Adapters()
         self.monitors = Monitors(config.drift, self.repository, self.bus)
+        self.tracing: tracing.Tracing | None = None
         self.started = time.monotonic()
         self.draining = False
         self._lock = threading.Lock()
@@ -99,6 +100,7 @@ class Service:
 
         Raises ConfigError when a trusted key cannot be read.
         """
+        self.tracing = tracing.make(self.config.tracing)
         for key in self.config.security.trusted_keys:
             public_key(key)
         for path in self.repository.sweep():
@@ -153,6 +155,8 @@ class Service:
 
     def close(self) -> None:
         self.monitors.close()
+        if self.tracing is not None:
+            self.tracing.close()
         for host in self.hosts().values():
             host.unload("the server has stopped")
 

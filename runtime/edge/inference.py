@@ -19,6 +19,7 @@ from runtime.host import Answer, InferRequest, InputTensor, OutputRequest, Param
 from runtime.service import EXTENSIONS, Service, server_version
 from runtime.shm import Place
 from runtime.tensors import DTYPES, Array, raw
+from runtime.tracing import Trace
 
 SERVICE = "inference.GRPCInferenceService"
 _CONTENTS = {  # field -> (the type that Triton's messages give it, the types it may carry)
@@ -95,26 +96,35 @@ class InferenceEdge:
             if not context.add_callback(cancel):
                 cancel()
 
-        return self.infer(message, deadline=deadline, on_job=on_job)
+        return self.infer(message, deadline=deadline, on_job=on_job, context=context)
 
     def model_stream_infer(self, messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
         """Requests answered in the order they come; a refusal is an answer and does not end the stream."""
         for message in messages:
             try:
-                yield self._streamed(message)
+                yield self._streamed(message, context)
             except ServiceError as error:
                 refusal = pb.ModelStreamInferResponse(error_message=error.message)
                 refusal.infer_response.id = _id(message)
                 yield refusal.SerializeToString()
 
-    def _streamed(self, message: bytes) -> bytes:
+    def _streamed(self, message: bytes, context: Any) -> bytes:
         # Each answer is whole, and says so.  Serialised messages merge when they are joined.
         final = pb.ModelInferResponse()
         final.parameters["triton_final_response"].bool_param = True
-        return wire.join(b"", 2, [self.infer(message) + final.SerializeToString()])
+        return wire.join(b"", 2, [self.infer(message, context=context) + final.SerializeToString()])
 
-    def infer(self, message: bytes, *, deadline: float | None = None, on_job: Any = None) -> bytes:
+    def infer(
+        self, message: bytes, *, deadline: float | None = None, on_job: Any = None, context: Any = None
+    ) -> bytes:
         """A serialised ModelInferRequest to a serialised ModelInferResponse.  Raises ServiceError."""
+        tracing = self._service.tracing
+        if tracing is None or context is None:
+            return self._infer(message, deadline, on_job, None)
+        with tracing.request(context.invocation_metadata()) as trace:
+            return self._infer(message, deadline, on_job, trace)
+
+    def _infer(self, message: bytes, deadline: float | None, on_job: Any, trace: Trace | None) -> bytes:
         try:
             request = decode(message)
         except ServiceError as error:
@@ -125,7 +135,12 @@ class InferenceEdge:
 
             self._service.accounted("", refuse)
             raise AssertionError from error
-        return encode(self._service.infer(request, deadline=deadline, on_job=on_job))
+        if trace is not None:
+            trace.asked(request)
+        answer = self._service.infer(request, deadline=deadline, on_job=on_job)
+        if trace is not None:
+            trace.answered(answer)
+        return encode(answer)
 
 
 def _id(message: bytes) -> str:

@@ -4,6 +4,7 @@ shared memory, settings.  Codes and words are Triton's, recorded in tests/peers.
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 from protos import inference_pb2 as pb
@@ -223,21 +224,52 @@ class RepositoryEdge:
     # -- settings --------------------------------------------------------------------
 
     def trace(self, request: pb.TraceSettingRequest, context: Any) -> pb.TraceSettingResponse:
-        """There are no traces: the settings can be read, and set to what they are."""
+        """Triton's settings of traces, as far as they mean something here: `[tracing]` says whether and where
+        to, `trace_level` OFF or TIMESTAMPS switches them, `trace_rate` N traces one request in N.
+        """
         if request.model_name and request.model_name not in self._service.hosts():
             raise _invalid(f"Request for unknown model : {request.model_name}")
         for key, setting in request.settings.items():
             values = list(setting.value)
             for number in ("trace_rate", "trace_count", "log_frequency"):
-                if key == number and values and not values[0].lstrip("-").isdigit():
+                if key == number and values and not re.fullmatch(r"-?[0-9]{1,18}", values[0]):
                     raise _invalid(f"Unable to parse '{key}', got: {values[0]}")
-            if key in _TRACE and values not in ([], _TRACE[key]):
-                message = f"traces are not collected by this server; '{key}' stays {_TRACE[key][0]!r}"
+        now = self._trace_settings()
+        tracing = self._service.tracing
+        changes: dict[str, float] = {}  # nothing is changed before everything is known to be possible
+        for key, setting in request.settings.items():
+            values = list(setting.value)
+            if key not in now or values == now[key]:
+                continue
+            if tracing is None and values:
+                message = f"traces are not collected by this server; '{key}' stays {now[key][0]!r}"
                 raise ServiceError(Code.UNIMPLEMENTED, message, "invalid")
+            if tracing is None:
+                continue
+            if request.model_name:
+                message = "traces are set for all models at once; leave out model_name"
+                raise ServiceError(Code.UNIMPLEMENTED, message, "invalid")
+            if key == "trace_level" and values in ([], ["OFF"], ["TIMESTAMPS"]):
+                changes["on"] = float(values != ["OFF"])
+            elif key == "trace_rate" and (not values or int(values[0]) > 0):
+                changes["rate"] = 1 / int(values[0]) if values else tracing.configured_rate
+            elif values:
+                message = f"'{key}' stays {now[key][0]!r}; trace_level and trace_rate can be set"
+                raise ServiceError(Code.UNIMPLEMENTED, message, "invalid")
+        if tracing is not None:
+            tracing.on, tracing.rate = bool(changes.get("on", tracing.on)), changes.get("rate", tracing.rate)
         response = pb.TraceSettingResponse()
-        for key, value in _TRACE.items():
+        for key, value in self._trace_settings().items():
             response.settings[key].value.extend(value)
         return response
+
+    def _trace_settings(self) -> dict[str, list[str]]:
+        tracing = self._service.tracing
+        if tracing is None:
+            return _TRACE
+        rate = str(round(1 / tracing.rate)) if tracing.rate > 0 else "0"
+        level = ["TIMESTAMPS" if tracing.on else "OFF"]
+        return {**_TRACE, "trace_level": level, "trace_rate": [rate], "trace_mode": ["opentelemetry"]}
 
     def log_settings(self, request: pb.LogSettingsRequest, context: Any) -> pb.LogSettingsResponse:
         changed = dict(self._log)
