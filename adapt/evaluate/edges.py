@@ -269,6 +269,8 @@ class EdgeCounts:
 
     def merge(self, other: EdgeCounts) -> EdgeCounts:
         """Add another table of the same kind to this one (and return this one)."""
+        if not isinstance(other, EdgeCounts):
+            raise EdgeError(f"EdgeCounts: cannot merge a {type(other).__name__}; count tables merge")
         mine = (self.max_distance, self.thin, self.classes, self.margin)
         theirs = (other.max_distance, other.thin, other.classes, other.margin)
         if mine != theirs:

@@ -36,6 +36,8 @@ from adapt.labels import auction
 
 __all__ = ["Alignment", "Gate", "align", "align_details", "tangents"]
 
+#: Candidates a pixel grow with the square of the reach; the published ones are 6 and 12 pixels.
+FARTHEST = 64
 CLIP = 64.0
 STEPS = 16  # geodesic reach of N(q)
 
@@ -46,8 +48,7 @@ class Gate:
 
     strength: mean over a piece's pixels of the best probability within reach; contrast: that minus the mean
     probability within reach (a ridge stands out, fog does not); gain: mean cost saved a pixel; pieces below
-    any
-    of them keep their pixels.  Kept pieces are pinned, not left out: nobody else may take their place.
+    any of them keep their pixels.  Kept pieces are pinned, not left out: nobody else may take their place.
     """
 
     strength: float = 0.5
@@ -327,14 +328,21 @@ def align_details(
         raise EdgeError(f"align: smoothness={smoothness}, iterations={iterations}; neither may be below 0")
     if solver not in _SOLVERS:
         raise EdgeError(f"align: no solver {solver!r}; choose exact or auction")
+    if gate is not None and not isinstance(gate, Gate):
+        raise EdgeError(f"align: the gate is {gate!r}; give a Gate, or None to move everything")
     solve = _SOLVERS[solver]
+    reach = max(sigma_x, sigma_y) * math.sqrt(2 * max_cost)
+    if reach > FARTHEST:
+        raise EdgeError(
+            f"align: with this sigma and max_cost a pixel may go {reach:.0f} pixels; {FARTHEST} at most"
+        )
     ys, xs = (a.astype(np.int64) for a in np.nonzero(label))
     n = ys.size
     source = np.stack([ys, xs], 1)
     if n == 0:
         return Alignment(label.copy(), source, source.copy(), np.zeros(0, bool), 0.0, 0.0)
     tangent = _tangents(label) if tangents is None else np.asarray(tangents, np.float64)
-    reach = math.ceil(max(sigma_x, sigma_y) * math.sqrt(2 * max_cost))
+    reach = math.ceil(reach)
     with np.errstate(divide="ignore"):
         unary = np.clip(np.log((1 - p) / p), -CLIP, CLIP) + CLIP
     # the ellipse's area bounds the candidates; its border may hold a few more pixels

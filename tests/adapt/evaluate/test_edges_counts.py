@@ -189,6 +189,8 @@ def test_bad_input_is_named_and_leaves_the_table_as_it_was(tmp_path):
         table.add_classes(np.stack([p, p]), np.stack([truth, truth]))
     with pytest.raises(EdgeError, match="merge"):
         table.merge(EdgeCounts(0.01, margin=2))
+    with pytest.raises(EdgeError, match="cannot merge a int"):
+        table.merge(3)
     with pytest.raises(EdgeError, match="max_distance"):
         EdgeCounts(float("nan"))
     (tmp_path / "x.npz").write_bytes(b"not a table")

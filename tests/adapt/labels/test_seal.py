@@ -247,6 +247,8 @@ def test_empty_labels_stay_empty_and_one_pixel_stays_one():
         ({"max_cost": float("inf")}, "max_cost"),
         ({"smoothness": -1.0}, "smoothness"),
         ({"solver": "greedy"}, "exact or auction"),
+        ({"sigma_y": 1e6}, "64 at most"),
+        ({"gate": "strict"}, "give a Gate"),
     ],
 )
 def test_bad_input_is_named_in_one_line(change, word):
