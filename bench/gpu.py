@@ -29,21 +29,22 @@ import torch
 from adapt.data.street import render
 from bench import machine
 from bench.networks import describe, random_network
+from export.graph import Contract, ServingGraph
 from export.half import to_half
 from export.tensorrt import BuildOptions, build_plan, refit_plan
 from export.writer import write
 from networks.base import SegmentationNetwork
-from networks.pack import PackSpec, normalise
+from networks.pack import PackSpec
 from runtime import cuda
 from runtime.config import EngineConfig
 from runtime.engines import load
 from runtime.engines.tensorrt import TensorRTEngine
 
-OUTPUTS = ("labels", "confidence")
 LIBRARIES = (
     *("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-cu13", "tensorrt-cu12", "pycuda", "cuda-bindings"),
     *("numpy", "onnx", "roadworthy"),
 )
+DEFAULT = ["roadnet", "casenet_light", "espnetv2_edges:joint"]
 Answer = Mapping[str, np.ndarray]
 
 
@@ -53,26 +54,36 @@ class Absent(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """One network with its served graph, frames, and the float32 answers of ONNX Runtime on the CPU."""
+    """One network with its served graph, frames, and the float32 answers of ONNX Runtime on the CPU.
 
+    `contract`: what it is served for; `outputs` are those that are compared."""
+
+    contract: Contract
     spec: PackSpec
     network: SegmentationNetwork
     onnx: onnx.ModelProto
     frames: np.ndarray
     answers: dict[str, np.ndarray]
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self.contract.compared
+
     @classmethod
     def make(cls, name: str, size: tuple[int, int], count: int) -> Case:
-        spec = describe(name, size)
+        """`name`: a network, or NETWORK:TASK."""
+        name, _, task = name.partition(":")
+        spec = describe(name, size, task or None)
         frames = np.stack([render(seed, "day", size)[0] for seed in range(count)])
         network = random_network(spec, frames)
+        contract = Contract.of(spec, network)
         model = write(network, spec, size=size, batch=None)
         engine = load(
             model.SerializeToString(), "onnxruntime", "fp32", EngineConfig(threads=1), candidate=False
         )
-        answers = dict(engine.run({"frame": frames}, OUTPUTS))
+        answers = dict(engine.run({"frame": frames}, contract.compared))
         engine.close()
-        return cls(spec, network, model, frames, answers)
+        return cls(contract, spec, network, model, frames, answers)
 
 
 def versions() -> dict[str, str]:
@@ -86,13 +97,20 @@ def versions() -> dict[str, str]:
 
 
 def agreement(case: Case, answer: Answer) -> dict[str, float]:
-    """Share of pixels with the CPU's label, and the largest difference of confidence (of 255)."""
-    difference = np.abs(answer["confidence"].astype(int) - case.answers["confidence"])
-    return {
-        "labels": float((answer["labels"] == case.answers["labels"]).mean()),
-        "confidence_max": int(difference.max()),
-        "confidence_mean": float(difference.mean()),
-    }
+    """Share of pixels with the CPU's label and bit field; differences of confidence and edges (of 255)."""
+    found: dict[str, float] = {}
+    for name in case.outputs:
+        given, wanted = answer[name], case.answers[name]
+        if name in ("labels", "edge_bits"):
+            found[name] = float((given == wanted).mean())
+        else:
+            difference = np.abs(given.astype(np.int16) - wanted.astype(np.int16))
+            found[f"{name}_max"], found[f"{name}_mean"] = int(difference.max()), float(difference.mean())
+    return found
+
+
+def _same(case: Case, one: Answer, other: Answer) -> bool:
+    return all(np.array_equal(one[name], other[name]) for name in case.outputs)
 
 
 def latency(run: Callable[[np.ndarray], object], frame: np.ndarray, runs: int) -> dict[str, float]:
@@ -115,7 +133,7 @@ def torch_part(case: Case, device: str, runs: int) -> dict[str, Any]:
     """The served graph in eager torch, float32 and with the network in float16 autocast."""
     if device == "cuda" and not torch.cuda.is_available():
         raise Absent("torch sees no CUDA device (torch.cuda.is_available() is False)")
-    network = case.network.to(device)
+    graph = ServingGraph(case.network.to(device), case.spec, case.contract)
     try:
         found: dict[str, Any] = {}
         for precision in ("fp32", "fp16") if device == "cuda" else ("fp32",):
@@ -127,14 +145,10 @@ def torch_part(case: Case, device: str, runs: int) -> dict[str, Any]:
                 with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                     pixels = torch.from_numpy(frames).to(device)
                     with torch.autocast(device, torch.float16, enabled=half):
-                        logits = network(normalise(pixels, case.spec))
-                    full = torch.nn.functional.interpolate(
-                        logits.float(), size=case.spec.size, mode="bilinear", align_corners=False
-                    )
-                    largest = full.amax(1, keepdim=True)
-                    confidence = (255.0 / torch.exp(full - largest).sum(1)).to(torch.uint8)
-                    labels = full.argmax(1).to(torch.uint8)
-                    return {"labels": labels.cpu().numpy(), "confidence": confidence.cpu().numpy()}
+                        logits = graph.logits(pixels)
+                    answers = graph.answers([part.float() for part in logits], case.spec.size)
+                    given = dict(zip(case.contract.outputs, answers, strict=True))
+                    return {name: given[name].cpu().numpy() for name in case.outputs}
 
             found[precision] = {
                 "agreement": agreement(case, run(case.frames)),
@@ -160,7 +174,7 @@ def onnxruntime_part(case: Case, device: str, runs: int) -> dict[str, Any]:
         raise Absent(f"ONNX Runtime took {session.get_providers()[0]} instead of {provider}")
 
     def run(frames: np.ndarray) -> dict[str, np.ndarray]:
-        return dict(zip(OUTPUTS, session.run(list(OUTPUTS), {"frame": frames}), strict=True))
+        return dict(zip(case.outputs, session.run(list(case.outputs), {"frame": frames}), strict=True))
 
     return {
         "fp32": {
@@ -195,7 +209,7 @@ def _engine(case: Case, plan: bytes, precision: str, runs: int) -> dict[str, Any
         with TensorRTEngine.load(plan, precision, config, candidate=False, graphs=graphs) as engine:
 
             def run(frames: np.ndarray, engine: TensorRTEngine = engine) -> dict[str, np.ndarray]:
-                return engine.run({"frame": frames}, OUTPUTS)
+                return engine.run({"frame": frames}, case.outputs)
 
             key = "cuda_graph" if graphs else "enqueued"
             found[key] = {
@@ -209,7 +223,7 @@ def _engine(case: Case, plan: bytes, precision: str, runs: int) -> dict[str, Any
             with ThreadPoolExecutor(4) as pool:
                 answers = list(pool.map(run, singles * 4))
             same = [
-                np.array_equal(answer["labels"], run(single)["labels"])
+                _same(case, answer, run(single))
                 for answer, single in zip(answers, singles * 4, strict=True)
             ]
             found[key]["same_from_four_threads"] = all(same)
@@ -231,15 +245,15 @@ def refit_part(case: Case, device: str, runs: int) -> dict[str, Any]:
     second = {name: value * np.float32(0.5) for name, value in first.items()}
     config = EngineConfig(device="cuda")
     with TensorRTEngine.load(plan, "fp32", config, candidate=True) as engine:
-        before = engine.run({"frame": case.frames}, OUTPUTS)
+        before = engine.run({"frame": case.frames}, case.outputs)
         started = time.perf_counter()
         standby = engine.refit(second)
         seconds = time.perf_counter() - started
         with standby:
-            changed = standby.run({"frame": case.frames}, OUTPUTS)
-        untouched = engine.run({"frame": case.frames}, OUTPUTS)
+            changed = standby.run({"frame": case.frames}, case.outputs)
+        untouched = engine.run({"frame": case.frames}, case.outputs)
         with engine.refit(first) as again:
-            back = again.run({"frame": case.frames}, OUTPUTS)
+            back = again.run({"frame": case.frames}, case.outputs)
     started = time.perf_counter()
     written = refit_plan(plan, second)
     return {
@@ -248,9 +262,9 @@ def refit_part(case: Case, device: str, runs: int) -> dict[str, Any]:
         "refit_to_plan_seconds": round(time.perf_counter() - started, 4),
         "plan_bytes": len(written),
         "agreement_of_refittable_plan": agreement(case, before),
-        "changed_pixels": float((changed["labels"] != before["labels"]).mean()),
-        "live_engine_untouched": bool(np.array_equal(untouched["labels"], before["labels"])),
-        "back_to_first": bool(np.array_equal(back["labels"], before["labels"])),
+        "changed": float(np.mean([(changed[name] != before[name]).mean() for name in case.outputs])),
+        "live_engine_untouched": _same(case, untouched, before),
+        "back_to_first": _same(case, back, before),
     }
 
 
@@ -295,11 +309,13 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m bench.gpu",
         description="Measure and compare torch, ONNX Runtime and TensorRT on a CUDA device, as JSON.",
         epilog="examples:\n  python -m bench.gpu --json --out gpu.json\n"
-        "  python -m bench.gpu --network ddrnet --size 512x1024 --runs 200\n\n"
+        "  python -m bench.gpu --network ddrnet --size 512x1024 --runs 200\n"
+        "  python -m bench.gpu --network casenet --network espnetv2_edges:joint\n\n"
         "exit codes: 0 something was executed and nothing failed, 1 otherwise, 2 usage",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--network", action="append", metavar="NAME", help="default: roadnet; repeatable")
+    networks = "NETWORK or NETWORK:TASK, repeatable; default: one of each task"
+    parser.add_argument("--network", action="append", metavar="NAME", help=networks)
     parser.add_argument("--size", default="256x512", metavar="HxW")
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the script")
@@ -312,7 +328,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError:
         parser.error(f"--size {arguments.size}: write HEIGHTxWIDTH, for example 256x512")
     report = measure(
-        arguments.network or ["roadnet"],
+        arguments.network or DEFAULT,
         (height, width),
         arguments.device,
         arguments.runs,

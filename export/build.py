@@ -212,6 +212,8 @@ published), 2 wrong usage""",
     )
     add("--int8-frames", type=int, default=int8.DEFAULT_COUNT, metavar="N", help="int8: how many (32)")
     add("--int8-keep", action="append", default=[], metavar="REGEX", help="int8: weights that stay float")
+    search = "int8: refuse where parity is missed, instead of finding convolutions that must stay float"
+    add("--no-int8-search", action="store_true", help=search)
     add("--refit", action="store_true", help="tensorrt: weights can be replaced later")
     add("--threads", type=int, default=0, metavar="N", help="threads of the compared engine (all, at most 4)")
     add("--json", action="store_true", help="print one JSON object: model, version, path, manifest")
@@ -323,6 +325,7 @@ def _options(args: argparse.Namespace, pack: Pack, plan: plan_options.PlanOption
         calibration=golden.read_folder(Path(args.calibration), size) if args.calibration else None,
         int8_frames=args.int8_frames,
         keep=tuple(args.int8_keep),
+        int8_search=not args.no_int8_search,
         refit=args.refit,
         plan=plan,
     )

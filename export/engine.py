@@ -6,6 +6,7 @@ Knows packs, ONNX and the loaders of the server; nothing of repositories.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from export import golden, int8, lint, parity, triton, writer
+from export import golden, int8, lint, parity, sensitivity, triton, writer
 from export.errors import ExportError, one_line
 from export.graph import INPUT, Contract
 from export.half import to_half
@@ -51,6 +52,7 @@ class Options:
     calibration uint8 [n,H,W,3] frames for int8; None: the pack's
     int8_frames how many of them
     keep        int8: regular expressions of weights that stay float
+    int8_search int8: where parity is missed, find further convolutions that must stay float
     refit       tensorrt: mark the weights as replaceable
     plan        tensorrt: how it builds
     """
@@ -69,6 +71,7 @@ class Options:
     calibration: np.ndarray | None = None
     int8_frames: int = int8.DEFAULT_COUNT
     keep: tuple[str, ...] = ()
+    int8_search: bool = True
     refit: bool = False
     plan: PlanOptions = field(default_factory=PlanOptions)
 
@@ -145,17 +148,7 @@ def make_engine(
     if options.precision == "int8":
         size = options.size or pack.spec.size
         frames = int8.candidates(pack, size) if options.calibration is None else options.calibration
-        quantised = int8.quantise(
-            graph,
-            frames,
-            classes=len(contract.labels),
-            target="tensorrt" if tensorrt else "onnxruntime",
-            count=options.int8_frames,
-            keep=options.keep,
-            threads=options.threads or 1,
-            progress=progress,
-        )
-        encoded, facts["int8"] = quantised.model, quantised.report
+        encoded, facts["int8"] = _in_8_bits(graph, frames, contract, options, progress)
     elif options.precision == "fp16":
         if not tensorrt:
             raise ExportError("fp16 gains nothing on a CPU: use --backend tensorrt, or int8 or fp32 here")
@@ -167,6 +160,32 @@ def make_engine(
     facts |= {"file": "model.plan", "plan": plan.manifest()}
     beside = {"model.onnx": content, "layers.json": json.dumps(plan.layers).encode()}
     return Engine(plan.data, facts, beside)
+
+
+def _in_8_bits(
+    graph: onnx.ModelProto, frames: np.ndarray, contract: Contract, options: Options, progress: Callback
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The quantised graph and its report; what costs too much stays float, unless the search is off."""
+    how: dict[str, Any] = {
+        "classes": len(contract.labels),
+        "target": "onnxruntime" if options.backend == "onnxruntime" else "tensorrt",
+        "count": options.int8_frames,
+        "threads": options.threads or 1,
+        "progress": progress,
+    }
+    if not options.int8_search:
+        found = int8.quantise(graph, frames, keep=options.keep, **how)
+        return found.model, found.report
+    frames, unseen = sensitivity.hold_out(frames)
+    found = int8.quantise(graph, frames, keep=options.keep, **how)
+    limits = parity.wanted("int8", options.thresholds)
+    choice = sensitivity.choose(
+        graph, found.model, unseen, contract, limits, threads=options.threads or 1, progress=progress
+    )
+    if choice.keep:
+        exactly = tuple(f"^{re.escape(name)}$" for name in choice.keep)
+        found = int8.quantise(graph, frames, keep=(*options.keep, *exactly), **how)
+    return found.model, {**found.report, "search": choice.report}
 
 
 def _plan(content: bytes, weights: list[str], options: Options, progress: Callback) -> Plan:

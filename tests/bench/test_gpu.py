@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bench import gpu
+from export.graph import Contract
 from runtime import cuda
 
 
@@ -22,7 +23,7 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_the_cpu_torch_and_onnxruntime_agree(
     no_device: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = gpu.main(["--device", "cpu", "--size", "32x64", "--runs", "1", "--json"])
+    code = gpu.main(["--device", "cpu", "--network", "roadnet", "--size", "32x64", "--runs", "1", "--json"])
     report = json.loads(capsys.readouterr().out)
     parts = report["networks"]["roadnet"]
     assert code == 0
@@ -33,10 +34,21 @@ def test_on_the_cpu_torch_and_onnxruntime_agree(
     assert report["cuda"] == {"absent": "no CUDA driver here"}
 
 
+def test_edges_and_labels_of_a_joint_network_are_compared(no_device: None) -> None:
+    case = gpu.Case.make("espnetv2_edges:joint", (32, 64), 1)
+    assert case.outputs == ("labels", "confidence", "edges", "edge_bits")
+    for name in ("torch", "onnxruntime"):
+        found = gpu.PARTS[name](case, "cpu", 1)["fp32"]["agreement"]
+        assert found["labels"] > 0.99
+        assert found["edge_bits"] > 0.99
+        assert found["edges_max"] <= 1
+
+
 def test_without_a_device_nothing_is_executed_and_the_code_is_1(
     no_device: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = gpu.main(["--size", "32x64", "--part", "tensorrt", "--part", "tensorrt-refit", "--json"])
+    parts = ["--part", "tensorrt", "--part", "tensorrt-refit"]
+    code = gpu.main(["--size", "32x64", "--network", "roadnet", *parts, "--json"])
     printed = capsys.readouterr()
     report = json.loads(printed.out)
     assert (code, report["executed"]) == (1, 0)
@@ -52,14 +64,15 @@ def test_a_part_that_breaks_is_reported_and_fails_the_run(
 
     monkeypatch.setitem(gpu.PARTS, "onnxruntime", broken)
     parts = ["--part", "onnxruntime"]
-    assert gpu.main(["--device", "cpu", "--size", "32x64", *parts, "--json"]) == 1
+    assert gpu.main(["--device", "cpu", "--network", "roadnet", "--size", "32x64", *parts, "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["networks"]["roadnet"]["onnxruntime"] == {"error": "ValueError: half of it"}
 
 
 def test_agreement_is_counted_in_pixels() -> None:
     answers = {"labels": np.zeros((1, 2, 2), np.uint8), "confidence": np.full((1, 2, 2), 200, np.uint8)}
-    case = gpu.Case(None, None, None, None, answers)  # type: ignore[arg-type]
+    contract = Contract("segmentation", ("a", "b"))
+    case = gpu.Case(contract, None, None, None, None, answers)  # type: ignore[arg-type]
     other = {
         "labels": np.array([[[0, 1], [0, 0]]], np.uint8),
         "confidence": np.array([[[200, 190], [255, 200]]], np.uint8),

@@ -24,9 +24,15 @@ def _device() -> None:
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="module")
-def case() -> gpu.Case:
-    return gpu.Case.make("roadnet", (128, 256), 4)
+@pytest.fixture(scope="module", params=gpu.DEFAULT)
+def case(request: pytest.FixtureRequest) -> gpu.Case:
+    """A segmentation, an edge and a joint network."""
+    return gpu.Case.make(request.param, (128, 256), 4)
+
+
+def agrees(found: dict[str, float], least: float) -> bool:
+    """Labels where there are any, and edges as bytes: weights are random, and bits near a half may flip."""
+    return found.get("labels", 1.0) > least and found.get("edges_mean", 0.0) < 2.0
 
 
 def part(name: str, case: gpu.Case) -> dict[str, Any]:
@@ -38,12 +44,12 @@ def part(name: str, case: gpu.Case) -> dict[str, Any]:
 
 def test_torch_agrees_with_the_cpu(case: gpu.Case) -> None:
     found = part("torch", case)
-    assert found["fp32"]["agreement"]["labels"] > 0.995
-    assert found["fp16"]["agreement"]["labels"] > 0.97
+    assert agrees(found["fp32"]["agreement"], 0.995)
+    assert agrees(found["fp16"]["agreement"], 0.97)
 
 
 def test_onnxruntime_runs_on_the_device_and_agrees(case: gpu.Case) -> None:
-    assert part("onnxruntime", case)["fp32"]["agreement"]["labels"] > 0.995
+    assert agrees(part("onnxruntime", case)["fp32"]["agreement"], 0.995)
 
 
 def test_pycuda_driver_keeps_its_promises() -> None:
@@ -90,7 +96,7 @@ def test_tensorrt_agrees_with_the_cpu(case: gpu.Case) -> None:
     for precision, least in (("fp32", 0.995), ("fp16", 0.97)):
         for way in ("enqueued", "cuda_graph"):
             result = found[precision][way]
-            assert result["agreement"]["labels"] > least, (precision, way)
+            assert agrees(result["agreement"], least), (precision, way)
             assert result["same_from_four_threads"], (precision, way)
     assert found["fp32"]["cuda_graph"]["graph_refused"] == ""
 
@@ -98,8 +104,8 @@ def test_tensorrt_agrees_with_the_cpu(case: gpu.Case) -> None:
 def test_tensorrt_refit_is_a_standby_engine(case: gpu.Case) -> None:
     pytest.importorskip("tensorrt")
     found = part("tensorrt-refit", case)
-    assert found["agreement_of_refittable_plan"]["labels"] > 0.995
-    assert found["changed_pixels"] > 0.01
+    assert agrees(found["agreement_of_refittable_plan"], 0.995)
+    assert found["changed"] > 0.01
     assert found["live_engine_untouched"]
     assert found["back_to_first"]
     assert found["refit_to_warm_seconds"] < found["build_seconds"]

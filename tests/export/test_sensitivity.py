@@ -1,0 +1,132 @@
+"""Which convolutions stay float: mixing reproduces both ends, and a spoiled one is found."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from export import int8, sensitivity
+from export.build import Options, build
+from export.errors import ExportError
+from export.graph import Contract
+from export.parity import Thresholds
+from export.progress import silent
+from export.sensitivity import Mixer, choose, stricter
+from export.writer import write
+
+from .conftest import SIZE, street_like
+
+FRAMES = street_like(4)
+
+
+@pytest.fixture(scope="module")
+def graphs(pack):
+    original = write(pack.network(), pack.spec, size=SIZE, batch=1)
+    return original, int8.quantise(original, FRAMES, classes=12, count=4).model
+
+
+def run(model, name="probabilities"):
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run([name], {"frame": f[None]})[0] for f in FRAMES])
+
+
+class TestTheMixer:
+    def test_nothing_chosen_is_the_float_graph(self, graphs):
+        original, quantised = graphs
+        mixed = Mixer(original, quantised).mix(set())
+        assert mixed == original
+
+    def test_all_chosen_is_the_quantised_graph(self, graphs):
+        original, quantised = graphs
+        mixer = Mixer(original, quantised)
+        assert len(mixer.names) == sum(n.op_type == "Conv" for n in original.graph.node)
+        mixed = mixer.mix(set(mixer.names))
+        onnx.checker.check_model(mixed, full_check=True)
+        assert np.array_equal(run(mixed), run(quantised))
+
+    def test_those_kept_are_what_the_quantiser_would_keep(self, graphs):
+        original, quantised = graphs
+        mixer = Mixer(original, quantised)
+        keep = mixer.names[::3]
+        wanted = int8.quantise(original, FRAMES, classes=12, count=4, keep=[f"^{n}$" for n in keep]).model
+        mixed = mixer.mix(set(mixer.names) - set(keep))
+        assert np.array_equal(run(mixed), run(wanted))
+        convolutions = {n.name: n.input[1] for n in mixed.graph.node if n.op_type == "Conv"}
+        assert all(not convolutions[name].endswith("Output") for name in keep)
+
+
+def spoiled(pack):
+    """The scales of one convolution's weights are eight times what was calibrated."""
+    original = write(pack.network(), pack.spec, size=SIZE, batch=1)
+    quantised = int8.quantise(original, FRAMES, classes=12, count=4).model
+    mixer = Mixer(original, quantised)
+    victim = mixer.names[len(mixer.names) // 2]
+    weight = mixer._weights[next(n for n in original.graph.node if n.name == victim).input[1]]
+    scale = mixer._held[weight.input[1]]
+    scale.CopyFrom(onnx.numpy_helper.from_array(8 * onnx.numpy_helper.to_array(scale), scale.name))
+    return original, quantised, victim
+
+
+def test_the_convolution_whose_scale_is_wrong_is_the_first_to_stay_float(pack):
+    original, quantised, victim = spoiled(pack)
+    contract = Contract("segmentation", pack.spec.classes)
+    wanted = Thresholds(agreement=0.85, boundary=0.5, confidence_mean=12.0)
+    found = choose(original, quantised, FRAMES, contract, wanted, progress=silent)
+    assert found.keep[0] == victim
+    assert found.report["missed"]
+    assert found.report["automatic"] == len(found.keep) < 5
+
+
+def test_nothing_is_kept_where_parity_is_met(graphs, pack):
+    little = Thresholds(agreement=0.0, boundary=0.0, confidence_mean=255)
+    found = choose(*graphs, FRAMES, Contract("segmentation", pack.spec.classes), little, progress=silent)
+    assert found.keep == ()
+
+
+def test_what_no_choice_can_reach_is_refused(pack, tmp_path):
+    impossible = Options(precision="int8", threads=1, int8_frames=2, thresholds={"agreement": 1.5})
+    with pytest.raises(ExportError, match=r"misses parity with half of the .* convolutions in float"):
+        build(pack, tmp_path / "repo", options=impossible)
+    assert not (tmp_path / "repo").exists()
+
+
+def test_those_that_decide_were_not_calibrated_on():
+    frames = np.arange(20)
+    calibrated, unseen = sensitivity.hold_out(frames)
+    assert len(unseen) == 4
+    assert sorted([*calibrated, *unseen]) == list(range(20))
+    assert np.diff(unseen).min() >= 4
+    for few in (1, 3):
+        assert all(len(part) == few for part in sensitivity.hold_out(frames[:few]))
+
+
+def test_the_search_asks_for_a_little_more_than_the_thresholds():
+    t = stricter(Thresholds(agreement=0.9, confidence_mean=10.0))
+    assert t.agreement == pytest.approx(1 - 0.1 * sensitivity.MARGIN)
+    assert t.confidence_mean == pytest.approx(10 * sensitivity.MARGIN)
+
+
+def test_the_manifest_says_what_was_kept_and_why(pack, tmp_path):
+    contract = Contract("segmentation", pack.spec.classes)
+    original = write(pack.network(), pack.spec, size=SIZE, batch=None, form="per-class")
+    whole = int8.quantise(original, pack.golden(), classes=12)
+    answers = {
+        name: np.concatenate([run_on(m, name, pack.golden()) for m in (original, whole.model)])
+        for name in contract.compared
+    }
+    n = len(pack.golden())
+    difference = np.abs(answers["confidence"][:n].astype(int) - answers["confidence"][n:]).mean()
+    asked = {"agreement": 0.0, "boundary": 0.0, "confidence_mean": 0.8 * float(difference)}
+    options = Options(precision="int8", threads=1, thresholds=asked)
+    report = build(pack, tmp_path / "repo", options=options).manifest["engine"]["int8"]
+    assert 0 < report["search"]["automatic"] == len(report["kept"])
+    assert set(report["kept"]) <= set(report["search"]["costs"])
+    assert "confidence" in report["search"]["missed"][0]
+    assert report["convolutions"]["int8"] == report["convolutions"]["all"] - len(report["kept"])
+
+
+def run_on(model, name, frames):
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run([name], {"frame": f[None]})[0] for f in frames])
