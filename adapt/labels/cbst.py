@@ -140,7 +140,7 @@ def _best_torch(p: Any, prior: Any, mask: np.ndarray | None) -> tuple[Any, Any]:
         value = p[c] if prior is None else p[c] * prior[c]
         take = value > best
         best = torch.where(take, value, best)
-        index = torch.where(take, torch.tensor(c, dtype=torch.uint8, device=p.device), index)
+        index = torch.where(take, c, index)
     return index, best
 
 
@@ -167,7 +167,16 @@ class ClassHistograms:
     def __init__(self, classes: int) -> None:
         _check_classes(classes)
         self.classes = classes
-        self.counts = np.zeros((classes, BINS), np.int64)
+        self._counts = np.zeros((classes, BINS), np.int64)
+        self._pending: Any = None  # a tensor on the device that counts: ten megabytes a frame need not travel
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 [C, 65536], everything counted so far."""
+        if self._pending is not None:
+            self._counts += self._pending.cpu().numpy().reshape(self._counts.shape)
+            self._pending = None
+        return self._counts
 
     # ------------------------------------------------------------------------------------- collecting
     def add(
@@ -207,7 +216,7 @@ class ClassHistograms:
                 fused.EMPTY if prior is None else _numpy_map(prior),
                 np.ones(self.classes, np.bool_) if mask is None else mask,
                 fused.EMPTY_MASK if inside is None else inside,
-                self.counts,
+                self._counts,
             )
             return self
         if not bool(((values >= 0) & (values <= _SLACK)).all()):
@@ -228,7 +237,7 @@ class ClassHistograms:
             keep &= torch.as_tensor(valid, device=p.device)
         bins = (best[keep] * BINS).to(torch.int64).clamp_(0, BINS - 1)
         flat = torch.bincount(index[keep].to(torch.int64) * BINS + bins, minlength=self.classes * BINS)
-        self.counts += flat.cpu().numpy().reshape(self.counts.shape)
+        self._pending = flat if self._pending is None else self._pending.to(flat.device) + flat
 
     def _add_reduced(self, index: np.ndarray, best: np.ndarray, valid: np.ndarray | None) -> None:
         keep = index != IGNORE
@@ -236,7 +245,7 @@ class ClassHistograms:
             keep &= valid
         bins = np.minimum((best[keep] * np.float32(BINS)).astype(np.int64), BINS - 1)
         flat = np.bincount(index[keep].astype(np.int64) * BINS + bins, minlength=self.classes * BINS)
-        self.counts += flat.reshape(self.counts.shape)
+        self._counts += flat.reshape(self._counts.shape)
 
     def merge(self, other: ClassHistograms) -> ClassHistograms:
         """Add another histogram's counts: merge(h(A), h(B)) = h(A ∪ B) exactly.  Returns self."""
@@ -244,7 +253,7 @@ class ClassHistograms:
             raise ValueError(f"cannot merge a {type(other).__name__}: expected ClassHistograms")
         if other.classes != self.classes:
             raise ValueError(f"cannot merge histograms of {other.classes} and {self.classes} classes")
-        self.counts += other.counts
+        self._counts += other.counts
         return self
 
     # --------------------------------------------------------------------------------------- asking
@@ -320,7 +329,7 @@ class ClassHistograms:
             histogram = cls(counts.shape[0])
         except ValueError as error:
             raise ValueError(f"{path} is no class histogram ({error}): collect it again") from error
-        histogram.counts = counts
+        histogram._counts = counts
         return histogram
 
     def __eq__(self, other: object) -> bool:
@@ -441,7 +450,7 @@ def _labels_torch(p: Any, lam: np.ndarray, prior: Any, mask: np.ndarray | None) 
         ratio = value / divisors[c].expand_as(value).contiguous()
         take = ratio > best
         best = torch.where(take, ratio, best)
-        out = torch.where(take, torch.tensor(c, dtype=torch.uint8, device=p.device), out)
+        out = torch.where(take, c, out)
     out[best < 1] = IGNORE
     labels: np.ndarray = out.cpu().numpy()
     return labels

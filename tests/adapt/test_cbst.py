@@ -357,3 +357,23 @@ def test_a_damaged_file_is_refused_and_never_half_read(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="no class histogram"):
             ClassHistograms.load(path)
+
+
+def test_what_a_device_counted_is_there_whenever_somebody_looks(tmp_path):
+    """Tensors are counted where they are; NumPy arrays, merges and files in between see the whole."""
+    maps = [softmax_map(i) for i in range(4)]
+    whole = ClassHistograms(7)
+    for p in maps:
+        whole.add(p)
+    h = ClassHistograms(7).add(torch.from_numpy(maps[0])).add(maps[1])
+    with torch.inference_mode():
+        h.add(torch.from_numpy(maps[2]).clone())
+    h.add(torch.from_numpy(maps[0]))
+    whole.add(maps[0])
+    other = ClassHistograms(7).add(torch.from_numpy(maps[3]))
+    assert h.merge(other) == whole
+    again = ClassHistograms(7).add(torch.from_numpy(maps[0]))
+    assert ClassHistograms.load(again.save(tmp_path / "h.npz")) == ClassHistograms(7).add(maps[0])
+    assert (
+        again.add(torch.from_numpy(maps[1])).pixels == ClassHistograms(7).add(maps[0]).add(maps[1]).pixels
+    ).all()

@@ -1,4 +1,4 @@
-"""bench.training measures what it says: rows in turns, bytes that fall with the cut, JSON as the last line."""
+"""bench.training measures what it says: rows in turns, bytes that fall with the cut, JSON as last line."""
 
 from __future__ import annotations
 
