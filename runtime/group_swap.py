@@ -270,6 +270,7 @@ class GroupController:
         Raises ServiceError: INVALID_ARGUMENT for none, for a model that is no member, for a version below 1;
         RESOURCE_EXHAUSTED when too many wait.
         """
+        self._repository.check_writable()
         if not members:
             raise _invalid(f"no member of '{self.name}' is named; members: {', '.join(self.members)}")
         for model, version in members.items():
@@ -306,6 +307,7 @@ class GroupController:
 
     def rollback(self, reason: str = "on an operator's word") -> list[Event]:
         """Every member back to the generation before; the last event is the group's.  Raises ServiceError."""
+        self._repository.check_writable()
         with self.control:
             changed = [self._controllers[name] for name in self._changed()]
             if not changed:

@@ -1,10 +1,10 @@
 """A frame group: models that answer one frame together, never one by an old version and one by a new.
 
-To a client it is a model like any other (Triton would call it an ensemble): it takes the members' inputs,
-answers with the union of their outputs, and its version is the generation: a number for one version of each
-member.  A request holds every member's slot at one instant, under the lock under which they flip
-(`runtime/ties.py`), and is then run member by member through their own queues.  Knows hosts and slots; how
-generations come to be is in `runtime/group_swap.py`.
+To a client it is a model like any other (Triton would call it an ensemble): it takes the members' inputs and
+answers with the union of their outputs, of two of one name the first one's.  Its version is the generation,
+a number for one version of each member.  A request holds every member's slot at one instant, under the lock
+under which they flip (`runtime/ties.py`), and is then run member by member through their own queues.  Knows
+hosts and slots; how generations come to be is in `runtime/group_swap.py`.
 """
 
 from __future__ import annotations
@@ -261,9 +261,12 @@ class FrameGroup:
         """The request that each member gets."""
         asked = {output.name: output for output in request.outputs}
         parts: dict[str, InferRequest] = {}
+        left = list(names)
         for model, member in slot.members.items():
             spec = member.engine.spec
-            wanted = [asked.get(n) or OutputRequest(n) for n in names if spec.output(n) is not None]
+            mine = [name for name in left if spec.output(name) is not None]
+            left = [name for name in left if name not in mine]
+            wanted = [asked.get(name) or OutputRequest(name) for name in mine]
             if wanted:
                 inputs = [replace(tensor) for tensor in request.inputs if spec.input(tensor.name) is not None]
                 parts[model] = replace(request, model=model, version="", inputs=inputs, outputs=wanted)
@@ -271,21 +274,15 @@ class FrameGroup:
 
 
 def _spec(members: Mapping[str, Slot]) -> EngineSpec:
-    """The tensors of a group: inputs of one name are one input, outputs must have names of their own.
-
-    Raises GroupError.
-    """
+    """The tensors of a group: inputs of one name are one input.  Raises GroupError where they do not fit."""
     inputs: dict[str, tuple[str, TensorSpec]] = {}
-    outputs: dict[str, tuple[str, TensorSpec]] = {}
+    outputs: dict[str, tuple[str, TensorSpec]] = {}  # of two with the same name the first member's
     for model, slot in members.items():
         for tensor in slot.engine.spec.inputs:
             first = inputs.setdefault(tensor.name, (model, tensor))
             inputs[tensor.name] = (first[0], _one(tensor, model, *first))
         for tensor in slot.engine.spec.outputs:
-            if tensor.name in outputs:
-                other = outputs[tensor.name][0]
-                raise GroupError(f"members '{other}' and '{model}' both answer '{tensor.name}'")
-            outputs[tensor.name] = (model, tensor)
+            outputs.setdefault(tensor.name, (model, tensor))
     engines = [slot.engine.spec for slot in members.values()]
     return EngineSpec(
         inputs=tuple(tensor for _, tensor in inputs.values()),

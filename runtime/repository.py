@@ -9,6 +9,7 @@ none.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import Refused
+from runtime.errors import Code, Refused, ServiceError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -63,11 +64,15 @@ def check_name(model: str) -> str:
 
 
 class Repository:
-    """`path`/<model>/<version>/…; creates `path` when it is absent."""
+    """`path`/<model>/<version>/…; creates `path` when it is absent.  `read_only`: what is live, and its
+    history, belong to another server.
+    """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.read_only = read_only
+        if not read_only:
+            self.path.mkdir(parents=True, exist_ok=True)
         self._locks: dict[Path, int] = {}  # staging directory -> descriptor that holds its lock
 
     # -- reading ---------------------------------------------------------------------
@@ -192,10 +197,20 @@ class Repository:
 
     # -- writing ---------------------------------------------------------------------
 
+    def check_writable(self) -> None:
+        """Raises ServiceError(FAILED_PRECONDITION) where what is live belongs to another server."""
+        if self.read_only:
+            raise ServiceError(
+                Code.FAILED_PRECONDITION,
+                "this server reads its repository and changes nothing (read_only); ask the one that has it",
+                "state",
+            )
+
     def home(self, name: str) -> Path:
         """The directory of a model, or of a frame group, which has no versions; made when it is absent."""
         home = self.path / check_name(name)
-        home.mkdir(exist_ok=True)
+        if not self.read_only:
+            home.mkdir(exist_ok=True)
         return home
 
     def stage(self, model: str) -> Path:
@@ -281,12 +296,16 @@ class Repository:
         self._unlock(staged)
 
     def set_live(self, model: str, value: dict[str, Any]) -> None:
-        """Replaces live.json atomically and durably; OSError when the disk refuses."""
+        """Replaces live.json atomically and durably; OSError when the disk refuses, or in `read_only`."""
+        if self.read_only:
+            raise OSError(errno.EROFS, "the repository is served read-only")
         text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
         _replace(self.path / check_name(model) / "live.json", text.encode())
 
     def append_history(self, model: str, entry: dict[str, Any]) -> None:
         """Appends one line; a torn last line (a kill while writing) is closed first."""
+        if self.read_only:
+            return
         path = self.path / check_name(model) / "history.jsonl"
         line = json.dumps(entry, ensure_ascii=False, default=str).encode() + b"\n"
         with open(path, "ab+") as file:

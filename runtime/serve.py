@@ -57,6 +57,12 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--config", metavar="FILE.toml", help="settings")
     p.add_argument(
+        "--read-only",
+        action="store_true",
+        default=None,
+        help="serve what is live and change nothing: beside the one server that has the repository",
+    )
+    p.add_argument(
         "--log",
         default="info",
         choices=("debug", "info", "warning", "error"),
@@ -71,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=options.log.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    overrides = {key: getattr(options, key) for key in ("repository", "host", "port", "metrics_port")}
+    keys = ("repository", "host", "port", "metrics_port", "read_only")
+    overrides = {key: getattr(options, key) for key in keys}
     try:
         if options.config:
             config = configuration.load(options.config, **overrides)

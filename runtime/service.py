@@ -22,6 +22,7 @@ from runtime.adapters import Adapters
 from runtime.config import ServerConfig
 from runtime.errors import Code, ConfigError, Refused, ServiceError
 from runtime.events import Bus, Event, State
+from runtime.exclusive import Exclusive
 from runtime.group_swap import GroupController, GroupTicket
 from runtime.groups import FrameGroup
 from runtime.host import Answer, InferRequest, ModelHost, parse_version
@@ -74,7 +75,8 @@ class Service:
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
-        self.repository = Repository(config.repository)
+        self.repository = Repository(config.repository, read_only=config.read_only)
+        self._exclusive: Exclusive | None = None
         self.account = Account()
         self.bus = Bus()
         self.tap = Tap(config.tap)
@@ -98,12 +100,22 @@ class Service:
     def start(self) -> None:
         """Sweeps what killed writers left and brings up the last live version of every model.
 
-        Raises ConfigError when a trusted key cannot be read.
+        Raises ConfigError when a trusted key cannot be read, when another server has the repository, or when
+        a group has a model's name.
         """
+        if not self.config.read_only:
+            self._exclusive = Exclusive.take(self.repository.path)
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
         self.tracing = tracing.make(self.config.tracing)
         for key in self.config.security.trusted_keys:
             public_key(key)
-        for path in self.repository.sweep():
+        for path in [] if self.config.read_only else self.repository.sweep():
             log.info("swept %s", path.name)
         models = self.repository.models()
         for name, group in self._groups.items():
@@ -159,6 +171,8 @@ class Service:
             self.tracing.close()
         for host in self.hosts().values():
             host.unload("the server has stopped")
+        if self._exclusive is not None:
+            self._exclusive.release()
 
     # -- models ----------------------------------------------------------------------
 

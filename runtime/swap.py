@@ -112,6 +112,7 @@ class SwapController:
 
         Raises ServiceError(RESOURCE_EXHAUSTED) when too many wait.
         """
+        self._repository.check_writable()
         with self._lock:
             for ticket in (self._current, *self._pending):
                 if ticket is not None and ticket.version == version and ticket.shadow == shadow:
@@ -135,11 +136,13 @@ class SwapController:
 
         Raises ServiceError.
         """
+        self._repository.check_writable()
         with self._lock:
             return roll_back(self.ties.together(self), self.ties, "", reason, {})[self.model]
 
     def pin(self, version: int) -> None:
         """Fixes the live version (0 or its number).  Raises ServiceError for any other: promote it first."""
+        self._repository.check_writable()
         with self._lock:
             live = self.host.live
             if live is None or version not in (0, live.version):
@@ -149,6 +152,7 @@ class SwapController:
             self._set(pinned=True, reason="pinned")
 
     def unpin(self) -> None:
+        self._repository.check_writable()
         with self._lock:
             self._set(pinned=False, reason="unpinned")
 
@@ -156,10 +160,12 @@ class SwapController:
         """Forbids flips to other versions.  A rollback to the previous one stays possible: it is the safe
         direction.
         """
+        self._repository.check_writable()
         with self._lock:
             self._set(frozen=True, frozen_reason=reason, reason=f"frozen: {reason}" if reason else "frozen")
 
     def unfreeze(self) -> None:
+        self._repository.check_writable()
         with self._lock:
             self._set(frozen=False, frozen_reason="", reason="unfrozen")
 
@@ -468,6 +474,7 @@ class SwapController:
 
     def unload(self) -> None:
         """Stops serving the model until it is loaded again."""
+        self._repository.check_writable()
         with self._lock:
             self.end_watch()
             self.host.unload("unloaded")
@@ -476,6 +483,7 @@ class SwapController:
 
     def reload(self) -> None:
         """Serves the model again after `unload`, with the version that was live."""
+        self._repository.check_writable()
         with self._lock:
             state = self._repository.live(self.model) or {}
             self._write({key: value for key, value in state.items() if key != "unloaded"})

@@ -168,12 +168,14 @@ def test_exit_codes_and_one_line_errors(tmp_path, arguments, code, says):
     assert code != 1 or done.stderr.count("\n") == 1, done.stderr
 
 
-def test_a_second_server_does_not_share_the_port(repository):
+def test_a_second_server_does_not_share_the_port(repository, tmp_path):
     b.publish(repository)
     server = Process(repository)
     port = server.target.rsplit(":", 1)[1]
+    other = tmp_path / "other"
+    other.mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "runtime.serve", "--repository", str(repository.path), "--port", port],
+        [sys.executable, "-m", "runtime.serve", "--repository", str(other), "--port", port],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -182,4 +184,35 @@ def test_a_second_server_does_not_share_the_port(repository):
     assert done.returncode == 1
     assert "is another server there" in done.stderr.splitlines()[-1]
     assert "add_port" not in done.stderr
+    assert server.end(signal.SIGTERM) == 0
+
+
+def test_one_server_for_one_repository(repository):
+    """A second one is refused in one line; kill -9 lets go; reading needs no lock and changes nothing."""
+    b.publish(repository)
+    frame, _ = b.blocks(np.random.default_rng(0))
+    server = Process(repository)
+    command = [sys.executable, "-m", "runtime.serve", "--log", "error", "--port", "0", "--repository"]
+    done = subprocess.run(
+        [*command, str(repository.path)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert f"is served by another server (process {server.process.pid}); stop that one" in done.stderr
+    before = b.tree(repository.path)
+    onlooker = Process(repository, "--read-only")
+    with Client(onlooker.target) as client:
+        assert client.infer("road", frame, timeout=10).version == 1
+        for call in (
+            lambda: list(client.submit("road", 1)),
+            lambda: client.rollback("road"),
+            lambda: client.freeze("road", "driving"),
+            lambda: client.pin("road"),
+        ):
+            with pytest.raises(Rejected, match="changes nothing"):
+                call()
+    assert onlooker.end(signal.SIGTERM) == 0
+    assert b.tree(repository.path) == before
+    server.end(signal.SIGKILL)
+    server = Process(repository)
     assert server.end(signal.SIGTERM) == 0

@@ -14,6 +14,7 @@ import pytest
 
 from runtime.client import Client, Rejected, RpcError
 from runtime.config import GuardConfig, ShadowConfig, SwapConfig, WatchConfig
+from runtime.errors import Refused
 from runtime.repository import Repository
 from tests.runtime import builders as b
 
@@ -251,12 +252,16 @@ def test_freeze_and_pin(repository, quick, serve):
         client.pin("road", second)
         with pytest.raises(Rejected, match="pinned"):
             client.rollback("road")
-        client.freeze()  # all
-    server.stop()
-    again = serve(quick)  # both outlive the server
-    with Client(again.target) as client:
-        status = client.status()["models"]["road"]
-        assert (status["live"], status["pinned"], status["frozen"]) == (second, True, True)
+        client.freeze("", "parked")  # all
+    for lost in (False, True):  # both outlive the server, and live.json
+        server.stop()
+        if lost:
+            (repository.path / "road" / "live.json").unlink()
+        server = serve(quick)
+        with Client(server.target) as client:
+            status = client.status()["models"]["road"]
+            assert (status["live"], status["pinned"], status["frozen"]) == (second, True, True)
+            assert status["frozen_reason"] == "parked"
 
 
 def test_a_candidate_can_wait_for_the_thaw(repository, quick, serve):
@@ -420,6 +425,37 @@ def test_the_resource_preserving_policy_gives_up_the_warm_version_instead(reposi
         for _ in range(3):
             version = b.publish(repository)
             assert [e.state for e in client.submit("road", version)][-1] == "LIVE"
+
+
+def test_a_candidate_is_counted_until_it_is_live_or_refused(repository, quick):
+    """Between load and flip it has no slot yet: what is declared must not forget it."""
+    from runtime.host import ModelHost
+    from runtime.memory import OVERHEAD, Ledger
+    from runtime.verify import Verifier
+
+    first, second = b.publish(repository), b.publish(repository)
+    for policy in ("availability-preserving", "resource-preserving"):
+        ledger = Ledger(GuardConfig(memory_budget_bytes=2 * OVERHEAD + (1 << 20), memory_policy=policy))
+        host = ModelHost("road", quick)
+        ledger.add(host)
+        verifier = Verifier(host, repository, quick, ledger)
+        one, other = (verifier.verify(version, reference=None) for version in (first, second))
+        both = ledger.declared()
+        assert both > 2 * OVERHEAD
+        with pytest.raises(Refused, match=r"guard\.memory_budget_bytes"):
+            ledger.reserve(host, 1)
+        host.flip(verifier.slot(one))
+        one.reservation.release()
+        assert ledger.declared() == both  # its slot takes over
+        other.close()
+        other.close()
+        assert both > ledger.declared() > OVERHEAD
+        del other
+        given_up = verifier.verify(second, reference=None)
+        assert ledger.declared() == both
+        del given_up  # by a swap that did not wait for it
+        assert ledger.declared() < both
+        host.unload("")
 
 
 def test_a_foreign_network_is_swapped_with_the_checks_that_need_labels_skipped(repository, quick, serve):
