@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 
 from protos import model_config_pb2 as pb
 from runtime.config import QueueConfig
@@ -36,6 +36,20 @@ def declared(path: Path) -> Any | None:
     except (OSError, ValueError, text_format.ParseError) as error:
         log.warning("%s: not used: %s; the server's [queue] holds alone", path, str(error)[:300])
         return None
+    return config
+
+
+def override(text: str, model: str) -> Any:
+    """The ModelConfig of a Load's `config` parameter (JSON).  Raises ValueError where it cannot be used."""
+    if len(text) > _LIMIT:
+        raise ValueError(f"more than {_LIMIT} characters")
+    try:
+        config = json_format.Parse(text, pb.ModelConfig())
+    except (json_format.ParseError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    if config.name not in ("", model):
+        raise ValueError(f"it is of '{config.name[:80]}'")
+    _check(config)
     return config
 
 

@@ -235,7 +235,8 @@ class Metrics:
             for key, value in values.items():
                 if value is not None:
                     said[key].add_metric((model,), float(value))
-            by_class = {each.get("name", ""): each.get("threshold", 0.0) for each in labels.get("classes", [])}
+            classes = labels.get("classes", [])
+            by_class = {each.get("name", ""): each.get("threshold", 0.0) for each in classes}
             for name, threshold in by_class.items():
                 thresholds.add_metric((model, name), threshold)
         finished = CounterMetricFamily(

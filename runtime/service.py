@@ -29,7 +29,7 @@ from runtime.host import Answer, InferRequest, ModelHost, parse_version
 from runtime.memory import Ledger
 from runtime.monitors import Monitors
 from runtime.repository import Repository
-from runtime.shm import Place, Region, Regions
+from runtime.shm import Memory, Place, Regions
 from runtime.signing import public_key
 from runtime.slot import Slot
 from runtime.swap import SwapController, Ticket
@@ -43,9 +43,11 @@ EXTENSIONS = (
     "model_repository",
     "model_configuration",
     "system_shared_memory",
+    "cuda_shared_memory",
     "binary_tensor_data",
     "parameters",
     "statistics",
+    "trace",
     "logging",
     "roadworthy.v1",
 )
@@ -85,6 +87,7 @@ class Service:
         self.adapters = Adapters()
         self.monitors = Monitors(config.drift, self.repository, self.bus)
         self.tracing: tracing.Tracing | None = None
+        self._overrides: dict[str, Any] = {}
         self.started = time.monotonic()
         self.draining = False
         self._lock = threading.Lock()
@@ -149,8 +152,18 @@ class Service:
         return different
 
     def declared(self, model: str) -> Any | None:
-        """The model's config.pbtxt, None where it has none that can be used."""
+        """What the model's last load gave, else its config.pbtxt; None where neither can be used."""
+        if model in self._overrides:
+            return self._overrides[model]
         return batching.declared(self.repository.path / model / "config.pbtxt")
+
+    def override(self, model: str, config: Any | None) -> None:
+        """A configuration in the place of config.pbtxt, until the next load or start; None ends it."""
+        had = self._overrides.pop(model, None)
+        if config is not None:
+            self._overrides[model] = config
+        if config is not None or had is not None:
+            self.host(model).configure(batching.plan(self.declared(model), self.config.queue))
 
     def drain(self, timeout: float) -> bool:
         """Refuses what is new and waits for what is in flight; False when it did not finish in time."""
@@ -167,6 +180,7 @@ class Service:
 
     def close(self) -> None:
         self.monitors.close()
+        self.regions.close()
         if self.tracing is not None:
             self.tracing.close()
         for host in self.hosts().values():
@@ -271,14 +285,14 @@ class Service:
     ) -> Answer:
         parse_version(request.version)
         host = self.answering(request.model)
-        held: list[Region] = []
+        held: list[Memory] = []
         try:
             for tensor in request.inputs:
                 if isinstance(tensor.data, Place):
                     region = self.regions.hold(tensor.data)
                     held.append(region)
                     tensor.data = region.read(tensor.data)
-            places: dict[str, tuple[Place, Region]] = {}
+            places: dict[str, tuple[Place, Memory]] = {}
             for output in request.outputs:
                 if output.place is not None:
                     region = self.regions.hold(output.place)
@@ -475,7 +489,7 @@ def _status(controller: SwapController, ledger: Ledger) -> ModelStatus:
     )
 
 
-def _write(region: Region, place: Place, name: str, content: bytes | memoryview) -> None:
+def _write(region: Memory, place: Place, name: str, content: bytes | memoryview) -> None:
     if len(content) > place.byte_size:
         raise ServiceError(
             Code.INTERNAL,

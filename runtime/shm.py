@@ -16,7 +16,9 @@ import mmap
 import os
 import stat
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,18 +41,16 @@ class Place:
     byte_size: int
 
 
-class Region:
-    """`byte_size` bytes of the shared-memory object `key`, from `offset` on.  Owns the descriptor."""
+class Memory:
+    """A named piece of a client's memory, counted by the requests that use it.  What it is made of is told by
+    `kind` and done by the subclass: read, write and _close.
+    """
 
-    def __init__(
-        self, name: str, key: str, offset: int, byte_size: int, descriptor: int, *, mapped: bool = False
-    ) -> None:
+    kind = ""
+
+    def __init__(self, name: str, byte_size: int) -> None:
         self.name = name
-        self.key = key
-        self.offset = offset
         self.byte_size = byte_size
-        self._descriptor = descriptor
-        self._mapping = _Mapping(descriptor, offset, byte_size) if mapped else None
         self._lock = threading.Lock()
         self._held = 0
         self._gone = False
@@ -64,6 +64,58 @@ class Region:
 
     def read(self, place: Place) -> Array:
         """A copy of the place, uint8 [byte_size]."""
+        raise NotImplementedError
+
+    def write(self, place: Place, content: bytes | memoryview) -> None:
+        """Writes `content` at the start of the place, which must be large enough."""
+        raise NotImplementedError
+
+    def ownerless(self) -> bool:
+        return False
+
+    def hold(self) -> bool:
+        with self._lock:
+            if self._gone:
+                return False
+            self._held += 1
+            return True
+
+    def release(self) -> None:
+        with self._lock:
+            self._held -= 1
+            close = self._gone and self._held == 0
+        if close:
+            self._close()
+
+    def remove(self) -> None:
+        """No new holders; closes with the last one."""
+        with self._lock:
+            if self._gone:
+                return
+            self._gone = True
+            close = self._held == 0
+        if close:
+            self._close()
+
+    def _close(self) -> None:
+        raise NotImplementedError
+
+
+class Region(Memory):
+    """`byte_size` bytes of the shared-memory object `key`, from `offset` on.  Owns the descriptor."""
+
+    kind = "system"
+
+    def __init__(
+        self, name: str, key: str, offset: int, byte_size: int, descriptor: int, *, mapped: bool = False
+    ) -> None:
+        super().__init__(name, byte_size)
+        self.key = key
+        self.offset = offset
+        self._descriptor = descriptor
+        self._mapping = _Mapping(descriptor, offset, byte_size) if mapped else None
+
+    def read(self, place: Place) -> Array:
         self.check(place)
         self._check_size(place.offset + place.byte_size)
         content = np.empty(place.byte_size, np.uint8)
@@ -77,7 +129,6 @@ class Region:
         return content
 
     def write(self, place: Place, content: bytes | memoryview) -> None:
-        """Writes `content` at the start of the place, which must be large enough."""
         self.check(place)
         size = len(content)
         self._check_size(place.offset + size)
@@ -116,30 +167,6 @@ class Region:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             return True
 
-    def hold(self) -> bool:
-        with self._lock:
-            if self._gone:
-                return False
-            self._held += 1
-            return True
-
-    def release(self) -> None:
-        with self._lock:
-            self._held -= 1
-            close = self._gone and self._held == 0
-        if close:
-            self._close()
-
-    def remove(self) -> None:
-        """No new holders; closes with the last one."""
-        with self._lock:
-            if self._gone:
-                return
-            self._gone = True
-            close = self._held == 0
-        if close:
-            self._close()
-
     def _close(self) -> None:
         if self._mapping is not None:
             self._mapping.close()
@@ -174,7 +201,7 @@ class Regions:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._regions: dict[str, Region] = {}
+        self._regions: dict[str, Memory] = {}
 
     @staticmethod
     def mapped() -> bool:
@@ -184,14 +211,10 @@ class Regions:
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         self._sweep()
         with self._lock:
-            if name in self._regions:
-                message = f"shared memory region '{name}' already in manager"
-                raise ServiceError(Code.ALREADY_EXISTS, message, "shared-memory")
-            if any(region.key == key for region in self._regions.values()):
+            self._new(name)
+            if any(isinstance(region, Region) and region.key == key for region in self._regions.values()):
                 raise ServiceError(Code.INTERNAL, f"Invalid shared memory region: '{key}'", "shared-memory")
-            if len(self._regions) >= LIMIT:
-                message = f"{LIMIT} shared memory regions are registered; unregister one"
-                raise ServiceError(Code.RESOURCE_EXHAUSTED, message, "shared-memory")
+            self._room()
             descriptor = _open(key)
             try:
                 _check(name, offset, byte_size, os.fstat(descriptor).st_size)
@@ -205,6 +228,31 @@ class Regions:
                 raise
             self._regions[name] = region
 
+    def add(self, name: str, make: Callable[[], Memory]) -> None:
+        """Registers what `make` makes, of another kind than `register`'s.  Raises ServiceError."""
+        with self._lock:
+            self._new(name)
+            self._room()
+        region = make()  # takes its time: requests look for their regions meanwhile
+        try:
+            with self._lock:
+                self._new(name)
+                self._room()
+                self._regions[name] = region
+        except ServiceError:
+            region.remove()
+            raise
+
+    def _new(self, name: str) -> None:
+        if name in self._regions:
+            message = f"shared memory region '{name}' already in manager"
+            raise ServiceError(Code.ALREADY_EXISTS, message, "shared-memory")
+
+    def _room(self) -> None:
+        if len(self._regions) >= LIMIT:
+            message = f"{LIMIT} shared memory regions are registered; unregister one"
+            raise ServiceError(Code.RESOURCE_EXHAUSTED, message, "shared-memory")
+
     def _sweep(self) -> None:
         """Clients that were killed have left lanes: their memory is given back when the next one comes."""
         with self._lock:
@@ -212,23 +260,31 @@ class Regions:
         for region in lost:
             self.unregister(region.name)
 
-    def unregister(self, name: str) -> None:
-        """ "" = all.  An unknown region is no error, as with Triton."""
+    def unregister(self, name: str, kind: str = "system") -> None:
+        """ "" = all of that kind.  An unknown region is no error, as with Triton."""
         with self._lock:
             names = [name] if name else list(self._regions)
-            gone = [self._regions.pop(one) for one in names if one in self._regions]
+            mine = [one for one in names if one in self._regions and self._regions[one].kind == kind]
+            gone = [self._regions.pop(one) for one in mine]
         for region in gone:
             region.remove()
 
-    def status(self, name: str) -> list[Region]:
-        """ "" = all."""
+    def status(self, name: str, kind: str = "system") -> list[Any]:
+        """Those of a kind; "" = all."""
         with self._lock:
-            if name and name not in self._regions:
-                message = f"Unable to find system shared memory region: '{name}'"
-                raise ServiceError(Code.NOT_FOUND, message, "shared-memory")
-            return [self._regions[name]] if name else list(self._regions.values())
+            regions = [region for region in self._regions.values() if region.kind == kind]
+        found = [region for region in regions if name in ("", region.name)]
+        if name and not found:
+            message = f"Unable to find {kind} shared memory region: '{name}'"
+            raise ServiceError(Code.NOT_FOUND, message, "shared-memory")
+        return found
 
-    def hold(self, place: Place) -> Region:
+    def close(self) -> None:
+        """Gives every region back, when the server ends."""
+        for kind in ("system", "cuda"):
+            self.unregister("", kind)
+
+    def hold(self, place: Place) -> Memory:
         """The region of a place, checked and held; release it."""
         with self._lock:
             region = self._regions.get(place.region)

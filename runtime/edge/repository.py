@@ -9,12 +9,14 @@ from typing import Any
 
 from protos import inference_pb2 as pb
 from protos import model_config_pb2 as config_pb
+from runtime import batching, cuda_shm
 from runtime.accounts import StatisticsSnapshot
 from runtime.edge.common import typed
 from runtime.errors import Code, ServiceError
 from runtime.events import State
 from runtime.groups import GroupSlot
 from runtime.host import parse_version
+from runtime.plain import clean
 from runtime.service import Service
 from runtime.tensors import TensorSpec
 
@@ -131,7 +133,11 @@ class RepositoryEdge:
         return response
 
     def load(self, request: pb.RepositoryModelLoadRequest, context: Any) -> pb.RepositoryModelLoadResponse:
-        """The newest version of the repository goes through the guarded swap; OK when it is live."""
+        """The newest version of the repository goes through the guarded swap; OK when it is live.
+
+        `config` takes the place of config.pbtxt until the next load, as far as that is read here
+        (max_batch_size, dynamic_batching).  `file:` is refused: a version is what was published and verified.
+        """
         _no_repository_name(request.repository_name)
         model = request.model_name
         failure = ServiceError(
@@ -143,13 +149,35 @@ class RepositoryEdge:
                 raise _invalid(f"unrecognized load parameter '{key}'.")
             if value.WhichOneof("parameter_choice") != expected:
                 raise _invalid(f"invalid value type for load parameter '{key}', expected {expected}.")
-            raise failure  # versions come from the repository alone: they are immutable and verified
+        override = None
+        if "config" in request.parameters:
+            try:
+                override = batching.override(request.parameters["config"].string_param, model)
+            except ValueError as error:
+                why = clean(str(error), 200)
+                log.warning("load of '%s': its config cannot be used: %s", clean(model, 80), why)
+                raise failure from None
+        if any(key.startswith("file:") for key in request.parameters):
+            if override is None:  # Triton wants one
+                raise failure
+            raise ServiceError(
+                Code.UNIMPLEMENTED,
+                f"failed to load '{model}': 'file:' is not taken: versions are immutable and verified; "
+                "publish one with export.build and load that",
+                "load",
+            )
+        self._load(model, failure)
+        if model in self._service.hosts():
+            self._service.override(model, override)
+        return pb.RepositoryModelLoadResponse()
+
+    def _load(self, model: str, failure: ServiceError) -> None:
         group = self._service.groups().get(model)
         if group is not None:  # its members are loaded by their own names
             group.reload()
             if group.host.reason:
                 raise _invalid(f"failed to load '{model}': {group.host.reason}")
-            return pb.RepositoryModelLoadResponse()
+            return
         try:
             controller = self._service.controller(model)
         except ServiceError:
@@ -161,11 +189,10 @@ class RepositoryEdge:
         version = controller.newest()
         live = controller.host.live
         if version is None or (live is not None and live.version >= version):
-            return pb.RepositoryModelLoadResponse()
+            return
         event = self._service.submit(model, version).result()
         if event.state is not State.LIVE:
             raise _invalid(f"failed to load '{model}', version {version}: {event.check}: {event.reason}")
-        return pb.RepositoryModelLoadResponse()
 
     def unload(
         self, request: pb.RepositoryModelUnloadRequest, context: Any
@@ -205,20 +232,27 @@ class RepositoryEdge:
     def cuda_status(
         self, request: pb.CudaSharedMemoryStatusRequest, context: Any
     ) -> pb.CudaSharedMemoryStatusResponse:
-        if request.name:
-            message = f"Unable to find cuda shared memory region: '{request.name}'"
-            raise ServiceError(Code.NOT_FOUND, message, "shared-memory")
-        return pb.CudaSharedMemoryStatusResponse()
+        response = pb.CudaSharedMemoryStatusResponse()
+        for region in self._service.regions.status(request.name, "cuda"):
+            entry = response.regions[region.name]
+            entry.name, entry.device_id, entry.byte_size = region.name, region.device_id, region.byte_size
+        return response
 
     def cuda_register(
         self, request: pb.CudaSharedMemoryRegisterRequest, context: Any
     ) -> pb.CudaSharedMemoryRegisterResponse:
-        # Triton's words on a machine without a device; engines here take host memory.
-        raise _invalid("failed to register shared memory region: invalid args")
+        def make() -> cuda_shm.CudaRegion:
+            return cuda_shm.open_region(
+                request.name, request.raw_handle, request.device_id, request.byte_size
+            )
+
+        self._service.regions.add(request.name, make)
+        return pb.CudaSharedMemoryRegisterResponse()
 
     def cuda_unregister(
         self, request: pb.CudaSharedMemoryUnregisterRequest, context: Any
     ) -> pb.CudaSharedMemoryUnregisterResponse:
+        self._service.regions.unregister(request.name, "cuda")
         return pb.CudaSharedMemoryUnregisterResponse()
 
     # -- settings --------------------------------------------------------------------

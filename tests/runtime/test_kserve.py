@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import threading
 import time
 
@@ -336,6 +337,38 @@ def test_a_message_that_is_too_large(repository, quick, serve):
         with pytest.raises(InferenceServerException, match="larger than max"):
             one.infer("road", [tensor("frame", np.zeros((1, 200, 200, 3), np.uint8))])
         assert one.is_server_live()
+
+
+def test_a_load_may_bring_a_configuration_until_the_next(repository, quick, serve):
+    b.publish(repository, batch="N")
+    server = serve(quick)
+    with grpcclient.InferenceServerClient(server.target) as one:
+
+        def most():
+            return one.get_model_config("road", as_json=True)["config"].get("max_batch_size", 0)
+
+        assert most() == 0
+        one.load_model("road", config=json.dumps({"max_batch_size": 4, "dynamic_batching": {}}))
+        assert most() == 4
+        two = np.stack([FRAME[0], FRAME[0]])
+        assert one.infer("road", [tensor("frame", two)]).as_numpy("labels").shape[0] == 2
+        with pytest.raises(InferenceServerException, match="batch-size must be <= 4"):
+            one.infer("road", [tensor("frame", np.concatenate([two, two, two]))])
+        for config in (
+            "{",
+            '{"colour": 1}',
+            '{"name": "other"}',
+            '{"max_batch_size": -1}',
+            "[" * 100_000,
+        ):
+            with pytest.raises(InferenceServerException, match="failed to poll from model repository"):
+                one.load_model("road", config=config)
+            assert most() == 4  # what was refused changed nothing
+        with pytest.raises(InferenceServerException, match="versions are immutable"):
+            one.load_model("road", config="{}", files={"file:2/model.onnx": b"x"})
+        assert repository.versions("road") == [1]
+        one.load_model("road")
+        assert most() == 0
 
 
 def test_metrics_tell_the_account(client, server):
