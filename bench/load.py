@@ -8,6 +8,7 @@ frame into its region each time, as a camera does.  Knows the wire and no server
 from __future__ import annotations
 
 import contextlib
+import http.client
 import threading
 import time
 import uuid
@@ -157,6 +158,32 @@ class SharedSender(Sender):
             region.close()
             region.unlink()
         super().close()
+
+
+class HttpSender(Sender):
+    """The same over HTTP, for servers that have no gRPC: a POST of ready-made bytes on a kept connection."""
+
+    def __init__(self, target: str, path: str, body: bytes, content_type: str) -> None:
+        host, port = target.rsplit(":", 1)
+        self.request = body
+        self._path = path
+        self._headers = {"Content-Type": content_type}
+        self._connection = http.client.HTTPConnection(host, int(port), timeout=30)
+
+    def send(self, timeout: float = 30.0) -> bytes:
+        """b"", for there is no version in the answer.  Raises RuntimeError for anything but 200."""
+        self._connection.request("POST", self._path, self.request, self._headers)
+        answer = self._connection.getresponse()
+        content = answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"HTTP {answer.status}: {content[:200]!r}")
+        return b""
+
+    def future(self, timeout: float = 30.0) -> grpc.Future:
+        raise NotImplementedError("these servers are asked in a closed loop")
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 @dataclass
@@ -314,6 +341,8 @@ def _finish(due: float, call: Callable[[], bytes]) -> Sent:
     except grpc.RpcError as error:
         code = error.code() if isinstance(error, grpc.Call) else None
         return Sent(due, time.perf_counter(), failure=code.name if code is not None else str(error))
+    except (RuntimeError, OSError, http.client.HTTPException) as error:
+        return Sent(due, time.perf_counter(), failure=str(error))
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from bench.peers import environments, roadworthy
 from bench.peers.contestants import CONTESTANTS, Contestant, Refusal
 from bench.peers.process import Server, pss_bytes
 
+WORDS = {"mlserver": " (BYTES)", "bentoml": " (HTTP)", "litserve": " (HTTP, multipart)"}
 COLUMNS = (
     ("server", "server"),
     ("way", "frames as"),
@@ -88,8 +89,7 @@ def compare(work: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
             for i, way in enumerate(ways):
                 row = way.row(reference)
                 row["server"], row["way"] = contestant.name, row["way"].split(", ", 1)[1]
-                if contestant.name == "mlserver":
-                    row["way"] += " (BYTES)"
+                row["way"] += WORDS.get(contestant.name, "")
                 if i == 0:
                     row |= {
                         "started_s": round(server.started, 2),

@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from bench import load
-from bench.peers import kserve, mlserver, roadworthy, triton
+from bench.peers import bento, kserve, litserve, mlserver, roadworthy, triton
 from bench.peers.process import Server
 
 MODEL = "road"
@@ -153,6 +153,41 @@ class KServe(Contestant):
         return kserve.start(self.repository / "model.onnx", work=self.work, model=MODEL, threads=self.threads)
 
 
+class BentoML(Contestant):
+    """Frames over HTTP; no swap."""
+
+    name = "bentoml"
+    reloads = False
+
+    def publish(self, onnx: bytes) -> int:
+        self.versions += 1
+        (self.repository / "model.onnx").write_bytes(onnx)
+        return self.versions
+
+    def start(self) -> Server:
+        return bento.start(
+            self.repository / "model.onnx", work=self.work, size=self.size, threads=self.threads
+        )
+
+    def senders(self, server: Server, frame: np.ndarray, count: int) -> list[load.Sender]:
+        kind = "application/octet-stream"
+        return [load.HttpSender(server.target, "/infer", frame.tobytes(), kind) for _ in range(count)]
+
+
+class LitServe(BentoML):
+    name = "litserve"
+
+    def start(self) -> Server:
+        return litserve.start(
+            self.repository / "model.onnx", work=self.work, size=self.size, threads=self.threads
+        )
+
+    def senders(self, server: Server, frame: np.ndarray, count: int) -> list[load.Sender]:
+        kind = f"multipart/form-data; boundary={litserve.BOUNDARY}"
+        content = litserve.body(frame.tobytes())
+        return [load.HttpSender(server.target, "/predict", content, kind) for _ in range(count)]
+
+
 CONTESTANTS: dict[str, type[Contestant]] = {
-    contestant.name: contestant for contestant in (Roadworthy, Triton, MLServer, KServe)
+    contestant.name: contestant for contestant in (Roadworthy, Triton, MLServer, KServe, BentoML, LitServe)
 }

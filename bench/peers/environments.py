@@ -40,6 +40,12 @@ ENVIRONMENTS = {
             "with uvloop 0.22 MLServer's workers die on start (SeldonIO/MLServer#2286)",
         ),
         Environment("kserve", ("kserve==0.21.0", "onnxruntime"), "the KServe SDK's own model server"),
+        Environment("bentoml", ("bentoml==1.4.39", "onnxruntime"), "1.4.40 wants a certifi that is not out"),
+        Environment(
+            "litserve",
+            ("litserve==0.2.19", "onnxruntime", "python-multipart"),
+            "its fastest way is a form, which Starlette reads with python-multipart",
+        ),
         Environment(
             "perf",
             ("tritonclient[all]==2.41.0", "nvidia-cuda-runtime-cu12"),
