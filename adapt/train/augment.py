@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-__all__ = ["Augmentation", "crop"]
+__all__ = ["Augmentation", "Window", "crop"]
 
 IGNORE = 255
 
@@ -42,20 +42,47 @@ class Augmentation:
             raise ValueError(f"augmentation {self}: sizes are positive, brightness >= 1, colour >= 0")
 
 
+@dataclass(frozen=True)
+class Window:
+    """What a crop shows, in pixels of the original frame, so that one resize both scales and crops."""
+
+    scale: float
+    top: float
+    left: float
+    height: float
+    width: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, shape: tuple[int, ...], how: Augmentation) -> Window:
+        """A random one in a frame of that shape."""
+        scale = float(np.exp(rng.uniform(*np.log(how.scale))))
+        height, width = how.size[0] / scale, how.size[1] / scale
+        top = rng.uniform(0, max(shape[0] - height, 0))
+        left = rng.uniform(0, max(shape[1] - width, 0))
+        return cls(scale, top, left, min(height, shape[0]), min(width, shape[1]))
+
+    def share(self, label: np.ndarray, c: int, how: Augmentation) -> float:
+        """How much of the crop class c of a label [H,W] would take, to a pixel at the borders."""
+        rows = slice(round(self.top), round(self.top + self.height))
+        columns = slice(round(self.left), round(self.left + self.width))
+        found = np.count_nonzero(label[rows, columns] == c)
+        return found * self.scale**2 / (how.size[0] * how.size[1])
+
+
 def crop(
-    rng: np.random.Generator, frame: np.ndarray, label: np.ndarray, how: Augmentation
+    rng: np.random.Generator,
+    frame: np.ndarray,
+    label: np.ndarray,
+    how: Augmentation,
+    window: Window | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One random crop of a frame uint8 [H,W,3] and its label uint8 [H,W] or [H,W,K], both of `how.size`.
 
-    A crop larger than the scaled frame is padded: black, label 255 (in every one of K planes).
+    A crop larger than the scaled frame is padded: black, label 255 (in every one of K planes).  window: what
+    it shows, where that was drawn already.
     """
-    height, width = label.shape[:2]
-    scale = float(np.exp(rng.uniform(*np.log(how.scale))))
-    # The window in the original frame, so that one resize does both scaling and cropping.
-    window_h, window_w = how.size[0] / scale, how.size[1] / scale
-    top = rng.uniform(0, max(height - window_h, 0))
-    left = rng.uniform(0, max(width - window_w, 0))
-    inside_h, inside_w = min(window_h, height), min(window_w, width)
+    window = window or Window.draw(rng, label.shape, how)
+    scale, top, left, inside_h, inside_w = window.scale, window.top, window.left, window.height, window.width
     out_h = min(how.size[0], max(1, round(inside_h * scale)))
     out_w = min(how.size[1], max(1, round(inside_w * scale)))
     box = (left, top, left + inside_w, top + inside_h)
@@ -84,11 +111,11 @@ def _light(rng: np.random.Generator, x: np.ndarray, how: Augmentation) -> np.nda
         level = np.arange(256) / 255.0
         gain = float(np.exp(rng.uniform(-1, 1) * np.log(how.brightness)))
         gamma = float(np.exp(rng.uniform(-how.colour, how.colour)))
-        tables = []
+        table = []
         for _ in range(3):
             channel = gain * float(np.exp(rng.uniform(-how.colour, how.colour)))
-            tables.append(np.clip(level**gamma * channel * 255.0 + 0.5, 0, 255).astype(np.uint8))
-        x = np.stack([tables[c][x[..., c]] for c in range(3)], axis=-1)
+            table += np.clip(level**gamma * channel * 255.0 + 0.5, 0, 255).astype(np.uint8).tolist()
+        x = np.asarray(Image.fromarray(x).point(table))
     if how.noise:
         sigma = rng.uniform(0, how.noise)
         x = np.clip(x + rng.normal(0, sigma, x.shape), 0, 255).astype(np.uint8)

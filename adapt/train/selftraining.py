@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from adapt.train.augment import Augmentation, crop
+from adapt.train.augment import Augmentation, Window, crop
 from adapt.train.loop import Batch, generator
 from adapt.train.mic import block_mask
 
@@ -58,14 +58,17 @@ def rare_class_chances(share: np.ndarray, temperature: float) -> np.ndarray:
 def class_mix(rng: np.random.Generator, source: Pair, target: Pair) -> Pair:
     """Paste half of the source crop's classes on the target crop (Tranheden et al., *DACS*, WACV 2021)."""
     (sx, sy), (tx, ty) = source, target
-    present = np.unique(_hard(sy))
+    present = np.flatnonzero(np.bincount(_hard(sy).reshape(-1), minlength=256))
     present = present[present != IGNORE]
     if not len(present):
         return target
     chosen = rng.choice(present, size=(len(present) + 1) // 2, replace=False)
-    mask = np.isin(_hard(sy), chosen)
-    picture = np.where(mask[..., None], sx, tx)
-    return picture, np.where(mask if sy.ndim == 2 else mask[..., None], sy, ty)
+    pasted = np.zeros(256, bool)
+    pasted[chosen] = True
+    mask = pasted[_hard(sy)]
+    x, y = tx.copy(), ty.copy()
+    x[mask], y[mask] = sx[mask], sy[mask]
+    return x, y
 
 
 def _counts(labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
@@ -93,11 +96,12 @@ class _Picker:
             return crop(rng, *self.pairs[int(order[position % len(self.pairs)])], self.how)
         c = int(rng.choice(len(self.chances), p=self.chances))
         i = int(rng.choice(np.flatnonzero(self.counts[:, c] > 0)))
+        frame, label = self.pairs[i]
         for _ in range(CROP_TRIES):
-            x, y = crop(rng, *self.pairs[i], self.how)
-            if np.count_nonzero(_hard(y) == c) >= CROP_SHARE * y.shape[0] * y.shape[1]:
+            window = Window.draw(rng, label.shape, self.how)
+            if window.share(_hard(label), c, self.how) >= CROP_SHARE:
                 break
-        return x, y
+        return crop(rng, frame, label, self.how, window)
 
 
 def _hard(y: np.ndarray) -> np.ndarray:
