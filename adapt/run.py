@@ -120,7 +120,9 @@ def parser() -> argparse.ArgumentParser:
         "--set", metavar="KEY=VALUE", action="append", default=[], help="any other setting of a round"
     )
     p.add_argument(
-        "--source-free", action="store_true", help="leave the pack's labelled source frames unused"
+        "--source-free",
+        action="store_true",
+        help="leave the pack's labelled source frames unused; preset source-free if none is named",
     )
     p.add_argument("--seed", type=int, default=0, help="of everything random (0)")
 
@@ -234,7 +236,8 @@ def round_config(arguments: argparse.Namespace) -> RoundConfig:
         except ValueError:
             value = text
         told[key] = tuple(value) if isinstance(value, list) else value
-    return preset(arguments.preset, **told)
+    name = "source-free" if arguments.source_free and arguments.preset == "default" else arguments.preset
+    return preset(name, **told)
 
 
 def loop_config(arguments: argparse.Namespace) -> LoopConfig:
@@ -326,8 +329,10 @@ def _main(arguments: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     torch.set_num_threads(arguments.threads)
-    config = loop_config(arguments)
+    loop_config(arguments)  # settings that cannot be are said before a pack is read
     pack = load_pack(arguments.pack)
+    arguments.source_free = arguments.source_free or not pack.replay("train")
+    config = loop_config(arguments)
     if not _versions_in(Path(arguments.repository), arguments.model):
         raise LoopError(
             f"repository {arguments.repository!r} holds no version of {arguments.model!r}: give the one that "

@@ -181,6 +181,11 @@ def test_settings_on_the_command_line():
     assert (config.source, config.target, config.crop) == (2, 5, (64, 96))
     assert (config.source_free, config.seed, config.mrkld, config.bn) == (True, 3, 0.1, "split")
     assert config.label_scales == (0.75, 1.0)
+    assert (
+        config.keep_parent > 0.5
+    )  # a student without replay stays near its parent, unless a preset is named
+    named = round_config(parser().parse_args([*base, "--source-free", "--preset", "cbst"]))
+    assert (named.source_free, named.keep_parent) == (True, 0.0)
     classic = round_config(parser().parse_args([*base, "--preset", "cbst", "--rate", "0.001"]))
     assert (classic.adabn, classic.bn, classic.rate, classic.portions) == (
         False,
