@@ -13,7 +13,7 @@ class Rendered:
     """`count` rendered street scenes of one domain, with exact labels.
 
     Raises:
-        DataError: no such domain.
+        DataError: no such domain, or a negative number.
     """
 
     def __init__(
@@ -25,6 +25,8 @@ class Rendered:
             raise DataError(
                 f"there is no rendered domain {domain!r}: choose one of {', '.join(street.DOMAINS)}"
             )
+        if count < 0 or first_seed < 0:
+            raise DataError(f"{count} frames from street {first_seed}: neither can be negative")
         self.domain, self.count, self.first, self.size = domain, int(count), int(first_seed), size
 
     def __len__(self) -> int:

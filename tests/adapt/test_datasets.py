@@ -138,3 +138,11 @@ def test_without_labels_none_is_read(tmp_path):
     (tmp_path / "labels" / "a.png").write_bytes(b"no label at all")
     assert open_dataset(f"folder:{tmp_path}", labels=False)[0][1] is None
     assert open_dataset("street:day:1", labels=False)[0][1] is None
+
+
+@pytest.mark.parametrize(
+    "text", ["street:mars", "street:day:-3", "street:day:2:-1", "street:day:x", "street:day:1:2:3"]
+)
+def test_streets_that_cannot_be_are_refused(text):
+    with pytest.raises(DataError):
+        open_dataset(text)
