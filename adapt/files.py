@@ -17,8 +17,12 @@ def write_json(path: Path, content: Any, *, allow_nan: bool = True) -> None:
     """
     text = json.dumps(content, indent=1, allow_nan=allow_nan) + "\n"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # a full disk keeps the old content and no half of the new
+        temporary.unlink(missing_ok=True)
+        raise

@@ -109,6 +109,7 @@ class FrameStore:
         max_age: seconds after which a frame is dropped, or None; of `rules`, where those are given.
         rules: which frames are kept, see `adapt.selection`.
         key: file with the key the pictures are sealed with, or None.
+        sweep: make files and rows agree; False beside a process that writes: its picture may have no row yet.
 
     Safe for several threads of one process; one process at a time writes (a second waits for SQLite's lock).
 
@@ -128,6 +129,7 @@ class FrameStore:
         max_age: float | None = None,
         rules: Rules | None = None,
         key: str | os.PathLike[str] | None = None,
+        sweep: bool = True,
     ) -> None:
         if max_bytes <= 0:
             raise StoreError(f"frame store: max_bytes is {max_bytes}; give the number of bytes it may fill")
@@ -148,7 +150,8 @@ class FrameStore:
             try:
                 self._open()
                 self._index = os.stat(self.path / "index.sqlite")
-                self.sweep()
+                if sweep:
+                    self.sweep()
                 for summary, rare in self._db.execute("SELECT summary, rare FROM frames"):
                     self._tally.add(json.loads(summary), bool(rare))
             except BaseException:

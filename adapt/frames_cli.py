@@ -117,7 +117,7 @@ def _do(a: argparse.Namespace) -> int:
     if not (a.store / "index.sqlite").is_file():
         raise StoreError(f"{a.store} is no frame store: give WORKDIR/frames of an adapter")
     # Bounds are the adapter's: here nothing is evicted, however much there is.
-    with FrameStore(a.store, max_bytes=1 << 62, key=a.key) as store:
+    with FrameStore(a.store, max_bytes=1 << 62, key=a.key, sweep=False) as store:
         return int(globals()[f"_{a.verb}"](store, a))
 
 

@@ -12,10 +12,12 @@ about to do, each step can be repeated, and the server keeps answering with what
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -242,7 +244,9 @@ class Loop:
         try:
             return opened()
         except StoreError as error:
-            if not path.is_dir() or "key" in str(error) or "encryption" in str(error):
+            cause = error.__cause__
+            damaged = isinstance(cause, sqlite3.DatabaseError | ValueError)
+            if not damaged or isinstance(cause, sqlite3.OperationalError):  # a full disk, a wrong key
                 raise
             # A damaged index must not end adaptation for good: what there was is set aside, not deleted.
             aside = path.with_name(f"frames.damaged-{int(time.time())}-{os.getpid()}")
@@ -260,17 +264,14 @@ class Loop:
             summary = confidence_summary(captured.labels, captured.confidence, classes)
         try:
             kept = self.store.add(
-                captured.frame, source=captured.source, model=captured.model, version=captured.version,
+                captured.frame, source=captured.source[:200], model=captured.model, version=captured.version,
                 summary=summary, at=captured.time, place=captured.place, collect=captured.collect,
             )  # fmt: skip
         except StoreError as error:
             self._refuse("store")
             if self.refused["store"] % 100 == 1:
                 self.say(str(error))
-            if any(words in str(error) for words in ("No space", "too large", "disk is full", "quota")):
-                return False  # there is nothing to repair; it goes on when there is room
-            self.store.close()
-            self.store = self._open_store()
+            self._mend_store()
             return False
         except ValueError as error:
             self._refuse("unreadable")
@@ -281,6 +282,13 @@ class Loop:
         if kept.id is None:
             self._refuse(kept.rule or "rules")
         return kept.id is not None
+
+    def _mend_store(self) -> None:
+        """Open it again, or an empty one where it was removed or is damaged; a full disk is waited for."""
+        self.store.close()
+        self._rows_at = None
+        with contextlib.suppress(StoreError):
+            self.store = self._open_store()
 
     def _refuse(self, rule: str) -> None:
         self.refused[rule] = self.refused.get(rule, 0) + 1
@@ -395,7 +403,12 @@ class Loop:
         if self._rows_at is None or now - self._rows_at > LOOK:
             used = self.state.get("used") or {}
             base = 0 if "used" in self.state else self.state["used_up_to"]
-            rows = self.store.rows(source=self.config.source or None)
+            try:
+                rows = self.store.rows(source=self.config.source or None)
+            except StoreError as error:
+                self.say(str(error))
+                self._mend_store()
+                rows = []
             self._new = [row for row in rows if row.id > used.get(row.source, base)]
             self._rows_at = now
         return self._new
@@ -559,8 +572,7 @@ class Loop:
             except RoundPaused as pause:
                 waits = str(pause)
             except StoreError as error:  # a picture was removed while the round read it
-                self.store.close()
-                self.store = self._open_store()
+                self._mend_store()
                 if len(self._rows()) < 4:
                     return f"FAILED: {error}"
             finally:

@@ -1,5 +1,4 @@
-"""May the vehicle spare anything now?  What it says of itself, and the conditions under which a round may
-run.
+"""May the vehicle spare anything now?  What it says of itself, and the conditions for a round to run.
 
 The interface is one call: ``read() -> VehicleState``.  The default reads a small file that the vehicle's own
 software rewrites (JSON, or TOML by its suffix):
@@ -7,9 +6,8 @@ software rewrites (JSON, or TOML by its suffix):
     {"time": 1781524800.0, "parked": true, "charging": true, "battery": 0.82, "temperature": 41.0}
 
 `time` (seconds since the epoch) may be left out: the file's own time then counts.  A file that is old,
-missing, from
-the future, not readable or not of this form allows nothing: silence is no permission.  Knows neither rounds
-nor the service.
+missing, from the future, not readable or not of this form allows nothing: silence is no permission.  Knows
+neither rounds nor the service.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import importlib
 import json
 import math
 import os
+import stat
 import time
 import tomllib
 from collections.abc import Callable
@@ -60,9 +59,12 @@ class FileVehicle:
 
     def read(self) -> VehicleState:
         try:
-            with open(self.path, "rb") as file:  # one file, though it is replaced meanwhile
-                stamp = os.fstat(file.fileno()).st_mtime
-                content = file.read(LARGEST + 1)
+            # Not blocking: opening a pipe that nobody writes to would wait for ever.
+            with open(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+                about = os.fstat(file.fileno())  # of this one file, though it may be replaced meanwhile
+                if not stat.S_ISREG(about.st_mode):
+                    raise VehicleError(f"vehicle state {self.path} is not a file")
+                stamp, content = about.st_mtime, file.read(LARGEST + 1)
         except OSError as error:
             raise VehicleError(f"vehicle state {self.path} cannot be read ({error.strerror})") from error
         if len(content) > LARGEST:

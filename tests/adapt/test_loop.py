@@ -403,6 +403,8 @@ def test_states_and_conditions(tmp_path):
     assert "s old" in Conditions(parked=True).refuses(car)
     file.unlink()
     assert "cannot be read" in Conditions(parked=True).refuses(car)
+    os.mkfifo(file)
+    assert "is not a file" in Conditions(parked=True).refuses(car), "and it does not wait for a writer"
     assert "cannot be read" in Conditions(parked=True).refuses(SimpleNamespace(read=lambda: 1 / 0))
     silent = SimpleNamespace(read=lambda: SimpleNamespace(parked=None, battery=None))
     assert Conditions(parked=True).refuses(silent) == "not parked"

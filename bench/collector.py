@@ -1,0 +1,177 @@
+"""What collection costs the answer path: the same requests with the collector on and off, turn about.
+
+One server in its own process, one client that sends the next frame when the last was answered, and the
+collector (subscription to the tap, selection, frame store) in a process of its own at the adapter's priority.
+ Beside that the time that the answering thread itself spends on the tap is measured in this process, which no
+ noise hides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from bench.p99_training import MODEL, ROOT, BenchError, Service
+
+EPILOG = """\
+examples:
+  python -m bench.collector
+  python -m bench.collector --pairs 20 --max-fps 10
+
+exit codes: 0 measured, 1 a process failed, 2 wrong usage
+"""
+CHILD = """
+import sys, threading
+from adapt.politeness import be_polite
+from adapt.frames import FrameStore
+from adapt.selection import confidence_summary
+from adapt.sources.live import LiveSource
+from runtime.client import Client
+be_polite(nice=10, idle=sys.argv[5] == "idle")
+client, store = Client(sys.argv[1]), FrameStore(sys.argv[2], near=-1)
+kept = 0
+on, source = threading.Event(), None
+def collect():
+    global kept
+    while True:
+        on.wait()
+        captured = source.get(0.1) if source is not None else None
+        if captured is not None:
+            summary = confidence_summary(captured.labels, captured.confidence, int(sys.argv[4]))
+            kept += store.add(captured.frame, source="front", summary=summary).id is not None
+threading.Thread(target=collect, daemon=True).start()
+print("ready", flush=True)
+for line in sys.stdin:
+    if line.strip() == "on":
+        source = LiveSource(client, "road", max_fps=float(sys.argv[3]))
+        on.set()
+    elif line.strip() == "off":
+        on.clear()
+        source.close()
+        source = None
+    print(kept, flush=True)
+"""
+
+
+def on_the_answering_thread(frames: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """µs a request: an observation made and offered to a tap with one subscriber at 5 fps, and to a drift
+    monitor.
+    """
+    from runtime.config import TapConfig
+    from runtime.drift import DriftMonitor
+    from runtime.tap import Observation, Tap
+
+    tap, monitor = Tap(TapConfig()), DriftMonitor(MODEL, 12)
+    subscription = tap.subscribe(MODEL, max_fps=5.0)
+    threading.Thread(target=lambda: [None for _ in subscription], daemon=True).start()
+    spent = {"tap": 0.0, "drift": 0.0}
+    count = 2000
+    for i in range(count):
+        outputs = {"labels": labels, "confidence": labels}
+        begin = time.perf_counter()
+        seen = Observation(MODEL, 1, "front", frames[i % len(frames)][None], outputs, time.time())
+        tap(seen)
+        middle = time.perf_counter()
+        monitor(seen)
+        spent["tap"] += middle - begin
+        spent["drift"] += time.perf_counter() - middle
+        time.sleep(0.0005)
+    subscription.close()
+    monitor.close()
+    return {key: round(1e6 * value / count, 2) for key, value in spent.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(
+        prog="python -m bench.collector", description="What collection costs the answer path.", epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    p.add_argument("--pack", type=Path, default=ROOT / "packs" / "street-day")
+    p.add_argument("--pairs", type=int, default=12)
+    p.add_argument("--seconds", type=float, default=3.0)
+    p.add_argument("--max-fps", type=float, default=5.0)
+    p.add_argument("--priority", choices=("nice", "idle"), default="idle", help="of the collector's process")
+    a = p.parse_args(argv)
+    from bench.demo import streets
+    from export.build import build
+    from networks.pack import load_pack
+    from runtime.client import Client
+
+    pack = load_pack(a.pack)
+    frames = streets.stream(0, "day", drives=2, frames=12)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        build(pack, folder / "repo", model=MODEL)
+        try:
+            service = Service(folder / "repo", folder / "serve.log")
+        except BenchError as error:
+            print(f"bench.collector: {error}", file=sys.stderr)
+            return 1
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, service.address, str(folder / "frames"), str(a.max_fps),
+             str(len(pack.spec.classes)), a.priority], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert child.stdin is not None
+        assert child.stdout is not None
+
+        def tell(word: str) -> int:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            print(word, file=child.stdin, flush=True)
+            return int(child.stdout.readline())
+
+        took: dict[str, list[float]] = {"off": [], "on": []}
+        ratios, kept = [], 0
+        try:
+            child.stdout.readline()
+            with Client(service.address) as client:
+                for pair in range(2 * a.pairs):
+                    # off, on, on, off, … so that a machine that gets slower favours neither
+                    word = ("off", "on", "on", "off")[pair % 4]
+                    if word == "on":
+                        tell("on")
+                        time.sleep(0.5)
+                    end, these, i = time.monotonic() + a.seconds, [], 0
+                    while time.monotonic() < end:
+                        begin = time.perf_counter()
+                        client.infer(MODEL, frames[i % len(frames)], source="front")
+                        these.append(1000 * (time.perf_counter() - begin))
+                        i += 1
+                    took[word] += these
+                    ratios.append((word, float(np.median(these))))
+                    if word == "on":
+                        kept = tell("off")
+        finally:
+            child.kill()
+            child.wait()
+            service.close()
+    thread = on_the_answering_thread(frames, np.zeros((1, *pack.spec.size), np.uint8))
+    off, on = (np.percentile(took[word], (50, 99)) for word in ("off", "on"))
+    medians = {word: float(np.mean([m for w, m in ratios if w == word])) for word in ("off", "on")}
+    cost = medians["on"] / medians["off"] - 1
+    print(f"{'collector':<12}{'p50 ms':>9}{'p99 ms':>9}{'requests':>10}")
+    for word, (p50, p99) in (("off", off), ("on", on)):
+        print(f"{word:<12}{p50:>9.3f}{p99:>9.3f}{len(took[word]):>10}")
+    print(f"mean of medians: {100 * cost:+.2f}%; {kept} frames kept at up to {a.max_fps:g} a second")
+    share = 100 * thread["tap"] / 1000 / off[0]
+    words = f"tap {thread['tap']} µs ({share:.3f}% of an answer), drift {thread['drift']} µs"
+    print(f"on the answering thread: {words}")
+    result = {
+        "bench": "collector", "off_ms": [round(v, 3) for v in off], "on_ms": [round(v, 3) for v in on],
+        "cost_of_median": round(cost, 4), "kept": kept, "thread_us": thread,
+        "thread_share": round(share / 100, 6), "requests": {k: len(v) for k, v in took.items()},
+    }  # fmt: skip
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
