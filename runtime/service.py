@@ -12,7 +12,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -389,7 +389,9 @@ class Service:
 
     def status(self, model: str = "") -> list[ModelStatus]:
         controllers = self.controllers()
-        if model:
+        if model in self._groups:
+            controllers = {n: c for n, c in controllers.items() if n in self._groups[model].members}
+        elif model:
             controllers = {model: self.controller(model)}
         return [_status(controller, self.ledger) for _, controller in sorted(controllers.items())]
 
@@ -447,14 +449,25 @@ class Service:
         for controller in self._chosen(model):
             controller.unfreeze()
 
-    def _chosen(self, model: str) -> list[SwapController]:
-        return [self.controller(model)] if model else list(self.controllers().values())
+    def pin(self, model: str, version: int) -> None:
+        """Of a group: its generation, and so every member."""
+        self._steered(model).pin(version)
+
+    def unpin(self, model: str) -> None:
+        self._steered(model).unpin()
+
+    def _steered(self, model: str) -> SwapController | GroupController:
+        group = self._groups.get(model)
+        return group if group is not None else self.controller(model)
+
+    def _chosen(self, model: str) -> Sequence[SwapController | GroupController]:
+        return [self._steered(model)] if model else list(self.controllers().values())
 
     def versions(self, model: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """([what is known of each version], history).  A version that cannot be read is listed with the
-        reason.
+        reason.  A group has no versions, but a history.
         """
-        self.controller(model)
+        self._steered(model)
         history = self.repository.history(model)
         last = {e.get("version"): e for e in history if e.get("state") != "NOTE"}
         result = []

@@ -81,11 +81,11 @@ class ControlEdge:
         return wired(self._service.rollback(request.model))
 
     def pin(self, request: pb.PinRequest, context: Any) -> pb.StatusResponse:
-        self._service.controller(request.model).pin(request.version)
+        self._service.pin(request.model, request.version)
         return self._status(request.model)
 
     def unpin(self, request: pb.ModelRequest, context: Any) -> pb.StatusResponse:
-        self._service.controller(request.model).unpin()
+        self._service.unpin(request.model)
         return self._status(request.model)
 
     def freeze(self, request: pb.FreezeRequest, context: Any) -> pb.StatusResponse:

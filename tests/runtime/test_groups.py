@@ -171,8 +171,13 @@ def test_one_member_frozen_or_pinned_refuses_all(repository, config, serve):
     server = serve(config)
     group = server.service.group("scene")
     second = publish(repository, 1)
-    group.freeze("driving")
-    assert all(c.frozen for c in server.service.controllers().values())
+    with Client(server.target) as client:  # under the group's name: every member
+        status = client.freeze("scene", "driving")["models"]
+        assert {name: s["frozen"] for name, s in status.items()} == {"seg": True, "edges": True}
+        client.pin("scene", 1)
+        assert all(c.pinned for c in server.service.controllers().values())
+        client.unpin("scene")
+        assert [e.state for e in client.history("scene")] == ["LIVE"]
     event = server.service.submit_group("scene", second).result()
     assert (event.state, event.check) == ("REJECTED", "frozen")
     assert "driving" in event.reason
