@@ -39,7 +39,8 @@ PLAIN: dict[str, Any] = {
     "prior": False, "adabn": True, "adabn_batch": 6, "adabn_keep": (0.0,), "adabn_by": "mirror",
     "from_parent": True, "holdout": 0.15, "source_free": None, "rate": 5e-4, "weight_decay": 1e-2,
     "schedule": "one-cycle", "bn": "batch", "mrkld": 0.0, "ema": 0.0, "clip": 0.0, "rare": 0.0,
-    "classmix": 0.0, "brightness": 1.0, "colour": 0.0, "flip": True, "force": True, "blur": 0.0, "noise": 0.0,
+    "classmix": 0.0, "keep_parent": 0.0, "brightness": 1.0, "colour": 0.0, "flip": True, "force": True,
+    "blur": 0.0, "noise": 0.0,
     "warm": 0.3, "mic": 0.0, "lrent": 0.0, "rare_target": 0.0, "amp": "", "compile": False, "memory_mb": 0.0,
 }  # fmt: skip
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -47,6 +48,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "cbst": {},
     "cbst-sp": {"prior": True},
     "cbst-sp-mst": {"prior": True, "label_flip": True, "label_scales": (0.75, 1.0, 1.25)},
+    # Without a labelled source frame; the student alone, and near its parent (preset source-free).
+    "free": {"source_free": True, "portions": (0.2,), "bn": "frozen"},
+    "free-near": {"source_free": True, "portions": (0.2,), "bn": "frozen", "keep_parent": 0.75},
     # As published: from the source's own statistics, which stay.
     "st-frozen": {"policy": "st", "adabn": False, "bn": "frozen"},
     "cbst-frozen": {"adabn": False, "bn": "frozen"},
@@ -56,6 +60,7 @@ WORDS = {
     "source": "source only", "adabn": "batch statistics (AdaBN)", "st": "ST", "cbst": "CBST",
     "cbst-sp": "CBST-SP", "cbst-sp-mst": "CBST-SP + MST", "st-frozen": "ST, statistics of the source",
     "cbst-frozen": "CBST, statistics of the source", "labelled": "true labels of the target",
+    "free": "source-free, the student alone", "free-near": "source-free, near the parent",
 }  # fmt: skip
 MAIN = (
     "source",
@@ -69,9 +74,9 @@ MAIN = (
 )
 
 EPILOG = """\
-variants: source, adabn, st, cbst, cbst-sp, cbst-sp-mst, st-frozen, cbst-frozen, labelled (true labels in
-place of pseudo-labels), labels (precision and recall of the pseudo-labels), preset:NAME,
-preset:NAME+KEY=JSON (a preset with a change) and plain+KEY=JSON+…
+variants: source, adabn, st, cbst, cbst-sp, cbst-sp-mst, st-frozen, cbst-frozen, free, free-near
+(source-free), labelled (true labels in place of pseudo-labels), labels (precision and recall of the
+pseudo-labels), preset:NAME, preset:NAME+KEY=JSON (a preset with a change) and plain+KEY=JSON+…
 
 examples:
   python -m bench.ordering --shift street:dusk --seeds 3
