@@ -230,20 +230,18 @@ def grid_peak(frames: Sequence[np.ndarray], most: int = 24) -> float:
 def camera_features(frames: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """Numbers that belong to a camera and its mount more than to the street, float64 [N] each.
 
-    Colour balance, sharpness, where the light is (up against down, edges against centre), and the principal
-    axes of the layout with brightness and contrast taken out.
+    Colour balance, sharpness, light above against below, and the principal axes of the layout with brightness
+    and contrast taken out.  (Centre against edges was tried: cars ahead come and go, and make it alternate.)
     """
     small = np.stack([_small(f, 32) for f in frames]).astype(np.float64)
     mean = small.mean((1, 2)) + 1.0
     luma = small.mean(-1)
     level, spread = luma.mean((1, 2)), np.maximum(luma.std((1, 2)), 1.0)
-    h, w = luma.shape[1:]
-    centre = luma[:, h // 4 : h * 3 // 4, w // 4 : w * 3 // 4].mean((1, 2))
+    h = luma.shape[1]
     found = {
         "colour balance": np.log(mean[:, 0] / mean[:, 2]),
         "green": np.log(mean[:, 1] ** 2 / (mean[:, 0] * mean[:, 2])),
         "up and down": (luma[:, : h // 3].mean((1, 2)) - luma[:, -(h // 3) :].mean((1, 2))) / spread,
-        "edge and centre": (centre - level) / spread,
     }
     fine = []
     for frame in frames:

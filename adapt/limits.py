@@ -52,11 +52,13 @@ class Limits:
     # mIoU that may be lost on source hold-out frames in the colours of the target (labels are known there).
     translated_drop: float = 0.03
     # A hold-out frame is foreign when its answer lies this many deviations of source frames below their mean
-    # layout score with the parent's weights, and still this many with the candidate's …
-    foreign_parent: float = 4.0
-    foreign_candidate: float = 2.0
-    # … and this share of them may be.
-    foreign: float = 0.2
+    # layout score with the parent's weights, and still this many with the candidate's.  Measured: a wall of
+    # shelves lies 6 below with the parent and 5 with half-adapted statistics; CamVid's dusk, whose camera sees
+    # its own bonnet, up to 7 with the parent, and with the candidate one frame of nine more than 4 …
+    foreign_parent: float = 5.0
+    foreign_candidate: float = 4.0
+    # … and this share of them may be: one of four is chance (the first soak had three such rounds refused).
+    foreign: float = 0.25
     # mIoU (or MF) that may be lost on a labelled target hold-out, where one is given: repeated measurements
     # of one recipe differ by about this.
     labelled_drop: float = 0.005

@@ -192,10 +192,14 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         if not own:
             continue
         means = [statistics.fmean(r["windows"]) for r in own]
+        each = len(own[0]["windows"]) // len(PHASES)
+        ends = [each * (i + 1) for i in range(len(PHASES))]
+        settled = [round(statistics.fmean(v for r in own for v in r["windows"][e - 3 : e]), 4) for e in ends]
         found["methods"][name] = {
             "seeds": len(own), "mean": round(statistics.fmean(means), 4),
             "spread": round(statistics.stdev(means), 4) if len(means) > 1 else 0.0,
             "phases": average([r["phases"] for r in own]), "windows": average([r["windows"] for r in own]),
+            "settled": settled, "settled_mean": round(statistics.fmean(settled), 4),
             "seconds": round(statistics.fmean(r["seconds"] for r in own), 1),
             "rounds": sum(len(r["rounds"]) for r in own),
             "accepted": sum(x["accepted"] for r in own for x in r["rounds"]),
@@ -228,12 +232,15 @@ def main(argv: list[str] | None = None) -> int:
                     out.write(json.dumps(records[-1]) + "\n")
                 print(f"{name} {seed}: {records[-1]['phases']}", file=sys.stderr, flush=True)
     found = summary(records)
-    heads = ("mean", "±", "rounds", "accepted", "s")
-    print(f"{'':<11}" + "".join(f"{p:>8}" for p in PHASES) + "{:>8} {:>5} {:>7} {:>9} {:>7}".format(*heads))
+    heads = ("mean", "±", "settled", "rounds", "accepted", "s")
+    words = "{:>8} {:>5} {:>8} {:>7} {:>9} {:>7}".format(*heads)
+    print(f"{'':<11}" + "".join(f"{p:>8}" for p in PHASES) + words)
     for name, m in found["methods"].items():
         cells = "".join(f"{100 * v:>8.1f}" for v in m["phases"])
-        numbers = (100 * m["mean"], 100 * m["spread"], m["rounds"], m["accepted"], m["seconds"])
-        print(f"{name:<11}{cells}" + "{:>8.1f} {:>5.1f} {:>7} {:>9} {:>7.1f}".format(*numbers))
+        scores = [100 * m[k] for k in ("mean", "spread", "settled_mean")]
+        counts = [m[k] for k in ("rounds", "accepted", "seconds")]
+        shown = "{:>8.1f} {:>5.1f} {:>8.1f} {:>7} {:>9} {:>7.1f}".format(*scores, *counts)
+        print(f"{name:<11}{cells}{shown}")
     if a.svg:
         from adapt.report.figures import curves
 
