@@ -14,8 +14,10 @@ from tests.adapt.conftest import toy_spec
 
 def a_record(**changes):
     share = [0.5, 0.3, 0.15, 0.05]
-    measures = {"share": share, "confidence": 0.8, "flip": 0.85, "variety": 3.1, "information": 0.9, "source": 0.6}
-    stage = {"miou": 0.5, "source": 0.6, "measures": measures, "moved": 0.02, "agree": 0.9, "extra": {"x": 0.1}}
+    measures = {
+        "share": share, "confidence": 0.8, "flip": 0.85, "variety": 3.1, "information": 0.9, "source": 0.6,
+    }  # fmt: skip
+    stage = {"miou": 0.5, "source": 0.6, "measures": measures, "moved": 0.02, "agree": 0.9, "extra": {}}
     record = {
         "key": "good/dusk/0", "kind": "good", "seed": 0, "before": 0.4, "source_before": 0.6, "looked": [],
         "parent": measures, "source_share": share, "statistics": {**stage, "miou": 0.48}, "train-1": stage,
@@ -47,9 +49,10 @@ def test_the_verdict_is_the_gates_with_the_limits_given():
     record = a_record()
     assert all(c.passed for c in bench.verdict(record, Limits(), toy_spec()))
     stage = {**record["train-1"], "agree": 0.2}
-    failed = [c.name for c in bench.verdict({**record, "train-1": stage}, Limits(), toy_spec()) if not c.passed]
+    changed = {**record, "train-1": stage}
+    failed = [c.name for c in bench.verdict(changed, Limits(), toy_spec()) if not c.passed]
     assert failed == ["agreement"]
-    assert all(c.passed for c in bench.verdict({**record, "train-1": stage}, Limits(agreement=0.1), toy_spec()))
+    assert all(c.passed for c in bench.verdict(changed, Limits(agreement=0.1), toy_spec()))
 
 
 @pytest.mark.parametrize("name", bench.RELABEL)
