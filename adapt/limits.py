@@ -53,8 +53,8 @@ class Limits:
     translated_drop: float = 0.03
     # A hold-out frame is foreign when its answer lies this many deviations of source frames below their mean
     # layout score with the parent's weights, and still this many with the candidate's.  Measured: a wall of
-    # shelves lies 6 below with the parent and 5 with half-adapted statistics; CamVid's dusk, whose camera sees
-    # its own bonnet, up to 7 with the parent, and with the candidate one frame of nine more than 4 …
+    # shelves lies 6 below with the parent and 5 with half-adapted statistics; CamVid's dusk, where the own
+    # bonnet is in view, up to 7 with the parent, and one frame of nine more than 4 with the candidate …
     foreign_parent: float = 5.0
     foreign_candidate: float = 4.0
     # … and this share of them may be: one of four is chance (the first soak had three such rounds refused).
