@@ -237,8 +237,8 @@ class Metrics:
                     said[key].add_metric((model,), float(value))
             classes = labels.get("classes", [])
             by_class = {each.get("name", ""): each.get("threshold", 0.0) for each in classes}
-            for name, threshold in by_class.items():
-                thresholds.add_metric((model, name), threshold)
+            for label, threshold in by_class.items():
+                thresholds.add_metric((model, label), threshold)
         finished = CounterMetricFamily(
             "roadworthy_rounds_finished", "Rounds of adaptation, by outcome", labels=("model", "state")
         )
