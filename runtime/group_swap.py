@@ -94,7 +94,9 @@ class GroupController:
 
     # -- what the members' controllers ask (runtime/ties.py) -------------------------------
 
-    def record(self, lives: Mapping[str, int], *, back: bool = False) -> dict[str, Any]:
+    def record(
+        self, lives: Mapping[str, int], *, back: bool = False, anyway: bool = False
+    ) -> dict[str, Any]:
         """The generation that these versions make of the live one: the one before, the same, or a new one.
         Its record is what a start goes by.  Raises Refused("record", …).
         """
@@ -116,7 +118,7 @@ class GroupController:
             try:
                 self._write(generation, previous)
             except Refused:
-                if not back:
+                if not anyway:
                     self._next = None
                 raise
         return {"group": self.name, "generation": generation.number}
@@ -165,7 +167,8 @@ class GroupController:
         each member by itself, which makes a new one.
         """
         state = self._state()
-        self._last = max(_number(state.get("last")), _number(state.get("live")))
+        used = (_number(line.get("version")) for line in self._repository.history(self.name))
+        self._last = max(_number(state.get("last")), _number(state.get("live")), *used, 0)
         current = _generation(state, "live", "members")
         previous = _generation(state, "previous", "previous_members")
         with self.control:
@@ -196,7 +199,7 @@ class GroupController:
             detail = line.get("detail")
             if isinstance(detail, dict) and isinstance(detail.get("members"), dict):
                 found = {"live": line.get("version"), "members": detail["members"]}
-        return found | {"last": max((_number(line.get("version")) for line in lines), default=0)}
+        return found
 
     def _wanted(self, recorded: Generation) -> Generation:
         """The recorded generation, but for members that flipped while they were in no group: their live.json

@@ -20,7 +20,7 @@ from runtime import batching, tracing
 from runtime.accounts import Account
 from runtime.adapters import Adapters
 from runtime.config import ServerConfig
-from runtime.errors import Code, ConfigError, Refused, ServiceError
+from runtime.errors import Code, Refused, ServiceError
 from runtime.events import Bus, Event, State
 from runtime.exclusive import Exclusive
 from runtime.group_swap import GroupController, GroupTicket
@@ -103,8 +103,7 @@ class Service:
     def start(self) -> None:
         """Sweeps what killed writers left and brings up the last live version of every model.
 
-        Raises ConfigError when a trusted key cannot be read, when another server has the repository, or when
-        a group has a model's name.
+        Raises ConfigError when a trusted key cannot be read, or when another server has the repository.
         """
         if not self.config.read_only:
             self._exclusive = Exclusive.take(self.repository.path)
@@ -122,8 +121,9 @@ class Service:
             log.info("swept %s", path.name)
         models = self.repository.models()
         for name, group in self._groups.items():
-            if name in models:
-                raise ConfigError(f"groups.{name}: the repository has a model of that name; rename the group")
+            if name in models:  # whoever can publish could keep the server from starting otherwise
+                log.error("the model '%s' has the name of a group and is not served; rename the group", name)
+                models.remove(name)
             for model in group.members:
                 if model in models and self._chosen_to_serve(model):
                     self._open(model)
@@ -232,6 +232,9 @@ class Service:
         controller = self._controllers.get(model)
         if controller is not None:
             return controller
+        if model in self._groups:
+            message = f"'{model}' is a frame group: submit its members' versions, to it or to one of them"
+            raise ServiceError(Code.INVALID_ARGUMENT, message, "invalid")
         try:
             known = bool(self.repository.versions(model))
         except ValueError as error:

@@ -228,10 +228,12 @@ class SwapController:
         with self._lock:
             extra: dict[str, Any] = {}
             with contextlib.suppress(Refused):  # a medium that cannot be written can still be served
-                extra = self.ties.record({self.model: number})
+                extra = self.ties.record({self.model: number}, anyway=True)
             with self.ties.slots:
-                self.host.flip(slot)
+                displaced = self.host.flip(slot)
                 self.ties.flipped()
+            if displaced is not None:
+                displaced.retire()
             candidate.reservation.release()
             self._verifier.goldens[number] = candidate.golden
             if not whole or state.get("live") != number:
@@ -249,17 +251,26 @@ class SwapController:
         so in the history.
         """
         try:
-            candidate = self._verifier.verify(number, reference=None)
-            try:
-                return candidate, self._verifier.slot(candidate)
-            except BaseException:
-                candidate.close()
-                raise
+            return self._checked(number)
         except Refused as refusal:
             self._emit(
                 Event(self.model, number, State.REJECTED, refusal.check, refusal.reason, refusal.detail)
             )
             raise
+
+    def _checked(self, number: int) -> tuple[Candidate, Slot]:
+        """With every fault of a version as a refusal: at a start nothing else may end the server."""
+        candidate: Candidate | None = None
+        try:
+            candidate = self._verifier.verify(number, reference=None)
+            return candidate, self._verifier.slot(candidate)
+        except BaseException as error:
+            if candidate is not None:
+                candidate.close()
+            if isinstance(error, Refused) or not isinstance(error, Exception):
+                raise
+            log.exception("%s version %s", self.model, number)
+            raise Refused("internal", f"{type(error).__name__}: {error}") from error
 
     def _warm_previous(self, number: Any, live: int) -> None:
         """After a restart the rollback target is loaded again, in the background, if it still passes."""
@@ -277,11 +288,7 @@ class SwapController:
                         lambda: self._verifier.verify(number, reference=None),
                         self._config.engine.load_timeout,
                     )
-                try:
-                    slot = self._verifier.slot(candidate)
-                except BaseException:
-                    candidate.close()
-                    raise
+                slot = self._verifier.slot(candidate)
             except Refused as refusal:
                 self._note(number, refusal.check, f"not kept warm: {refusal.reason}")
                 return
@@ -595,7 +602,7 @@ def roll_back(
             raise ServiceError(Code.FAILED_PRECONDITION, message, "state")
     lives = {each.model: each.host.previous_or_refuse().version for each in controllers}
     try:
-        extra = ties.record(lives, back=True)
+        extra = ties.record(lives, back=True, anyway=True)
         for each in controllers:
             each.record_back(lives[each.model], extra)
     except Refused as refusal:

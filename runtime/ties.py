@@ -23,11 +23,13 @@ class Ties(Protocol):
     slots: threading.RLock
     turn: threading.Lock
 
-    def record(self, lives: Mapping[str, int], *, back: bool = False) -> dict[str, Any]:
+    def record(
+        self, lives: Mapping[str, int], *, back: bool = False, anyway: bool = False
+    ) -> dict[str, Any]:
         """These versions are about to be live (`back`: again).  Makes that durable where the ties keep a
         record of their own, and returns what else belongs into live.json of the models.  Under `control`.
 
-        Raises Refused("record", …).
+        Raises Refused("record", …); with `anyway` they will be live nevertheless, and `flipped` must follow.
         """
         ...
 
@@ -59,7 +61,9 @@ class Free:
         self.slots = threading.RLock()
         self.turn = threading.Lock()
 
-    def record(self, lives: Mapping[str, int], *, back: bool = False) -> dict[str, Any]:
+    def record(
+        self, lives: Mapping[str, int], *, back: bool = False, anyway: bool = False
+    ) -> dict[str, Any]:
         return {}
 
     def flipped(self) -> None:

@@ -373,10 +373,94 @@ def test_groups_that_cannot_be(groups, says):
         from_dict({"groups": groups})
 
 
-def test_a_group_with_the_name_of_a_model(repository, config, serve):
+def test_a_version_published_under_a_groups_name_changes_nothing(repository, config, serve):
     publish(repository, 0)
-    with pytest.raises(ConfigError, match="the repository has a model of that name"):
-        serve(dataclasses.replace(config, groups={"seg": ["edges", "other"]}))
+    serve(config).stop()
+    b.publish(repository, "scene")
+    server = serve(config)
+    with Client(server.target) as client:
+        assert kind_of(ask(client)) == (0, 0)
+        with pytest.raises(Rejected, match="'scene' is a frame group"):
+            list(client.submit("scene", 1))
+
+
+def rewritten(directory, **changes):
+    """A manifest that somebody changed, with a digest that is right again."""
+    from runtime import repository as r
+
+    path = directory / "manifest.json"
+    manifest = json.loads(path.read_text()) | changes
+    manifest["digest"] = r.digest(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+NONSENSE = [
+    {"input": [1]},
+    {"input": {"height": "x"}},
+    {"pack": "me"},
+    {"classes": 5},
+    {"edge_classes": {"a": 1}},
+    {"edge_thresholds": [None] * 4},
+    {"engine": {"file": "model.onnx", "kind": 7}},
+    {"engine": {"file": ["x"]}},
+    {"adaptation": 3},
+    {"task": ["edges"]},
+]
+
+
+def test_manifests_of_nonsense_never_keep_the_server_from_starting(repository, config):
+    from runtime.service import Service
+
+    publish(repository, 0)
+    for n, changes in enumerate(NONSENSE):
+        rewritten(repository.directory(f"m{n}", b.publish_edges(repository, f"m{n}")), **changes)
+    service = Service(dataclasses.replace(config, groups={"scene": ["seg", "edges"], "bad": ["m0", "m1"]}))
+    service.start()
+    try:
+        status = {status.model: status for status in service.status()}
+        assert status["seg"].ready
+        assert service.group("scene").status().ready
+        assert service.group("bad").status().reason.startswith("member 'm0': version 1: ")
+        refused = [n for n in range(len(NONSENSE)) if not status[f"m{n}"].ready]
+        assert len(refused) >= 8
+        assert all(status[f"m{n}"].reason for n in refused)
+    finally:
+        service.close()
+
+
+RECORDS = [
+    "[]",
+    "{}",
+    '{"live": 7}',
+    '{"live": 7, "members": {"seg": 99, "edges": 98}, "previous": 6, "previous_members": {"seg": "x"}}',
+    '{"live": true, "members": {"seg": true}, "last": "9"}',
+    '{"live": -1, "members": [1], "previous_members": 3, "last": -5}',
+    '{"live": 7, "members": {"nope": 1}}',
+]
+
+
+def test_group_records_of_nonsense(repository, config):
+    """Whatever one says, what was live comes up as one generation, and no number is given twice."""
+    from runtime.service import Service
+
+    publish(repository, 0)
+    second = publish(repository, 1)
+    used = set()
+    for record in (None, *RECORDS):
+        if record is not None:
+            (repository.path / "scene" / "live.json").write_text(record)
+        service = Service(dataclasses.replace(config, watch=WatchConfig(seconds=0.0)))
+        service.start()
+        try:
+            if record is None:
+                assert service.submit_group("scene", second, shadow=False).result().state == "LIVE"
+            status = service.group("scene").status()
+            assert status.ready, record
+            assert {name: live for name, (live, _) in status.members.items()} == second
+            assert status.generation not in used or record == "[]", record  # whose history still knows it
+            used.add(status.generation)
+        finally:
+            service.close()
 
 
 def test_members_that_do_not_make_one_answer(repository, config, serve):
