@@ -19,7 +19,6 @@ from runtime.errors import Code, ServiceError
 from runtime.queueing import DELAY, Plan
 
 _NEW, _QUEUED, _LEADS, _TAKEN, _DONE = range(5)
-_DEADLINE = ServiceError(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", "deadline")
 
 
 class Job:
@@ -199,7 +198,7 @@ class Scheduler:
         for job in self._queued():
             if job.deadline is not None and job.deadline <= now:
                 self._remove(job)
-                self._finish(job, _DEADLINE)
+                self._finish(job, _late())
             elif job.expires is not None and job.expires <= now:
                 self._expire(job)
             else:
@@ -240,7 +239,7 @@ class Scheduler:
                 now = time.monotonic()
                 if job.deadline is not None and job.deadline <= now:
                     self._remove(job)
-                    self._finish(job, _DEADLINE)
+                    self._finish(job, _late())
                 elif job.expires is not None and job.expires <= now:
                     self._expire(job)
         wake.acquire()
@@ -297,6 +296,10 @@ class Scheduler:
                     each.state = _TAKEN
                     jobs.append(each)
                 return
+
+
+def _late() -> ServiceError:  # one each: an exception keeps the traceback of every thread that raised it
+    return ServiceError(Code.DEADLINE_EXCEEDED, "Deadline Exceeded", "deadline")
 
 
 def _cancelled() -> ServiceError:

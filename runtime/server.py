@@ -38,6 +38,7 @@ class Server:
         self.metrics_port = 0
         self._metrics_server: Any = None
         self._grpc: Any = None
+        self._pool: Pool | None = None
         self._health = health.HealthServicer(
             experimental_non_blocking=True, experimental_thread_pool=futures.ThreadPoolExecutor(2, "health")
         )
@@ -64,8 +65,9 @@ class Server:
         self.service.start()
         threads = 2 * config.engine.concurrency + config.queue.limit * max(1, len(self.service.hosts()))
         threads = min(512, threads + config.streams + 16)
+        self._pool = Pool(threads, "grpc")
         self._grpc = grpc.server(
-            Pool(threads, "grpc"),
+            self._pool,
             interceptors=security.interceptors(config.security),
             maximum_concurrent_rpcs=threads,  # beyond it gRPC itself answers RESOURCE_EXHAUSTED
             options=(
@@ -95,6 +97,7 @@ class Server:
                 )
             except OSError as error:
                 self._grpc.stop(None)
+                self._pool.shutdown()
                 raise ConfigError(
                     f"metrics port {config.metrics_port} cannot be had: {error.strerror}; choose another"
                 ) from error
@@ -150,6 +153,8 @@ class Server:
         idle = self.service.drain(self.config.drain)
         if self._grpc is not None:
             self._grpc.stop(1.0 if idle else 0.0).wait()
+        if self._pool is not None:
+            self._pool.shutdown()
         if self._metrics_server is not None:
             self._metrics_server.shutdown()
             self._metrics_server.server_close()

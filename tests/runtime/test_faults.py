@@ -112,3 +112,13 @@ def test_a_client_that_vanishes_in_the_middle_of_a_stream_leaves_nothing(reposit
                 raise
 
         until(whole)
+
+
+def test_servers_that_come_and_go_in_one_process_leave_no_threads(repository, quick, serve):
+    b.publish(repository)
+    for _ in range(2):
+        server = serve(quick)
+        with Client(server.target) as client:
+            client.infer("road", FRAME)
+        server.stop()
+        until(lambda: not [t for t in threading.enumerate() if t.name.startswith("grpc_")])

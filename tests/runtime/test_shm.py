@@ -232,6 +232,7 @@ def test_both_ways_read_and_write_the_same(memory, mapped):
     assert region.read(Place("r", 10, 20)).tolist() == [(10 + i) % 256 for i in range(20)]
     region.write(Place("r", 100, 3), b"\x01\x02\x03")
     assert Path("/dev/shm", memory[1:]).read_bytes()[4196:4199] == b"\x01\x02\x03"
+    region.write(Place("r", 4095, 1), b"")  # an empty batch has an empty answer
     region.release()
     regions.unregister("")
 
