@@ -339,6 +339,11 @@ def decide(
         "flip-consistency", drop, limits.flip_drop, drop <= limits.flip_drop,
         f"agreement with the mirrored answer {reference.flip:.3f} -> {candidate.flip:.3f}",
     )  # fmt: skip
+    drop = parent.flip - candidate.flip
+    check(
+        "flip-parent", drop, limits.parent_flip_drop, drop <= limits.parent_flip_drop,
+        f"the same against the parent {parent.flip:.3f} -> {candidate.flip:.3f}",
+    )  # fmt: skip
     agreement = agree(candidate, reference)
     check(
         "agreement", agreement, limits.agreement, agreement >= limits.agreement,

@@ -88,13 +88,20 @@ def test_a_good_candidate_passes_everything():
         ({"share": np.array([0.55, 0.3, 0.145, 0.005])}, "class-vanished"),
         ({"variety": 1.2}, "variety"),
         ({"share": np.array([0.97, 0.01, 0.01, 0.01])}, "one-class"),
-        ({"flip": 0.7}, "flip-consistency"),
+        ({"flip": 0.75}, "flip-consistency"),
         ({"labels": [np.full((8, 8), 3, np.uint8)]}, "agreement"),
         ({"confidence": float("nan")}, "finite"),
     ],
 )
 def test_each_fault_is_named(changes, check):
     assert check in failed(measures(**changes))
+
+
+def test_statistics_that_contradict_themselves_lose_to_the_parent():
+    """Batch statistics of something that is no road: the reference itself is the fault."""
+    lost = measures(flip=0.7)
+    checks = gate.decide(lost, lost, measures(), 0.0, toy_spec(), LIMITS)
+    assert [c.name for c in checks if not c.passed] == ["flip-parent"]
 
 
 def test_distance_and_classes_the_source_hardly_has():
