@@ -220,7 +220,7 @@ def front_end(work: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
             ours.repository,
             work=ours.work,
             settings=ours.settings,
-            arguments=["--host", f"unix:{work / 'tiny' / 'socket'}"],
+            arguments=["--host", f"unix:{work / 'tiny' / 'socket'}", "--read-only"],
             name="socket",
         )
         stack.enter_context(socket)
