@@ -384,6 +384,21 @@ class Trainer:
         """
         for p in self.frozen:
             p.requires_grad_(False)
+        try:
+            self._steps(progress, stage)
+        finally:
+            for p in self.frozen:
+                p.requires_grad_(True)
+        if self.teacher is not None:
+            self.twin = self.teacher
+        if self.teacher is not None and self.how.ema:
+            self.twin = {name: p.detach().clone() for name, p in self.network.named_parameters()}
+            with torch.no_grad():
+                for name, p in self.network.named_parameters():
+                    p.copy_(self.teacher[name])
+        return self.network.eval()
+
+    def _steps(self, progress: Progress, stage: str) -> None:
         progress(stage, self.step, self.how.steps)
         last = time.monotonic()
         while self.step < self.how.steps:
@@ -395,16 +410,6 @@ class Trainer:
             last = now
             if self.step % self.every == 0 or self.step == self.how.steps:
                 self.save()
-        for p in self.frozen:
-            p.requires_grad_(True)
-        if self.teacher is not None:
-            self.twin = self.teacher
-        if self.teacher is not None and self.how.ema:
-            self.twin = {name: p.detach().clone() for name, p in self.network.named_parameters()}
-            with torch.no_grad():
-                for name, p in self.network.named_parameters():
-                    p.copy_(self.teacher[name])
-        return self.network.eval()
 
     def _one_step(self) -> float:
         how = self.how
