@@ -117,7 +117,8 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD, service.address, str(folder / "frames"), str(a.max_fps),
-             str(len(pack.spec.classes)), a.priority], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+             str(len(pack.spec.classes)), a.priority],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert child.stdin is not None
         assert child.stdout is not None

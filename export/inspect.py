@@ -116,6 +116,7 @@ def inspect_version(path: Path, *, lineage: bool = False, profile: bool = False)
         report["onnx"] = inspect_onnx(graph, profile=profile)
     if lineage:
         report["lineage"] = _lineage(repository, model, manifest)
+        report["rounds"] = _rounds(repository, model)
         report["history"] = [e for e in repository.history(model) if e.get("version") == manifest["version"]]
         report["live"] = repository.live(model)
     return report
@@ -145,6 +146,46 @@ def _lineage(repository: Repository, model: str, manifest: Report) -> list[Repor
             break
         current = packs.get(parent, {"sha256": parent, "name": None, "version": None, "parent": ""})
     return chain
+
+
+def _rounds(repository: Repository, model: str) -> list[Report]:
+    """Every version of the model, oldest first: which round broke it?
+
+    Of each: version, created, round ("" = the released pack), parent, chosen stage, distance from the parent,
+    gate ("passed", the names of what failed, or "" where there was none), source mIoU and agreement with the
+    mirrored answer of candidate and parent, and the last state the history knows, with its check and reason.
+    """
+    last: dict[int, Report] = {}
+    for entry in repository.history(model):
+        if entry.get("state") not in (None, "NOTE"):
+            last[int(entry.get("version") or 0)] = entry
+    rounds = []
+    for version in repository.versions(model):
+        state = last.get(version, {})
+        row: Report = {"version": version, **{k: str(state.get(k, "")) for k in ("state", "check", "reason")}}
+        try:
+            manifest = repository.manifest(model, version)
+        except Refused as error:
+            rounds.append({**row, "damage": error.reason})
+            continue
+        made, gate, pack = (_table(manifest.get(key)) for key in ("adaptation", "gate", "pack"))
+        measures, failed = _table(made.get("measures")), gate.get("failed") or []
+        row |= {
+            "created": manifest.get("created", ""), "round": made.get("round", ""),
+            "parent": pack.get("parent", ""), "chosen": made.get("chosen", ""),
+            "distance": made.get("distance"),
+            "gate": "passed" if gate.get("passed") else ", ".join(map(str, failed)),
+        }  # fmt: skip
+        for who in ("candidate", "parent"):
+            told = _table(measures.get(who))
+            row[f"{who}_measures"] = {key: told.get(key) for key in ("source", "flip", "confidence")}
+        rounds.append(row)
+    return rounds
+
+
+def _table(value: Any) -> Report:
+    """A table of a manifest that others may have written; {} where it is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def inspect_onnx(path: Path, *, profile: bool = False) -> Report:
@@ -183,7 +224,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     """Raises: ExportError for a file that is no ONNX graph."""
     try:
         model = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, OSError, ValueError) as error:
+    except OSError as error:
+        raise ExportError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+    except (DecodeError, ValueError) as error:
         raise ExportError(f"{str(path)!r} is not an ONNX file: {one_line(error)[:160]}") from error
     if not model.graph.node or not model.opset_import:
         raise ExportError(f"{str(path)!r} is not an ONNX file: it holds no graph")
@@ -333,6 +376,8 @@ def _show_version(r: Report) -> list[str]:
         lines.append(
             f"  {'lineage' if not depth else '':<10}  {'  ' * depth}{name} {entry['sha256'][:12]} ({where})"
         )
+    for row in r.get("rounds", []):
+        lines.append(f"  round       {_show_round(row)}"[:200])
     for entry in r.get("history", []):
         lines.append(f"  history     {json.dumps(entry)[:160]}")
     if "onnx" in r:
@@ -341,6 +386,24 @@ def _show_version(r: Report) -> list[str]:
         count = len(plan.get("refittable") or ())
         lines.append(f"  plan        {plan.get('library')}, {count} weights can be refitted")
     return lines
+
+
+def _show_round(row: Report) -> str:
+    """One line: what it came from, what its gate measured, what became of it."""
+    words = [f"version {row['version']}", row["state"] or "never submitted"]
+    words += [part for part in (row["check"], row["reason"]) if part]
+    if "damage" in row:
+        return ", ".join([*words, f"damaged: {row['damage']}"])
+    if not row["round"]:
+        return ", ".join([*words, "the released pack" if not row["parent"] else "no round"])
+    words.append(f"round {str(row['round'])[:12]} ({row['chosen']}), gate {row['gate'] or 'unknown'}")
+    before, after = row["parent_measures"], row["candidate_measures"]
+    for key, name in (("source", "source mIoU"), ("flip", "mirrored")):
+        if before[key] is not None and after[key] is not None:
+            words.append(f"{name} {100 * before[key]:.1f} -> {100 * after[key]:.1f}")
+    if row["distance"] is not None:
+        words.append(f"moved {100 * row['distance']:.1f}%")
+    return ", ".join(words)
 
 
 def _show_onnx(r: Report) -> list[str]:

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from export.build import build
 from export.errors import ExportError
-from export.inspect import inspect, main, sample_inputs
+from export.inspect import _rounds, _show_round, inspect, main, sample_inputs
 from networks.pack import load_pack
 from runtime.repository import Repository
 
@@ -135,3 +135,31 @@ def test_every_kind_prints_for_a_person_and_as_json(pack, version, foreign, caps
         assert len(capsys.readouterr().out.splitlines()) > 5
         assert main([str(path), "--json", *lineage]) == 0
         assert json.loads(capsys.readouterr().out)["kind"] in ("pack", "version", "onnx")
+
+
+def test_which_round_broke_it(tmp_path, capsys):
+    """Every version with what its gate measured and what became of it."""
+    home = Repository(tmp_path)
+    measures = {"candidate": {"source": 0.41, "flip": 0.7}, "parent": {"source": 0.6, "flip": 0.9}}
+    rounds = (
+        {},
+        {"round": "aaaa", "chosen": "train-2", "distance": 0.02, "measures": measures},
+        {"round": "bbbb", "chosen": "train-1", "distance": 0.4, "measures": "not what was expected"},
+    )
+    for made in rounds:
+        staged = home.stage("road")
+        (staged / "model.onnx").write_bytes(b"engine")
+        pack = {"sha256": made.get("round", "source"), "parent": "source" if made else ""}
+        gate = {"passed": True, "failed": []}
+        home.publish("road", staged, {"adaptation": made, "gate": gate, "pack": pack})
+    states = ((2, "LIVE", ""), (2, "ROLLED_BACK", "watch-confidence"), (3, "REJECTED", "golden"))
+    for version, state, check in states:
+        line = {"version": version, "state": state, "check": check, "reason": "so low"}
+        home.append_history("road", line)
+    found = _rounds(home, "road")
+    assert [(r["version"], r["round"], r["state"], r["check"]) for r in found] == [
+        (1, "", "", ""), (2, "aaaa", "ROLLED_BACK", "watch-confidence"), (3, "bbbb", "REJECTED", "golden"),
+    ]  # fmt: skip
+    assert "source mIoU 60.0 -> 41.0" in _show_round(found[1])
+    assert "moved 2.0%" in _show_round(found[1])
+    assert "the released pack" in _show_round(found[0])
