@@ -259,6 +259,31 @@ def test_a_covered_camera_rolls_nothing_back(repository, quick, serve):
         assert client.status()["models"]["edges"]["live"] == second
 
 
+def test_empty_batches_are_answered_and_decide_nothing(repository, quick, serve):
+    model = good(batch="N")
+    b.publish_edges(repository, model=model, answers=b.good_edges(), batch="N")
+    server = serve(quick)
+    second = b.publish_edges(repository, model=model, answers=b.good_edges(), batch="N")
+    empty = np.zeros((0, *b.EDGE_SIZE, 3), np.uint8)
+    stopping = threading.Event()
+
+    def send():
+        with Client(server.target) as client:
+            while not stopping.is_set():
+                answer = client.infer_tensors("edges", {"frame": empty})
+                assert answer.outputs["edge_bits"].shape == (0, *b.EDGE_SIZE)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with Client(server.target) as client:
+            *_, last = client.submit("edges", second)
+            assert (last.state, last.detail["shadow"]["frames"]) == ("LIVE", 0), last
+    finally:
+        stopping.set()
+        sender.join(20)
+
+
 @pytest.mark.parametrize("name", ["edge_bits", "edges"])
 def test_classification_of_edges_is_refused(repository, quick, serve, name):
     from protos import inference_pb2 as pb
