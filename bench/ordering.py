@@ -55,6 +55,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "st-frozen": {"policy": "st", "adabn": False, "bn": "frozen"},
     "cbst-frozen": {"adabn": False, "bn": "frozen"},
 }
+STUDIES = ("labels", "near")
 PRESETS = ("default", "modern", "source-free")
 WORDS = {
     "source": "source only", "adabn": "batch statistics (AdaBN)", "st": "ST", "cbst": "CBST",
@@ -76,7 +77,8 @@ MAIN = (
 EPILOG = """\
 variants: source, adabn, st, cbst, cbst-sp, cbst-sp-mst, st-frozen, cbst-frozen, free, free-near
 (source-free), labelled (true labels in place of pseudo-labels), labels (precision and recall of the
-pseudo-labels), preset:NAME, preset:NAME+KEY=JSON (a preset with a change) and plain+KEY=JSON+…
+pseudo-labels), near (shares of the parent's weights in a source-free student), preset:NAME,
+preset:NAME+KEY=JSON (a preset with a change) and plain+KEY=JSON+…
 
 examples:
   python -m bench.ordering --shift street:dusk --seeds 3
@@ -396,6 +398,40 @@ def bound(shift: Shift, seed: int) -> dict[str, Any]:
     return numbers(total, shift.classes)
 
 
+def near_parent(shift: Shift, seed: int) -> dict[str, Any]:
+    """What a source-free student is worth with a share of its parent's weights in it (WiSE-FT).
+
+    One training as preset source-free does it, on every target frame: labels at p = .2 from the network with
+    the target's statistics, which stay.
+    """
+    from adapt.labels.cbst import ClassHistograms, pseudo_labels
+    from adapt.train.augment import Augmentation
+    from adapt.train.loop import Optimisation, Trainer
+    from adapt.train.selftraining import Mixture, sampler
+
+    told, spec, classes = shift.settings, shift.pack.spec, len(shift.pack.spec.classes)
+    network = with_statistics(shift, shift.pack.network(), seed)
+    before = score(shift, network)["miou"]
+    parent = {name: w.detach().clone() for name, w in network.named_parameters()}
+    histograms = ClassHistograms(classes)
+    for p in _softmax(network, spec, shift.frames):
+        histograms.add(p)
+    lam = histograms.thresholds(PORTIONS[0])
+    labels = [pseudo_labels(p, lam) for p in _softmax(network, spec, shift.frames)]
+    light = Augmentation(tuple(told.get("crop") or spec.size), told["scale"])
+    mixture = Mixture(0, told["source"] + told["target"], light)
+    draw = sampler([], list(zip(shift.frames, labels, strict=True)), mixture, classes, seed, 0)
+    how = Optimisation(told["steps"], rate=PLAIN["rate"], bn="frozen")
+    Trainer(network, spec, how, draw, seed=seed * 101).run()
+    student = {name: w.detach().clone() for name, w in network.named_parameters()}
+    found = {}
+    for keep in (0.0, 0.25, 0.5, 0.75, 0.9):
+        state = {name: w.lerp(parent[name], keep) for name, w in student.items()}
+        network.load_state_dict({**network.state_dict(), **state})
+        found[str(keep)] = score(shift, network)["miou"]
+    return {"near": {"statistics alone": before, **found}}
+
+
 def _quality(confusion: Any, classes: tuple[str, ...]) -> dict[str, Any]:
     matrix = confusion.matrix
     hit = matrix[:, :-1].diagonal()
@@ -439,6 +475,8 @@ def measure(shift: Shift, variant: str, seed: int, folder: Path) -> dict[str, An
         return score(shift, with_statistics(shift, shift.pack.network(), seed))
     if variant == "labelled":
         return bound(shift, seed)
+    if variant == "near":
+        return near_parent(shift, seed)
     if variant == "labels":
         return label_quality(shift, seed)
     return adapted(shift, variant, seed, folder)
@@ -456,7 +494,7 @@ def gather(out: Path, shift: str) -> dict[str, dict[int, dict[str, Any]]]:
 
 def table(found: dict[str, dict[int, dict[str, Any]]], rare: Sequence[str]) -> str:
     """Markdown: a row a variant, mean ± standard deviation over seeds in percent."""
-    order = [v for v in MAIN if v in found] + [v for v in found if v not in MAIN and v != "labels"]
+    order = [v for v in MAIN if v in found] + [v for v in found if v not in (*MAIN, *STUDIES)]
     first = next(iter(found[order[0]].values()))
     heads = [c for c in rare if c in first["iou"]]
     lines = [
@@ -474,6 +512,16 @@ def table(found: dict[str, dict[int, dict[str, Any]]], rare: Sequence[str]) -> s
         words = WORDS.get(variant, variant.replace("preset:", "preset "))
         lines.append(f"| {words} | {' | '.join(cells)} | {len(results)} |")
     return "\n".join(lines)
+
+
+def near_table(found: dict[int, dict[str, Any]]) -> str:
+    """Markdown: mIoU with each share of the parent's weights, mean ± deviation, and each seed."""
+    heads = list(next(iter(found.values()))["near"])
+    lines = [f"| parent's share | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for seed, result in sorted(found.items()):
+        lines.append(f"| seed {seed} | " + " | ".join(spread([result["near"][h]]) for h in heads) + " |")
+    cells = [spread([r["near"][h] for r in found.values()]) for h in heads]
+    return "\n".join([*lines, f"| **mean** | {' | '.join(cells)} |"])
 
 
 def label_table(found: dict[int, dict[str, Any]], classes: Sequence[str]) -> str:
@@ -552,14 +600,19 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"{arguments.shift} seed {seed} {variant}: {words} {stages} ({kept['took']} s)",
                       file=sys.stderr, flush=True)  # fmt: skip
         everything = gather(out, arguments.shift)
-        if not set(everything) - {"labels"}:
+        if not everything:
             raise RealError(f"{place} holds no result: run without --table")
     except (RealError, RoundError, OSError, ValueError) as error:
         print(f"bench.ordering: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     rare = next(iter(next(iter(everything.values())).values()))["rare"]
     print(machine.line(before | {"load_after": os.getloadavg()[0]}))
-    print(f"\n{arguments.shift}\n\n{table(everything, rare)}\n")
+    rows = {v: kept for v, kept in everything.items() if v not in STUDIES}
+    print(f"\n{arguments.shift}\n")
+    if rows:
+        print(table(rows, rare), "\n")
+    if "near" in everything:
+        print(near_table(everything["near"]), "\n")
     if "labels" in everything:
         first = next(iter(everything["labels"].values()))
         print(
@@ -567,7 +620,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     scores = {
         v: {s: round(r["miou"], 4) for s, r in sorted(kept.items())}
-        for v, kept in everything.items() if v != "labels"
+        for v, kept in rows.items()
     }  # fmt: skip
     print(json.dumps({"shift": arguments.shift, "miou": scores, "machine": before}))
     return 0

@@ -66,6 +66,14 @@ def test_the_table_has_mean_and_deviation_of_the_seeds():
     assert rows[1] == "| CBST | 55.0 ± 7.1 | 30.0 ± 14.1 | 30.0 ± 14.1 | 80.0 ± 0.0 | 2 |"
 
 
+def test_shares_of_the_parents_weights_in_a_table():
+    found = {s: {"near": {"statistics alone": 0.5, "0.75": 0.5 + 0.02 * s}} for s in (0, 1)}
+    lines = ordering.near_table(found).splitlines()
+    assert lines[2:] == [
+        "| seed 0 | 50.0 | 50.0 |", "| seed 1 | 50.0 | 52.0 |", "| **mean** | 50.0 ± 0.0 | 51.0 ± 1.4 |"
+    ]  # fmt: skip
+
+
 def test_an_unknown_row_and_an_empty_cache_end_with_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ordering, "open_shift", lambda *_: shift())
     for more, words in ((("--variant", "best"), "is unknown"), (("--table",), "holds no result")):
