@@ -1,10 +1,11 @@
 """What an export costs, and why the graph is written the way it is.
 
-    python -m bench.export [--json]
+    python -m bench.export [--tail]
 
 For each network: time to write the graph (beside torch's own exporter, with the share of weights that keep
-their names), to build and publish a version, to refit one, and the processor time of a frame in ONNX Runtime
-beside torch.  Then the same graph written in other ways, one change at a time.  One thread; the ways take
+their names), to build and publish a version, to refit one (new weights to a published version, and the part
+of it that is parity), to load either, and the processor time of a frame in ONNX Runtime beside torch.  Then
+the same graph written in other ways, one change at a time (`--tail`: these alone).  One thread; the ways take
 turns within a round, so that a busy machine slows all alike; medians of processor time, and ratios of them.
 Weights are random: the times do not depend on them.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import statistics
@@ -31,7 +33,7 @@ from onnx import helper, numpy_helper
 
 from bench import machine
 from bench.networks import describe, random_network
-from export.build import Options, build
+from export.build import Options, Published, build, parse_size
 from export.graph import INPUT, ServingGraph
 from export.parity import Thresholds
 from export.refit import refit
@@ -41,9 +43,21 @@ from networks.pack import PackSpec, load_pack, write_pack
 from runtime.config import EngineConfig
 from runtime.engines import load
 
-CASES = {"roadnet": (128, 256), "espnetv2": (352, 480), "ddrnet": (352, 480)}
-ANY = Options(threads=1, thresholds=Thresholds(0.0, 0.0, 255.0))  # random weights: only time is measured
-OUTPUTS = ("labels", "confidence")
+CASES = {
+    "roadnet": (128, 256),
+    "espnetv2": (352, 480),
+    "ddrnet": (352, 480),
+    "pidnet": (352, 480),
+    "casenet_light": (256, 512),
+    "espnetv2_edges:joint": (256, 512),
+    "fcn8s": (128, 256),
+    "resnet38": (128, 256),
+    "deeplabv2": (128, 256),
+    "casenet": (128, 256),
+}
+DEFAULT = ("roadnet", "espnetv2", "ddrnet", "casenet_light", "espnetv2_edges:joint")
+# Random weights: only time is measured.
+ANY = Options(threads=1, thresholds=Thresholds(0, 0, 255, edges_max=255, edges_mean=255, bits=0, mf=1))
 
 
 def seconds(action: Callable[[], Any], rounds: int) -> float:
@@ -71,9 +85,17 @@ def take_turns(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, flo
 
 
 def runner(model: onnx.ModelProto, frame: np.ndarray) -> Callable[[], Any]:
+    """A call of the engine for what a request gets that names no output."""
     content = model.SerializeToString()
     engine = load(content, "onnxruntime", "fp32", EngineConfig(threads=1), candidate=False)
-    return lambda: engine.run({INPUT: frame}, OUTPUTS)
+    names = [o.name for o in model.graph.output if o.name != "probabilities"]
+    return lambda: engine.run({INPUT: frame}, names)
+
+
+def described(name: str, size: tuple[int, int]) -> PackSpec:
+    """`name`: NETWORK or NETWORK:TASK."""
+    network, _, task = name.partition(":")
+    return describe(network, size, task or None)
 
 
 @contextlib.contextmanager
@@ -109,7 +131,7 @@ def torchs_exporter(network: SegmentationNetwork, spec: PackSpec) -> tuple[float
 
 def measure(name: str, size: tuple[int, int], rounds: int) -> dict[str, Any]:
     """One row of the first table."""
-    spec = describe(name, size)
+    spec = described(name, size)
     frames = np.random.default_rng(0).integers(0, 256, (4, *size, 3), np.uint8)
     network = random_network(spec, frames)
     row: dict[str, Any] = {"network": name, "size": "x".join(map(str, size))}
@@ -124,10 +146,26 @@ def measure(name: str, size: tuple[int, int], rounds: int) -> dict[str, Any]:
         repository = Path(folder) / "repo"
         row["build_s"] = round(seconds(lambda: build(pack, repository, options=ANY), 3), 2)
         again = load_pack(pack.path)
-        row["refit_s"] = round(
-            seconds(lambda: refit(repository, spec.name, 1, again, thresholds=ANY.thresholds, threads=1), 3),
-            2,
+
+        def refitted(frames: int) -> Published:
+            return refit(
+                repository, spec.name, 1, again, thresholds=ANY.thresholds, frames=frames, threads=1
+            )
+
+        row["refit_s"] = round(seconds(lambda: refitted(len(frames)), 3), 2)
+        row["refit_1_s"] = round(seconds(lambda: refitted(1), 3), 2)
+        published = refitted(len(frames))
+        row["refit_parity"] = round(
+            published.manifest["seconds"]["parity"] / published.manifest["build_seconds"], 2
         )
+        content = (published.path / "model.onnx").read_bytes()
+
+        def warm() -> None:
+            engine = load(content, "onnxruntime", "fp32", EngineConfig(threads=1), candidate=False)
+            engine.run({INPUT: frames[:1]}, [engine.spec.outputs[0].name])
+            engine.close()
+
+        row["load_s"] = round(seconds(warm, 3), 2)
     tensor = torch.from_numpy(frames[:1].copy())
     served = ServingGraph(network, spec)
 
@@ -135,7 +173,7 @@ def measure(name: str, size: tuple[int, int], rounds: int) -> dict[str, Any]:
         with torch.inference_mode():
             return served(tensor)
 
-    graph = write(network, spec, size=size, batch=None)
+    graph = write(network, spec, size=size, batch=None, form="per-class")
     times = take_turns({"torch": eager, "engine": runner(graph, frames[:1])}, rounds)
     row |= {"torch_ms": times["torch"], "engine_ms": times["engine"]}
     row["ratio"] = round(times["torch"] / times["engine"], 2)
@@ -233,16 +271,19 @@ def _with_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.Mod
 
 def variants(name: str, size: tuple[int, int], rounds: int) -> dict[str, Any]:
     """One row of the second table: milliseconds of each way to write the graph."""
-    spec = describe(name, size)
+    spec = described(name, size)
     frames = np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8)
-    graph = write(random_network(spec, frames), spec, size=size, batch=None)
+    network = random_network(spec, frames)
+    graph = write(network, spec, size=size, batch=None)
     ways = {
         "as_written": graph,
+        "per_class": write(network, spec, size=size, batch=None, form="per-class"),
         "prelu": with_prelu(graph),
-        "softmax": with_softmax(graph),
-        "full_softmax": with_full_softmax(graph),
-        "no_head": without_head(graph),
     }
+    if spec.task == "segmentation":
+        ways["softmax"] = with_softmax(graph)
+        ways["full_softmax"] = with_full_softmax(graph)
+        ways["no_head"] = without_head(graph)
     times = take_turns({key: runner(model, frames[:1]) for key, model in ways.items()}, rounds)
     row: dict[str, Any] = {"network": name, "size": "x".join(map(str, size)), "ms": times["as_written"]}
     return row | {key: round(times[key] / times["as_written"], 2) for key in ways if key != "as_written"}
@@ -251,10 +292,12 @@ def variants(name: str, size: tuple[int, int], rounds: int) -> dict[str, Any]:
 FIRST = [
     ("network", "network"), ("size", "frame"), ("write_s", "write, s"), ("torch_write_s", "torch.onnx, s"),
     ("torch_names", "names torch.onnx keeps"), ("build_s", "build, s"), ("refit_s", "refit, s"),
+    ("refit_1_s", "refit, 1 frame, s"), ("refit_parity", "parity's part"), ("load_s", "load and warm, s"),
     ("engine_ms", "engine, ms"), ("torch_ms", "torch, ms"), ("ratio", "torch / engine"),
 ]  # fmt: skip
 SECOND = [
-    ("network", "network"), ("size", "frame"), ("ms", "as written, ms"), ("prelu", "PRelu nodes"),
+    ("network", "network"), ("size", "frame"), ("ms", "whole, ms"), ("per_class", "per class"),
+    ("prelu", "PRelu nodes"),
     ("softmax", "Softmax node"), ("full_softmax", "full-resolution Softmax"), ("no_head", "no enlargement"),
 ]  # fmt: skip
 
@@ -266,23 +309,25 @@ def main(argv: list[str] | None = None) -> int:
         epilog="exit codes: 0 measured, 2 wrong usage",
     )
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="turns of each way (9)")
-    parser.add_argument("--networks", nargs="+", choices=sorted(CASES), default=list(CASES))
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--networks", nargs="+", choices=sorted(CASES), default=list(DEFAULT))
+    parser.add_argument("--tail", action="store_true", help="the ways to write the last part alone")
+    parser.add_argument("--size", metavar="HxW", type=parse_size, help="of the frames (each network's own)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     where = machine.describe()
     first, second = [], []
     for name in args.networks:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
-        first.append(measure(name, CASES[name], args.rounds))
-        second.append(variants(name, CASES[name], args.rounds))
+        if not args.tail:
+            first.append(measure(name, args.size or CASES[name], args.rounds))
+        second.append(variants(name, args.size or CASES[name], args.rounds))
+        gc.collect()
     where["load_after"] = round(os.getloadavg()[0], 2)
-    if args.json:
-        print(json.dumps({"machine": where, "export": first, "variants": second}))
-    else:
-        print(
-            machine.line(where), "", machine.table(first, FIRST), "", machine.table(second, SECOND), sep="\n"
-        )
+    print(machine.line(where))
+    for rows, columns in ((first, FIRST), (second, SECOND)):
+        if rows:
+            print("", machine.table(rows, columns), sep="\n")
+    print(json.dumps({"bench": "export", "machine": where, "export": first, "variants": second}))
     return 0
 
 

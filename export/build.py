@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 import time
@@ -145,6 +146,14 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def finite(text: str) -> float:
+    """A number that can be compared with: NaN would let everything pass."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
 def batch_argument(text: str) -> int | tuple[int, int, int] | None:
     if text == "dynamic":
         return None
@@ -236,7 +245,7 @@ def add_thresholds(parser: argparse.ArgumentParser) -> None:
         ("--min-bits", "edges: least share of pixels with torch's bit field (0.999)"),
         ("--max-mf", "edges: largest difference of MF, torch's edges taken for the truth (0.005)"),
     ):
-        group.add_argument(name, type=float, metavar="X", help=what)
+        group.add_argument(name, type=finite, metavar="X", help=what)
     group.add_argument(
         "--golden-frames",
         type=int,
@@ -344,6 +353,10 @@ def _run(args: argparse.Namespace, plan: plan_options.PlanOptions, progress: Cal
     return build(pack, args.repository, model=args.model, progress=progress, options=options)
 
 
+#: What `--onnx` takes besides; everything else is about building.
+_FOR_FILES = {"onnx", "name", "labels", "repository", "size", "json"}
+
+
 def main(argv: list[str] | None = None) -> int:
     command = parser()
     args = command.parse_args(argv)
@@ -351,6 +364,11 @@ def main(argv: list[str] | None = None) -> int:
         command.error("give either a PACK or --onnx FILE")
     if args.onnx and not args.name:
         command.error("--onnx needs --name NAME")
+    if args.onnx:
+        given = [name for name, value in vars(args).items() if value != command.get_default(name)]
+        if extra := sorted(set(given) - _FOR_FILES):
+            named = ", ".join("--" + name.replace("_", "-") for name in extra)
+            command.error(f"{named}: an ONNX file is published as it is; only packs are built")
     if args.threads < 0:
         command.error(f"--threads {args.threads}: must not be negative")
     if not args.repository and args.backend != "tensorrt-rtx":

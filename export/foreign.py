@@ -54,6 +54,13 @@ def publish_onnx(
             f"{str(path)!r} keeps {len(outside)} weights in other files; a version is one file: "
             "save it with onnx.save(onnx.load(FILE), NEW)"
         )
+    newest = onnx.defs.onnx_opset_version()
+    opset = next((entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if opset > newest:
+        raise ExportError(
+            f"{str(path)!r} is of opset {opset}, the newest known here is {newest}: "
+            "export it with an older opset, or install a newer onnx and onnxruntime"
+        )
     try:
         onnx.checker.check_model(graph)
     except onnx.checker.ValidationError as error:

@@ -211,9 +211,13 @@ def _matching(model: onnx.ModelProto, patterns: Sequence[str]) -> set[str]:
     weights = {i.name for i in model.graph.initializer if not i.name.startswith("const.")}
     found = set()
     for pattern in patterns:
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise ExportError(f"int8: {pattern!r} is not a regular expression: {error}") from error
         names = {
             n.name for n in model.graph.node
-            if any(re.search(pattern, name) for name in (n.name, *(weights & set(n.input))))
+            if any(expression.search(name) for name in (n.name, *(weights & set(n.input))))
         }  # fmt: skip
         if not names:
             raise ExportError(f"int8: nothing to keep is called {pattern!r}; see export.inspect for names")

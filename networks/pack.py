@@ -386,7 +386,9 @@ def _check_arrays(pack: Pack) -> None:
     try:
         prior, reference = pack.prior(), pack.reference()
     except (OSError, ValueError, EOFError, KeyError) as error:
-        raise PackError(f"prior.npz or reference.npz cannot be read: {one_line(error)}") from error
+        # numpy takes what is no archive for a pickle and offers to load it unsafely: not passed on.
+        reason = "it is no archive of arrays" if "pickle" in str(error) else one_line(error)
+        raise PackError(f"prior.npz or reference.npz cannot be read: {reason}") from error
     if prior is not None and (prior.ndim != 3 or prior.shape[0] != classes):
         raise PackError(f"prior.npz has shape {list(prior.shape)}, wanted [{classes}, h, w]")
     for name, array in reference.items():

@@ -221,8 +221,11 @@ class TestCommandLine:
 
     @pytest.mark.parametrize(
         "words",
-        [["--size", "64"], ["--batch", "0"], ["--batch", "x"], ["--precision", "fp8"], ["--threads", "-3"]],
-    )
+        [
+            ["--size", "64"], ["--batch", "0"], ["--batch", "x"], ["--precision", "fp8"], ["--threads", "-3"],
+            ["--min-agreement", "nan"], ["--golden-frames", "0"], ["--golden-frames", "9"],
+        ],
+    )  # fmt: skip
     def test_wrong_usage_is_exit_code_2(self, pack, repository, words):
         with pytest.raises(SystemExit) as stop:
             main([str(pack.path), "--repository", str(repository), *words])

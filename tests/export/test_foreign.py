@@ -89,7 +89,7 @@ class TestWhatIsRefused:
         self.refused(tmp_path, "ONNX Runtime refuses the graph: .*Frobnicate", model)
 
     def test_an_opset_too_new(self, tmp_path):
-        self.refused(tmp_path, "opset|Opset", depth(opset=99))
+        self.refused(tmp_path, "is of opset 99, the newest known here is", depth(opset=99))
 
     def test_answers_that_are_not_finite(self, tmp_path):
         self.refused(tmp_path, "output 'depth' is not finite", depth(value=np.nan))
@@ -168,3 +168,11 @@ def test_command_line(file, tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             main(wrong)
         assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("words", [["--precision", "int8"], ["--backend", "tensorrt"], ["--task", "edges"]])
+def test_what_is_about_building_is_wrong_usage_for_a_file(tmp_path, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--onnx", "x.onnx", "--name", "x", "--repository", str(tmp_path), *words])
+    assert stop.value.code == 2
+    assert "an ONNX file is published as it is" in capsys.readouterr().err

@@ -245,6 +245,7 @@ class TestWhatIsRefused:
             ({"method": "entropy"}, "int8 calibration 'entropy' is unknown"),
             ({"operators": ["Conv", "Softmax"]}, "operators must be Conv and any of Add, Concat"),
             ({"count": 0}, "at least one frame, not 0"),
+            ({"keep": ["("]}, "is not a regular expression"),
             ({"keep": ["nonesuch"]}, "nothing to keep is called 'nonesuch'"),
             ({"keep": ["."]}, "no convolution is left to quantise"),
             (
