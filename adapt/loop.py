@@ -389,7 +389,7 @@ class Loop:
                     if source.read % 16 == 0:  # fewer than the store compares with: none comes twice
                         done[name] = source.read
                         self._keep(imported=done)
-                        self.bars(f"read {Path(name).name}", source.read, 0)
+                        self.bars(f"read {Path(name).name}", source.read, source.read)
                     self._hear(running=False)
             finally:
                 source.close()
@@ -767,9 +767,10 @@ class Loop:
             (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         used = dict(self.state.get("used") or {})
         ids = set(self.state["frames"])
-        for row in self.store.rows():
-            if row.id in ids:
-                used[row.source] = max(used.get(row.source, 0), row.id)
+        with contextlib.suppress(StoreError):  # a store that is gone holds no frame to use twice
+            for row in self.store.rows():
+                if row.id in ids:
+                    used[row.source] = max(used.get(row.source, 0), row.id)
         kept = {k: v for k, v in self.state.items() if k in ("schema", "pack", "imported", "collecting")}
         self.state = {
             **kept, "round": number + 1, "used": used, "finished": time.time(), "last": state,
@@ -803,10 +804,9 @@ class Loop:
             "phase": phase,
             "note": note,
             "collection": {
-                "on": self.collecting, "kept": len(self.store), "bytes": self.store.bytes(),
-                "seen": self.seen,
-                "limit_bytes": self.config.max_bytes, "refused": dict(self.refused),
-                "dropped": self.lost + sum(self.refused.values()),
+                "on": self.collecting, "seen": self.seen, "limit_bytes": self.config.max_bytes,
+                "refused": dict(self.refused), "dropped": self.lost + sum(self.refused.values()),
+                **self._held(),
             },
             "budget": {
                 "seconds": spent["seconds"], "seconds_limit": limit.seconds or 0.0, "paused": "",
@@ -826,6 +826,12 @@ class Loop:
             parts["progress"] = done / total if total else 0.0
             parts.update(self._health())
         self.remote.report(**parts)
+
+    def _held(self) -> dict[str, int]:
+        try:
+            return {"kept": len(self.store), "bytes": self.store.bytes()}
+        except sqlite3.Error:  # damaged, or closed while its disk is full: the next frame mends it or says so
+            return {}
 
     def _health(self) -> dict[str, Any]:
         """Of the latest labelling, from what the round has written down."""

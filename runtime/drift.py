@@ -94,7 +94,7 @@ class DriftConfig:
     block              answers averaged into one point of the test
     false_alarm_hours  mean time between false alarms of one source, at max_fps (slower sources: longer)
     shift              smallest change worth an alarm, in long-run deviations of a block
-    votes              families of signals (confidence, shares, edges, temporal) that must agree
+    votes              families of shares, edges and temporal that must agree; confidence speaks for itself
     min_interval       seconds between two alarms of a source
     tolerance          distance from the version's reference (class-confidence, shares) that counts as drift
     at once max_sources        sources watched; a new one takes the place of one silent for `forget` seconds,
@@ -483,7 +483,8 @@ class SourceDrift:
     def _decide(self, at: float) -> bool:
         families = {FAMILY[name] for name, signal in self.signals.items() if signal.alarmed}
         wanted = min(self.config.votes, len({FAMILY[name] for name in self.signals}) or 1)
-        drifting = bool(self.away) or len(families) >= wanted
+        # What the road is made of changes from street to street; how sure the network is of it should not.
+        drifting = bool(self.away) or "confidence" in families or len(families) >= wanted
         if self.state == "drifting":
             if families or self.away:  # it takes all of them to be back
                 return False

@@ -363,6 +363,49 @@ def test_a_clock_that_jumps_back_neither_stops_nor_hurries_anything(toy_pack, tm
     assert loop.once()["state"] == "LIVE"
 
 
+def test_frames_of_a_folder_killed_while_reading_come_once(toy_pack, tmp_path):
+    from PIL import Image
+
+    from adapt.sources import open_source
+
+    (tmp_path / "drive").mkdir()
+    for i in range(40):
+        Image.fromarray(toy_scene(200 + i, dark=True)[0]).save(tmp_path / "drive" / f"{i:03d}.png")
+    text = f"front={tmp_path / 'drive'}"
+
+    class Killed(BaseException):
+        pass
+
+    def imports(done):
+        return [(text, open_source(text, skip=done.get(text, 0)))]
+
+    def dying(done):
+        ((name, source),) = imports(done)
+        whole = source.get
+
+        def get(timeout):
+            if source.read == 35:
+                raise Killed
+            return whole(timeout)
+
+        source.get = get
+        return [(name, source)]
+
+    clock = Clock()
+    nothing = SimpleNamespace(finished=True, get=lambda timeout: None, close=lambda: None)
+    first = make(toy_pack, tmp_path, clock=clock, source=nothing)
+    first.imports = dying
+    with pytest.raises(Killed):
+        first.once()
+    first.close()
+    again = make(toy_pack, tmp_path, clock=clock, source=nothing)
+    again.imports = imports
+    assert again.once()["state"] in ("LIVE", "REFUSED")
+    assert len(again.store) == 40
+    with pytest.raises(LoopError, match="at their end with 0 frames kept, 14 are wanted"):
+        again.once()
+
+
 def test_settings_that_cannot_be(toy_pack):
     with pytest.raises(LoopError, match="choose of frames"):
         LoopConfig(model="m", on=("sometimes",))
