@@ -368,8 +368,8 @@ class GroupController:
 
     def status(self) -> GroupStatus:
         with self.slots:
-            generation, before, ticket = self.host.generation, self.host.before, self._current
-            reason = self.host.reason
+            generation, ticket, reason = self.host.generation, self._current, self.host.reason
+            before = next(iter(self.host.loaded()[1:]), None)  # none is left where a member's was given up
             members = dict.fromkeys(self.members, (0, 0))
             for name, c in self._controllers.items():
                 members[name] = (_version(c.host.live), _version(c.host.previous))
@@ -378,7 +378,7 @@ class GroupController:
                 ready=not reason,
                 reason=reason,
                 generation=generation.number if generation is not None and not reason else 0,
-                previous=before.number if before is not None else 0,
+                previous=before.version if before is not None else 0,
                 members=members,
                 candidate=str(ticket) if ticket is not None else "",
                 candidate_state=ticket.state if ticket is not None else "",

@@ -384,6 +384,20 @@ def test_a_version_published_under_a_groups_name_changes_nothing(repository, con
             list(client.submit("scene", 1))
 
 
+def test_without_the_warm_versions_there_is_no_way_back_and_the_status_says_so(repository, config, serve):
+    publish(repository, 0)
+    server = serve(config)
+    server.service.submit_group("scene", publish(repository, 1)).result()
+    group = server.service.group("scene")
+    assert group.status().previous == 1
+    server.service.host("seg").drop_previous()  # what the resource-preserving policy does for a candidate
+    assert (group.status().previous, group.status().ready) == (0, True)
+    with pytest.raises(ServiceError, match="'seg' has no previous version"):
+        group.rollback()
+    with Client(server.target) as client:
+        assert kind_of(ask(client)) == (1, 1)
+
+
 def rewritten(directory, **changes):
     """A manifest that somebody changed, with a digest that is right again."""
     from runtime import repository as r
