@@ -148,7 +148,8 @@ def make_engine(
     if options.precision == "int8":
         size = options.size or pack.spec.size
         frames = int8.candidates(pack, size) if options.calibration is None else options.calibration
-        encoded, facts["int8"] = _in_8_bits(graph, frames, contract, options, progress)
+        compared, _ = golden.frames(pack, size, min(options.frames, golden.limit(contract, size)))
+        encoded, facts["int8"] = _in_8_bits(graph, frames, compared, contract, options, progress)
     elif options.precision == "fp16":
         if not tensorrt:
             raise ExportError("fp16 gains nothing on a CPU: use --backend tensorrt, or int8 or fp32 here")
@@ -163,9 +164,17 @@ def make_engine(
 
 
 def _in_8_bits(
-    graph: onnx.ModelProto, frames: np.ndarray, contract: Contract, options: Options, progress: Callback
+    graph: onnx.ModelProto,
+    frames: np.ndarray,
+    compared: np.ndarray,
+    contract: Contract,
+    options: Options,
+    progress: Callback,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The quantised graph and its report; what costs too much stays float, unless the search is off."""
+    """The quantised graph and its report; what costs too much stays float, unless the search is off.
+
+    `frames` to calibrate on; `compared` are those that parity is measured on in the end.
+    """
     how: dict[str, Any] = {
         "classes": len(contract.labels),
         "target": "onnxruntime" if options.backend == "onnxruntime" else "tensorrt",
@@ -177,6 +186,7 @@ def _in_8_bits(
         found = int8.quantise(graph, frames, keep=options.keep, **how)
         return found.model, found.report
     frames, unseen = sensitivity.hold_out(frames)
+    unseen = np.concatenate([unseen, compared])
     found = int8.quantise(graph, frames, keep=options.keep, **how)
     limits = parity.wanted("int8", options.thresholds)
     choice = sensitivity.choose(

@@ -24,9 +24,10 @@ from export.graph import INPUT, Contract
 from export.parity import Thresholds
 from export.progress import Callback
 
-#: Frames that a choice is made on; more of them cost time for every convolution.
+#: Frames held out at most, and frames that a choice is made on at most.
 FRAMES = 4
-#: Part of what the thresholds allow: the frames that decide in the end are others.
+MOST = 12
+#: Part of what the thresholds allow: torch decides in the end, here it is the float graph.
 MARGIN = 0.85
 
 
@@ -65,7 +66,7 @@ def choose(
     Args:
         original: float32, under the graph contract.
         quantised: the same with Q/DQ nodes, as `export.int8` makes it.
-        frames: uint8 [n,H,W,3]; at most `FRAMES` of them are used.
+        frames: uint8 [n,H,W,3], not those that were calibrated on; at most `MOST` of them are used.
         thresholds: what the engine must reach; `MARGIN` of what they allow is asked for here.
     Returns:
         nothing to keep where all may be quantised.
@@ -73,7 +74,8 @@ def choose(
         ExportError: not even half of the convolutions can be quantised.
     """
     mixer = Mixer(original, quantised)
-    frames = frames[:FRAMES]
+    frames = frames[:MOST]
+    ends = [0, len(frames) - 1]  # one of those held out and one of those compared
     truth = _run(original, frames, contract.outputs, threads)
     strict = stricter(thresholds)
 
@@ -90,8 +92,8 @@ def choose(
     measured = "probabilities" if "probabilities" in contract.outputs else "edges"
     for done, name in enumerate(mixer.names):
         progress("sensitivity", done, len(mixer.names))
-        answer = _run(mixer.mix({name}), frames[:2], (measured,), threads)[measured]
-        costs[name] = float(np.abs(answer.astype(np.float32) - truth[measured][:2]).mean())
+        answer = _run(mixer.mix({name}), frames[ends], (measured,), threads)[measured]
+        costs[name] = float(np.abs(answer.astype(np.float32) - truth[measured][ends]).mean())
     progress("sensitivity", len(mixer.names), len(mixer.names))
     order = sorted(costs, key=lambda name: -costs[name])
     low, high = 0, len(order) // 2  # `low` misses; `high` is hoped to reach
