@@ -191,7 +191,7 @@ def loss_of(
         teacher: the mean teacher's parameters by name; MIC asks it.
         student: calls the network, where that is not `network` itself (compiled).
     """
-    ask = student or network
+    ask = network if student is None else student
     size = batch.labels.shape[1:]
 
     def full(raw: Tensor) -> Tensor:
@@ -418,7 +418,15 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(how, self.step)
         self._ready()
-        loss = loss_of(self.network, self.spec, how, batch, self.teacher, self.student)
+        try:
+            loss = loss_of(self.network, self.spec, how, batch, self.teacher, self.student)
+        except Exception as error:
+            if how.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                words = str(error).strip().splitlines()[0]
+                raise ValueError(
+                    f"torch.compile cannot build this network here ({words}): set compile to false"
+                ) from error
+            raise
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss of step {self.step} is {value}: lower the learning rate")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -287,6 +289,33 @@ def test_a_cuda_device_that_is_not_there_is_named(toy_pack, dark_frames, tmp_pat
         pytest.skip("there is one")
     with pytest.raises(RoundError, match="no CUDA device"):
         adapt(toy_pack, dark_frames, config=RoundConfig(device="cuda"), out=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(monkeypatch):
+    """Captured by torch.compile and run by its eager backend: code generation takes minutes."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    draw = sampler(PAIRS[:3], PAIRS[3:], Mixture(2, 2, Augmentation(SIZE), mic=True), 4, seed=0, stage=0)
+    how = {"steps": 2, "ema": 0.9, "mic": 1.0}
+    eager, compiled = small_network(), small_network()
+    first = Trainer(eager, SPEC, Optimisation(**how), draw, seed=0)
+    second = Trainer(compiled, SPEC, Optimisation(**how, compile=True), draw, seed=0)
+    first.run()
+    second.run()
+    np.testing.assert_allclose(first.history, second.history, rtol=1e-4)
+    assert set(compiled.state_dict()) == set(eager.state_dict())  # names as ever
+
+
+def test_a_network_that_cannot_be_compiled_ends_in_one_line(monkeypatch):
+    def broken(*args, **kwargs):
+        raise torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no C++ compiler"), None)
+
+    import torch._dynamo.exc
+
+    monkeypatch.setattr(torch, "compile", lambda network, **k: broken)
+    draw = sampler([], PAIRS, Mixture(0, 1, Augmentation(SIZE)), 4, seed=0, stage=0)
+    with pytest.raises(ValueError, match="set compile to false"):
+        Trainer(small_network(), SPEC, Optimisation(steps=1, compile=True), draw, seed=0).run()
 
 
 # ---------------------------------------------------------------------------------------- the cut by bytes
