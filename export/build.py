@@ -105,7 +105,7 @@ def build(
         str(engine.facts["file"]): engine.content,
         "golden.npz": compared.archive(settings.precision),
         **engine.beside,
-        **reference_file(pack),
+        **reference_file(pack, contract.labels),
     }
     text = configuration(name, settings.backend, graph)
     report("publish", 0, 1)

@@ -231,7 +231,8 @@ def describe(
         "task": contract.task,
         "input": {"height": height, "width": width, "dynamic_batch": options.fixed_batch is None},
         "classes": list(contract.labels),
-        "colours": [list(c) for c in pack.spec.colours],
+        # Edges of classes that are not the pack's have no colours there.
+        "colours": [list(c) for c in pack.spec.colours] if contract.labels == pack.spec.classes else [],
         "output_stride": network.output_stride,
     }
     if contract.edge_classes:

@@ -76,10 +76,12 @@ def from_pack(
     }
 
 
-def reference_file(pack: Pack) -> dict[str, bytes]:
-    """The pack's source statistics as a file of the version; empty where it has none."""
+def reference_file(pack: Pack, classes: Sequence[str]) -> dict[str, bytes]:
+    """The pack's source statistics as a file of the version; empty where it has none of these classes."""
     file = pack.path / REFERENCE
-    return {REFERENCE: file.read_bytes()} if file.is_file() else {}
+    if not file.is_file() or tuple(classes) != pack.spec.classes:
+        return {}
+    return {REFERENCE: file.read_bytes()}
 
 
 def publish(

@@ -118,7 +118,7 @@ def refit(
         str(facts["file"]): engine.content,
         "golden.npz": compared.archive(str(facts["precision"])),
         **engine.beside,
-        **reference_file(pack),
+        **reference_file(pack, contract.labels),
     }
     config = configuration(model, str(facts["kind"]), graph)
     return publish(home, model, content, entry, config, contract.labels)

@@ -190,6 +190,17 @@ def test_a_task_can_be_chosen_and_the_pack_decides_else(pack_of, tmp_path):
         assert ("edge_classes" in result.manifest) == (task != "segmentation")
 
 
+def test_edges_of_other_classes_have_neither_colours_nor_statistics_of_the_labels(pack_of, tmp_path):
+    reference = {"share": np.full(4, 1 / 4), "confidence": np.ones((4, 256), np.int64)}
+    pack = pack_of("joint, other edges", reference=reference)
+    edges = build(pack, tmp_path / "repo", options=Options(task="edges", threads=1)).manifest
+    joint = build(pack, tmp_path / "repo", options=Options(threads=1)).manifest
+    assert (edges["classes"], edges["colours"]) == (["kerb", "pole"], [])
+    assert "reference.npz" not in edges["files"]
+    assert len(joint["colours"]) == 4
+    assert "reference.npz" in joint["files"]
+
+
 def test_thresholds_come_from_the_pack_unless_given(pack_of, tmp_path):
     pack = pack_of("casenet", edge_thresholds=(0.2, 0.3, 0.4))
     assert load_pack(pack.path).spec.edge_thresholds == (0.2, 0.3, 0.4)
