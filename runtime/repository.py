@@ -16,17 +16,19 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from runtime.errors import Code, Refused, ServiceError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
+_LARGEST_MANIFEST = 16 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _STAGING = ".staging-"
@@ -103,13 +105,17 @@ class Repository:
         """The manifest as written; raises Refused("manifest", …) when it is missing or not one of ours."""
         path = self.directory(model, version) / MANIFEST
         try:
-            manifest = json.loads(path.read_bytes())
+            with _open(path) as file:
+                content = file.read(_LARGEST_MANIFEST + 1)
+            if len(content) > _LARGEST_MANIFEST:
+                raise ValueError(f"it has more than {_LARGEST_MANIFEST >> 20} MiB")
+            manifest = json.loads(content)
         except FileNotFoundError:
             what = "has no manifest.json" if path.parent.is_dir() else "does not exist"
             raise Refused(
                 "manifest", f"version {version} of '{model}' {what}; publish it with export.build"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise Refused(
                 "manifest", f"manifest.json of '{model}' version {version} cannot be read: {error}"
             ) from error
@@ -154,8 +160,9 @@ class Repository:
         prevents; `last_live` then knows).
         """
         try:
-            value = json.loads((self.path / check_name(model) / "live.json").read_bytes())
-        except (OSError, ValueError):
+            with _open(self.path / check_name(model) / "live.json") as file:
+                value = json.loads(file.read())
+        except (OSError, ValueError, RecursionError):
             return None
         return value if isinstance(value, dict) else None
 
@@ -189,7 +196,7 @@ class Repository:
             return []
         entries = []
         for line in text.splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 entry = json.loads(line)
                 if isinstance(entry, dict):
                     entries.append(entry)
@@ -406,16 +413,25 @@ def _checked_manifest(manifest: Any, model: str, version: int) -> dict[str, Any]
 def _read_plain(path: Path, name: str, size: Any) -> bytes:
     """A file of exactly `size` bytes; one of another size is refused before it is read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        opened = _open(path)
     except FileNotFoundError:
         raise Refused("hash", f"file '{name}' is missing") from None
     except OSError as error:
         raise Refused("hash", f"file '{name}' cannot be read: {error.strerror}") from error
-    with open(descriptor, "rb") as file:
-        there = os.fstat(descriptor).st_size
+    with opened as file:
+        there = os.fstat(file.fileno()).st_size
         if there != size:
             raise Refused("hash", f"file '{name}' has {there} bytes, the manifest says {size}")
         return file.read(there)
+
+
+def _open(path: Path) -> BinaryIO:
+    """A plain file: no link, and no pipe or device, on which a reader would wait for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a plain file")
+    return open(descriptor, "rb")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -222,3 +222,51 @@ def test_the_bytes_that_were_hashed_are_the_bytes_that_are_used(repository):
 def test_builders_make_versions_that_verify(repository):
     builders.publish(repository)
     assert set(repository.verify("road", 1)["files"]) == {"model.onnx", "golden.npz"}
+
+
+def deep(path):
+    path.write_text("[" * 200_000)
+
+
+def large(path):
+    with open(path, "ab") as file:
+        file.truncate(17 << 20)
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def linked(path):
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "model.onnx"])
+@pytest.mark.parametrize("damage", [deep, large, pipe, linked], ids=lambda f: f.__name__)
+def test_files_that_are_no_files_are_refused_and_nobody_waits_for_them(tmp_path, damage, file):
+    from tests.runtime import builders as b
+
+    repository = Repository(tmp_path)
+    version = b.publish(repository)
+    damage(repository.directory("road", version) / file)
+    with pytest.raises(Refused) as refusal:
+        repository.read("road", version)
+    assert refusal.value.check in ("manifest", "hash")
+    assert "\n" not in refusal.value.reason
+
+
+@pytest.mark.parametrize("damage", [deep, pipe], ids=lambda f: f.__name__)
+def test_a_live_json_of_nonsense_is_as_none(tmp_path, damage):
+    from tests.runtime import builders as b
+
+    repository = Repository(tmp_path)
+    b.publish(repository)
+    repository.set_live("road", {"live": 1})
+    repository.append_history("road", {"version": 1, "state": "LIVE"})
+    with open(tmp_path / "road" / "history.jsonl", "a") as file:
+        file.write("[" * 200_000 + "\n")
+    damage(tmp_path / "road" / "live.json")
+    assert repository.live("road") is None
+    assert repository.last_live("road")["live"] == 1
