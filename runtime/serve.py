@@ -26,12 +26,14 @@ examples:
   python -m runtime.serve --repository engines --port 0 --metrics-port 0 --config server.toml
 
 signals:
-  HUP         read the configuration file again: [guard], [shadow], [watch], [swap] take effect at once
+  HUP         read the configuration file again: [guard], [shadow], [watch], [swap], [drift] take effect at
+              once
   TERM, INT   drain: health says NOT_SERVING, new requests are refused with UNAVAILABLE, what is in flight
   finishes
 
 configuration:
-  one TOML table per section ([engine], [queue], [guard], [shadow], [watch], [swap], [tap], [security]);
+  one TOML table per section ([engine], [queue], [guard], [shadow], [watch], [swap], [tap],
+  [drift], [tracing], [groups], [security]);
   the options of the command line win over the file.  Every key with its default: docs/serving.md
 
 exit codes:

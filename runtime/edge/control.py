@@ -109,6 +109,8 @@ class ControlEdge:
         yield from followed(self._service.reset(request.model), context)
 
     def watch(self, request: pb.WatchRequest, context: Any) -> Iterator[pb.Event]:
+        if request.model and request.model not in self._service.groups():
+            self._service.controller(request.model)  # a name that is mistyped would be waited for in vain
         subscription = self._service.bus.subscribe(request.model)
         try:
             if context.add_callback(subscription.close):
@@ -174,8 +176,8 @@ class ControlEdge:
             groups = self._service.groups().items()
             values["groups"] = [name for name, group in groups if status.model in group.members]
             response.models.add(**values)
-        if not model:
-            response.groups.extend(statuses(self._service))
+        if not model or model in self._service.groups():
+            response.groups.extend(statuses(self._service, model))
         return response
 
 

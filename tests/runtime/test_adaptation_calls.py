@@ -51,7 +51,7 @@ def test_without_an_adapter_commands_are_refused_with_the_remedy(server, kind):
             with pytest.raises(Rejected, match=r"python -m adapt\.run --model road") as refusal:
                 call()
             assert refusal.value.code == "FAILED_PRECONDITION"
-        for call in (c.adaptation, c.start_round, c.drift, c.watch_round):
+        for call in (c.adaptation, c.start_round, c.drift, c.watch_round, c.rollback):
             for name in ("nope", "../road", ""):
                 with pytest.raises(Rejected) as refusal:
                     call(name)

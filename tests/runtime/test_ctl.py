@@ -177,6 +177,9 @@ def test_groups(repository, quick, serve, capsys):
     code, _, err = run(server, capsys, "submit-group", "both", "road=99")
     assert code == 1
     assert "is refused by the check 'manifest'" in err
+    assert set(json.loads(run(server, capsys, "status", "both", "--json")[1])["groups"]) == {"both"}
+    code, _, err = run(server, capsys, "watch", "raod")
+    assert (code, err.count("\n")) == (1, 1)
     code, _, err = run(server, capsys, "submit-group", "none", "road=1")
     assert (code, err) == (1, "runtime.ctl: NOT_FOUND: there is no group 'none'; groups: both\n")
 
