@@ -610,6 +610,8 @@ def roll_back(
     for each in controllers:
         each.end_watch()
     with ties.slots:
+        for each in controllers:  # a candidate may have been given the memory meanwhile: all or none
+            each.host.previous_or_refuse()
         pairs = [each.host.flip_back() for each in controllers]
         ties.flipped()
     events = {
@@ -626,5 +628,6 @@ _OUT = (State.REJECTED.value, State.ROLLED_BACK.value)
 def _sure(candidate: Candidate | None) -> Candidate:
     assert candidate is not None
     return candidate
+
 
 __all__ = ["Prepared", "SwapController", "Ticket", "commit", "roll_back"]
