@@ -61,7 +61,7 @@ class Remote(Silent):
         self._results: deque[dict[str, Any]] = deque(maxlen=32)
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._seen: deque[int] = deque(maxlen=256)
-        self._closed = False
+        self._closed = self._closing = False
         self._stream: Any = None
         self.replaced = ""  # why this adapter must not connect again
         self._thread = threading.Thread(target=self._run, name="adapter-line", daemon=True)
@@ -90,6 +90,13 @@ class Remote(Silent):
             self._changed.notify_all()
 
     def close(self) -> None:
+        """What was reported last is sent first, where the server takes it within a second."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._stream is None or not (self._fresh or self._results), 1.0)
+        if self._stream is not None:
+            time.sleep(0.1)  # gRPC has it, and puts it on the wire
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -158,9 +165,10 @@ class Remote(Silent):
                 if self._closed or ended.is_set():
                     return
                 results, self._results = self._results, deque(maxlen=32)
-                if not results and time.monotonic() < due:
+                if not results and not self._closing and time.monotonic() < due:
                     self._changed.wait_for(
-                        lambda: self._closed or ended.is_set() or bool(self._results), due - time.monotonic()
+                        lambda: self._closed or self._closing or ended.is_set() or bool(self._results),
+                        due - time.monotonic(),
                     )
                     continue
                 parts, self._fresh = self._fresh, {}

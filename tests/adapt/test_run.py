@@ -270,7 +270,7 @@ def test_the_adapter_killed_at_any_phase_ends_with_one_live_version(toy_pack, tm
             while not stop.is_set():
                 try:
                     seen.append(
-                        client.infer("road", toy_scene(400 + i % 40, dark=True)[0], source="front").version
+                        client.infer("road", toy_scene(200 + i % 14, dark=True)[0], source="front").version
                     )
                 except Exception as error:
                     failures.append(error)
@@ -282,7 +282,7 @@ def test_the_adapter_killed_at_any_phase_ends_with_one_live_version(toy_pack, tm
     command = [
         sys.executable, "-m", "adapt.run", "--server", service.address, "--model", "road", "--pack",
         str(toy_pack.path), "--repository", str(repository), "--workdir", str(tmp_path / "work"),
-        "--frames", "20", "--near", "0", "--max-fps", "50", "--portions", ".3,.5", "--steps", "40",
+        "--frames", "14", "--near", "-1", "--max-fps", "50", "--portions", ".3,.5", "--steps", "40",
         "--batch", "2+2", "--once", "--json", "--nice", "0", "--set", "checkpoint_every=5",
     ]  # fmt: skip
     try:
