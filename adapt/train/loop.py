@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -298,7 +298,10 @@ class Trainer:
         self.network, self.spec, self.how, self.draw, self.seed = network, spec, how, draw, seed
         self.checkpoint, self.every, self.identity = checkpoint, every, identity
         self.device = next(network.parameters()).device
-        self.cut = self._cut() if how.memory_mb and how.steps else None
+        kept = self._kept()
+        self.cut: budget_cut.Cut | None = None
+        if how.memory_mb and how.steps:  # a training that goes on moves what it moved before
+            self.cut = budget_cut.Cut(**kept["cut"]) if kept and kept.get("cut") else self._cut()
         named = list(network.named_parameters())
         moves = {name for name, _ in named if not how.parts or name.startswith(how.parts)}
         if self.cut is not None:
@@ -320,7 +323,8 @@ class Trainer:
             self.student = torch.compile(network, dynamic=False)
         self.step = 0
         self.history: list[float] = []
-        self._resume()
+        if kept is not None:
+            self._resume(kept)
 
     def _cut(self) -> budget_cut.Cut:
         """By the first batch, as if on a device without memory; a batch of every step has its shape."""
@@ -343,15 +347,19 @@ class Trainer:
             batchnorm.freeze(self.network)
 
     # ------------------------------------------------------------------------------------ checkpoints
-    def _resume(self) -> None:
+    def _kept(self) -> dict[str, Any] | None:
+        """The checkpoint, where there is one of this training."""
         if self.checkpoint is None or not self.checkpoint.is_file():
-            return
+            return None
         try:
             kept = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
         except Exception:  # a damaged checkpoint costs time, nothing else
-            return
+            return None
         if not isinstance(kept, dict) or kept.get("identity") != self.identity:
-            return
+            return None
+        return kept
+
+    def _resume(self, kept: dict[str, Any]) -> None:
         self.network.load_state_dict(kept["network"])
         self.optimiser.load_state_dict(kept["optimiser"])
         if self.teacher is not None:
@@ -371,6 +379,7 @@ class Trainer:
                 "network": self.network.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
                 "teacher": self.teacher,
+                "cut": None if self.cut is None else asdict(self.cut),
                 "history": self.history,
             },
         )

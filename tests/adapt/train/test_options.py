@@ -211,7 +211,7 @@ def everything(seed: int = 1):
     return sampler(PAIRS[:3], PAIRS[3:], mixture, 4, seed, 0, soft=soft_of(PAIRS[3:]), valid=valid)
 
 
-def test_with_every_option_on_a_stopped_training_ends_with_the_same_weights(tmp_path):
+def test_with_every_option_on_a_stopped_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     how = Optimisation(steps=6, rate=2e-3, **EVERYTHING)
     whole = small_network()
     trainer = Trainer(whole, SPEC, how, everything(), seed=5)
@@ -230,8 +230,10 @@ def test_with_every_option_on_a_stopped_training_ends_with_the_same_weights(tmp_
     with pytest.raises(Stop):
         Trainer(small_network(), SPEC, how, everything(), **told).run(stop)
     resumed = small_network()
+    monkeypatch.setattr(Trainer, "_cut", lambda self: pytest.fail("the cut is the checkpoint's"))
     again = Trainer(resumed, SPEC, how, everything(), **told)
     assert again.step == 2
+    assert again.cut == trainer.cut
     again.run()
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
