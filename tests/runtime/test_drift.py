@@ -188,6 +188,12 @@ def test_far_from_the_versions_reference_from_the_start():
     feed(source, rng, 64)
     assert source.state == "drifting"
     assert "reference" in source.reason
+    sure = {"confidence": np.zeros((2, 256), np.int64)}
+    sure["confidence"][:, 230] = (400, 600)
+    for seen, state in ((0.9, "in-domain"), (0.6, "drifting")):
+        source = SourceDrift("front", 2, QUICK, sure)
+        feed(source, rng, 64, sure=seen)
+        assert source.state == state
     near = {"share": np.array([0.4, 0.6])}
     source = SourceDrift("front", 2, QUICK, near)
     feed(source, rng, 64)
