@@ -450,7 +450,27 @@ class _Round:
             measures, reference, self.parent_measures, moved, self.spec, self.config.limits,
             source_share=self._source_share(), layout=self.layout,
         )  # fmt: skip
+        if self.spec.adaptation:  # the parent is a refreshed pack itself: judge the whole way, too
+            before = self._released()
+            checks += gate.cumulative(
+                measures, before["source"], before["distance"] + moved, self.config.limits
+            )
         return _Stage(name, state, measures, checks, moved)
+
+    def _released(self) -> dict[str, float]:
+        """What is known of the way from the released pack to this round's parent: the released one's source
+        score on the same hold-out (NaN: unknown) and the sum of the distances, which bounds the true one.
+        """
+        told = self.spec.adaptation
+        if not told:
+            return {"source": self.parent_measures.source, "distance": 0.0}
+        way = told.get("released") or {}
+        first = (told.get("measures") or {}).get("parent") or {}
+        source = way.get("source", first.get("source"))
+        return {
+            "source": float("nan") if source is None else float(source),
+            "distance": float(way.get("distance", told.get("distance", 0.0))),
+        }
 
     def _statistics_stage(self, network: nn.Module, reference: gate.Measures) -> _Stage:
         """Batch statistics alone, the first candidate: no weight has moved, `gate.better` has decided."""
@@ -751,7 +771,7 @@ class _Round:
             "parent_measures": self.parent_measures.numbers(),
             "reference_measures": reference.numbers(),
             "candidate_measures": chosen.measures.numbers(),
-            "distance": round(chosen.moved, 5),
+            "distance": round(chosen.moved, 5), "released": self._way(chosen.moved),
             "gate": verdict,
             "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
             "resumed": self.state["resumed"], **self._described(),
@@ -767,6 +787,12 @@ class _Round:
         self._save()
         (self.out / "checkpoint.pt").unlink(missing_ok=True)
         return RoundResult(made, accepted, report)
+
+    def _way(self, moved: float) -> dict[str, float]:
+        """For the manifest: `_released` with this round added."""
+        before = self._released()
+        known = {"source": round(before["source"], 5)} if np.isfinite(before["source"]) else {}
+        return {**known, "distance": round(before["distance"] + moved, 5)}
 
     def _decline(self, checks: list[gate.Check]) -> RoundResult:
         """The frames themselves are no good: nothing is learnt from them."""
@@ -859,6 +885,7 @@ def _for_manifest(report: dict[str, Any]) -> dict[str, Any]:
         "config",
         "stages",
         "distance",
+        "released",
         "gate",
         "torch",
         "threads",

@@ -232,3 +232,19 @@ def test_too_few_frames_are_refused(toy_pack, dark_frames, tmp_path):
     with pytest.raises(RoundError, match="at least 4"):
         adapt(toy_pack, dark_frames[:3], out=tmp_path)
     assert time.monotonic() - start < 5
+
+
+def test_a_round_on_a_refreshed_pack_is_judged_by_the_whole_way(finished, dark_frames, tmp_path):
+    """Harmless steps may not add up: the second round knows where the first began."""
+    _, first = finished
+    way = first.pack.spec.adaptation["released"]
+    assert way["source"] == first.report["parent_measures"]["source"]
+    assert way["distance"] == first.report["distance"]
+    config = RoundConfig(**{**QUICK.__dict__, "portions": (0.3,)})
+    second = adapt(first.pack, dark_frames, config=config, out=tmp_path)
+    checks = {c["name"]: c for c in second.report["gate"]["checks"]}
+    far = way["distance"] + second.report["distance"]
+    assert checks["total-distance"]["value"] == pytest.approx(far, abs=1e-4)
+    drop = way["source"] - second.report["candidate_measures"]["source"]
+    assert checks["total-source-holdout"]["value"] == pytest.approx(drop, abs=1e-4)
+    assert "total-distance" not in {c["name"] for c in first.report["gate"]["checks"]}
