@@ -242,8 +242,8 @@ class Metrics:
         finished = CounterMetricFamily(
             "roadworthy_rounds_finished", "Rounds of adaptation, by outcome", labels=("model", "state")
         )
-        for key, count in self._service.adapters.finished().items():
-            finished.add_metric(key, count)
+        for outcome, count in self._service.adapters.finished().items():
+            finished.add_metric(outcome, count)
         yield from (connected, *said.values(), thresholds, finished)
 
     def _next(self) -> Event | None:

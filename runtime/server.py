@@ -17,8 +17,8 @@ from runtime import metrics as metrics_module
 from runtime.config import ServerConfig
 from runtime.edge import security
 from runtime.edge.common import Streams
+from runtime.edge.control import ADAPTERS, COMMANDS, ControlEdge
 from runtime.edge.control import SERVICE as CONTROL
-from runtime.edge.control import ControlEdge
 from runtime.edge.inference import SERVICE as INFERENCE
 from runtime.edge.inference import InferenceEdge
 from runtime.errors import ConfigError
@@ -64,7 +64,7 @@ class Server:
         metrics = metrics_module.Metrics(self.service)
         self.service.start()
         threads = 2 * config.engine.concurrency + config.queue.limit * max(1, len(self.service.hosts()))
-        threads = min(512, threads + config.streams + 16)
+        threads = min(512, threads + config.streams + COMMANDS + ADAPTERS + 16)  # each stream holds one
         self._pool = Pool(threads, "grpc")
         self._grpc = grpc.server(
             self._pool,
@@ -75,6 +75,10 @@ class Server:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
                 ("grpc.keepalive_permit_without_calls", 1),
+                # A machine that is gone without a word is noticed: its adapter, its watchers.
+                ("grpc.keepalive_time_ms", 30000),
+                ("grpc.keepalive_timeout_ms", 10000),
+                ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
             ),
         )
