@@ -62,6 +62,8 @@ def look(
     what = reasons.most_common(1)[0][0] if reasons else "none is half decoded or torn"
     check("frames-damaged", share, limits.damaged, f"{100 * share:.0f}% of the frames are damaged: {what}")
     # What follows compares frames with each other; fewer are no sample, and a vehicle that stands sees one.
+    if min(frames[0].shape[:2]) < 32:  # nothing can be told from a thumbnail
+        return checks
     views = _views(frames, limits)
     if len(views) < limits.views:
         return checks
@@ -158,7 +160,7 @@ def static_share(luma: np.ndarray, limits: Limits) -> float:
     # In every third of the time: one long street is not a sticker.
     for part in np.array_split(np.abs(luma - level) <= 6, 3):
         steady &= part.mean(0) >= 0.75 * limits.steady
-    edge = np.zeros(steady.shape, bool)
+    edge: np.ndarray = np.zeros(luma.shape[1:], bool)
     step = limits.static_edge
     edge[1:-1] |= (np.abs(level[2:] - level[:-2]) > step) & steady[2:] & steady[:-2]
     edge[:, 1:-1] |= (np.abs(level[:, 2:] - level[:, :-2]) > step) & steady[:, 2:] & steady[:, :-2]
@@ -218,11 +220,13 @@ def grid_peak(frames: Sequence[np.ndarray], most: int = 24) -> float:
     near_y, near_x = 2.5 / h, 2.5 / w
 
     def on_block(f: np.ndarray, near: float) -> np.ndarray:
-        return np.abs(f * 8 - np.round(f * 8)) / 8 < near
+        return np.asarray(np.abs(f * 8 - np.round(f * 8)) / 8 < near)
 
     keep = (np.hypot(fy, fx) > 0.08) & (np.abs(fy) > near_y) & (fx > near_x) & (fx < 0.5 - near_x)
     keep &= ~(on_block(fy, near_y) & on_block(fx, near_x))
     values = rest[keep]
+    if values.size < 100:
+        return 0.0
     spread = 1.4826 * float(np.median(np.abs(values - np.median(values))))
     return float((values.max() - np.median(values)) / max(spread, 1e-6))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -326,7 +326,7 @@ LINES = ("#64748b", "#2563eb", "#c2571a", "#0f766e", "#1e293b", "#b91c1c", "#7c3
 
 
 def curves(
-    series: dict[str, Sequence[float]],
+    series: Mapping[str, Sequence[float]],
     *,
     step: float = 1.0,
     bands: Sequence[tuple[str, float, float]] = (),

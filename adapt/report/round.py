@@ -189,7 +189,8 @@ def render(folder: str | os.PathLike[str]) -> str:
         for c in report.get("gate", {}).get("checks", [])
     ]
     told = report.get("stages") or {}
-    labelling = [told[k] for k in sorted(told) if k.startswith("label-")]
+    rows = [told[k] for k in sorted(told) if k.startswith("label-")]
+    labelling = [r for r in rows if len(r.get("lambda", ())) == len(r.get("share", ())) == len(classes)]
     refused = [
         {"stage": name, "checks": [f"{c['name']}: {c['reason']}" for c in stage["refused"]]}
         for name, stage in sorted(told.items())

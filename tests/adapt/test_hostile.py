@@ -100,6 +100,13 @@ def test_grid_peak_sees_one_period_and_not_edges_of_all():
     assert hostile.grid_peak(plain) < LIMITS.grid < hostile.grid_peak(screen)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (4, 300), (33, 40)])
+def test_small_pictures_are_looked_at_without_complaint(size):
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (*size, 3), np.uint8) for _ in range(12)]
+    assert {c.name for c in hostile.look(frames, LIMITS)} >= {"frames-contrast", "frames-size"}
+
+
 def test_damage_is_named_and_night_is_none():
     rng = np.random.default_rng(2)
     a, b = (rng.integers(0, 256, (40, 60, 3), np.uint8) for _ in range(2))
