@@ -4,7 +4,7 @@ default      the recipe of docs/results/real-domain-shift.md: batch statistics, 
 cbst         the paper's own: statistics fixed, constant rate, each training goes on from the last
 modern       what came after: mean teacher, rare-class sampling on replay and pseudo-labels, ClassMix, MRKLD,
              strong augmentation, frozen batch statistics, warm-up; `--set mic=1` adds masked consistency
-source-free  for a pack without replay: one portion, statistics of the target kept fixed, and three quarters
+source-free  for a pack without replay: one portion, statistics of the target kept fixed, and nine tenths
              of the parent's weights in the result (docs/results/ordering.md: the student alone loses)
 
 Which is the default, and by which figures: docs/adaptation.md.
@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "brightness": 1.5, "colour": 0.1, "blur": 0.5,
         "bn": "frozen", "schedule": "warm", "label_flip": True,
     },
-    "source-free": {"portions": (0.2,), "source_free": True, "bn": "frozen", "keep_parent": 0.75},
+    "source-free": {"portions": (0.2,), "source_free": True, "bn": "frozen", "keep_parent": 0.9},
 }  # fmt: skip
 
 

@@ -50,7 +50,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "cbst-sp-mst": {"prior": True, "label_flip": True, "label_scales": (0.75, 1.0, 1.25)},
     # Without a labelled source frame; the student alone, and near its parent (preset source-free).
     "free": {"source_free": True, "portions": (0.2,), "bn": "frozen"},
-    "free-near": {"source_free": True, "portions": (0.2,), "bn": "frozen", "keep_parent": 0.75},
+    "free-near": {"source_free": True, "portions": (0.2,), "bn": "frozen", "keep_parent": 0.9},
     # As published: from the source's own statistics, which stay.
     "st-frozen": {"policy": "st", "adabn": False, "bn": "frozen"},
     "cbst-frozen": {"adabn": False, "bn": "frozen"},

@@ -479,7 +479,7 @@ def page(found: dict[int, dict[str, Any]]) -> str:
         f"{STEPS} steps of 3 replayed source and 3 target crops (256×320) from the source model's weights, "
         "AdamW 5e-4 one-cycle, one torch thread beside the server; the last stage that passes the gate is "
         "served. Source-free is the preset of that name: one portion, p = 0.2, 6 target crops, statistics of "
-        "the target kept fixed, and three quarters of the parent's weights in the result;",
+        "the target kept fixed, and nine tenths of the parent's weights in the result;",
         "* true labels: the same training, once, with labels in place of pseudo-labels. They exist for "
         "`dusk_eval` alone, so it is crossed over its two halves: each half is scored by a network that "
         "learnt from the 15 or 16 labelled frames of the other, then takes the batch statistics of all dusk "
