@@ -285,10 +285,11 @@ class Loop:
 
     def _mend_store(self) -> None:
         """Open it again, or an empty one where it was removed or is damaged; a full disk is waited for."""
-        self.store.close()
         self._rows_at = None
         with contextlib.suppress(StoreError):
-            self.store = self._open_store()
+            fresh = self._open_store()
+            self.store.close()
+            self.store = fresh
 
     def _refuse(self, rule: str) -> None:
         self.refused[rule] = self.refused.get(rule, 0) + 1
