@@ -97,6 +97,7 @@ def test_the_curve_is_drawn():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_a_short_soak_keeps_every_promise(tmp_path):
     out = str(tmp_path / "soak")
     command = ["--minutes", "2.75", "--phase", "30", "--kill-every", "22", "--first-kill", "25"]
