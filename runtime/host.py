@@ -354,6 +354,8 @@ __all__ = [
     "Parameter",
     "parse_version",
 ]
+
+
 def _permission(parameters: Mapping[str, Parameter]) -> tuple[bool | None, tuple[float, float] | None]:
     """(collect, place) of the parameters `collect`, `latitude` and `longitude`; None for what is not there.
 
@@ -368,5 +370,3 @@ def _permission(parameters: Mapping[str, Parameter]) -> tuple[bool | None, tuple
     except (KeyError, ValueError, OverflowError):
         return allowed, None
     return allowed, place if all(math.isfinite(part) for part in place) else None
-
-
