@@ -313,8 +313,11 @@ class ModelHost:
 
     def _hold(self, work: _Work) -> Slot:
         """The slot of this run, held.  Decided here, at the start of the run, not when the request came."""
+        if work.pinned is not None:  # it may have been retired since it was pinned, and answers all the same
+            work.pinned.hold_again()
+            return work.pinned
         while True:
-            slot = work.pinned or self.slot("" if work.version is None else str(work.version))
+            slot = self.slot("" if work.version is None else str(work.version))
             if slot.hold():
                 return slot
 

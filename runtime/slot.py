@@ -65,6 +65,12 @@ class Slot:
             self._held += 1
             return True
 
+    def hold_again(self) -> None:
+        """One more reference, for who acts for somebody that holds one: also of a slot retired meanwhile."""
+        with self._lock:
+            assert self._held > 0, "nobody holds the slot"
+            self._held += 1
+
     def release(self) -> None:
         with self._lock:
             self._held -= 1

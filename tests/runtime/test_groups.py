@@ -135,6 +135,30 @@ def test_swaps_under_load_never_mix_and_lose_nothing(repository, config, serve, 
     assert account.in_flight == 0
 
 
+def test_a_request_between_two_members_is_finished_by_a_generation_that_was_rolled_back(
+    repository, config, serve, monkeypatch
+):
+    """Its slots are retired, but held: the second member answers, and is free for the next request."""
+    publish(repository, 0)
+    server = serve(dataclasses.replace(config, watch=WatchConfig(seconds=0)))
+    service = server.service
+    assert service.submit_group("scene", publish(repository, 1), shadow=False).result().state == "LIVE"
+    engine = service.host("seg").live.engine
+    run = engine.run
+
+    def run_and_go_back(inputs, outputs):
+        monkeypatch.setattr(engine, "run", run)
+        service.group("scene").rollback()
+        return run(inputs, outputs)
+
+    monkeypatch.setattr(engine, "run", run_and_go_back)
+    with Client(server.target) as client:
+        answer = ask(client, timeout=10)
+        assert (answer.version, kind_of(answer)) == (2, (1, 1))
+        after = ask(client, timeout=10)
+        assert (after.version, kind_of(after)) == (1, (0, 0))
+
+
 def bad_edges(repository):
     return b.publish_edges(repository, "edges", b.edges(W, B, edge_bias=-14.0))
 
