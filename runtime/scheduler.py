@@ -228,9 +228,12 @@ class Scheduler:
 
     def _wait(self, job: Job, wake: _thread.LockType) -> None:
         """Until the job is done, taken along, or leads."""
-        while job.deadline is not None or job.expires is not None:
-            until = min(one for one in (job.deadline, job.expires) if one is not None)
-            left = min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
+        while True:
+            # Read once: whoever hands a permit on may end `expires` meanwhile.
+            ends = [one for one in (job.deadline, job.expires) if one is not None]
+            if not ends:
+                break
+            left = min(max(0.0, min(ends) - time.monotonic()), threading.TIMEOUT_MAX)
             if wake.acquire(timeout=left):
                 return
             with self._lock:

@@ -311,3 +311,31 @@ def test_a_preferred_size_is_run_without_waiting_for_more():
     callers.append(Caller(scheduler, Job(5, batch_key="k")))
     finish(engine, callers)
     assert engine.batches[2] == [4, 5]
+
+
+def test_a_timeout_that_another_thread_deals_with_while_it_is_looked_at():
+    """Whoever hands a permit on may end `expires` between two reads of the thread that waits."""
+
+    class Vanishing(Job):
+        __slots__ = ("reads",)
+
+        @property
+        def expires(self):
+            self.reads -= 1
+            return time.monotonic() if self.reads >= 0 else None
+
+        @expires.setter
+        def expires(self, value):
+            self.reads = 1
+
+    engine = Engine()
+    scheduler = Scheduler(engine, Plan(policy=QueuePolicy(DELAY, default_timeout=5.0)), 1)
+    first = Caller(scheduler, Job("first"))
+    until(lambda: engine.together == 1)
+    second = Caller(scheduler, Vanishing("second"))
+    until(lambda: scheduler.pending == 1 and second.job.reads < 1)
+    engine.gate.set()
+    for caller in (first, second):
+        caller.join(5)
+        assert not caller.is_alive()
+        assert (caller.error, caller.result) == (None, caller.job.payload)
