@@ -69,10 +69,19 @@ class Pool(futures.Executor):
                 number = self._threads
             else:
                 self._free -= 1
-        if start:
-            threading.Thread(target=self._work, name=f"{self._name}_{number}", daemon=True).start()
         self._calls.put((function, arguments, done))
+        if start:
+            self._start(number)
         return done
+
+    def _start(self, number: int) -> None:
+        try:
+            threading.Thread(target=self._work, name=f"{self._name}_{number}", daemon=True).start()
+        except RuntimeError as error:  # the system gives no more: the call waits for a thread there is
+            log.error("no thread for a call, %d there are: %s", number - 1, error)
+            with self._lock:
+                self._threads -= 1
+                self._free -= 1
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Threads end after what they have; nothing is waited for: a call that hangs must not hold a stop."""

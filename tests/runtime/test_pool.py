@@ -64,3 +64,30 @@ def test_a_call_that_raises_is_over_and_its_thread_lives(caplog):
     assert again.wait(5)
     assert "ZeroDivisionError" in caplog.text
     pool.shutdown()
+
+
+def test_where_the_system_gives_no_more_threads_calls_wait_for_those_there_are(monkeypatch, caplog):
+    pool = Pool(3, "pool-test-d")
+    gate, ran = threading.Event(), []
+    pool.submit(gate.wait, 10)
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name.startswith("pool-test-d"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for n in range(5):
+        pool.submit(ran.append, n)
+    gate.set()
+    until(lambda: len(ran) == 5)
+    until(lambda: pool._free == 1)  # and the pool has not lost count
+    monkeypatch.undo()
+    together = threading.Barrier(3)
+    for _ in range(3):
+        pool.submit(together.wait, 10)
+    until(lambda: pool._free == 3)
+    assert not together.broken
+    assert "no thread for a call" in caplog.text
+    pool.shutdown()
