@@ -6,6 +6,7 @@ server refuses, it does not swell.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -36,7 +37,8 @@ class Reservation:
 class Ledger:
     def __init__(self, config: GuardConfig) -> None:
         self._config = config
-        self._lock = threading.Lock()
+        # A candidate that was given up is released when it is collected: maybe on the thread that holds this.
+        self._lock = threading.RLock()
         self._hosts: list[ModelHost] = []
         self._reservations: list[Reservation] = []
 
@@ -77,8 +79,8 @@ class Ledger:
             raise Refused("memory", f"its files have {_mib(file_bytes)}, {_mib(most)} may be taken")
 
     def forget(self, claim: Reservation) -> None:
-        with self._lock:
-            self._reservations = [other for other in self._reservations if other is not claim]
+        with self._lock, contextlib.suppress(ValueError):
+            self._reservations.remove(claim)
 
     def _reserve(self, claim: Reservation) -> str:
         need = claim.need
@@ -92,7 +94,7 @@ class Ledger:
                 )
             left = available()
             if budget <= 0 and left is not None:
-                left -= sum(other.need for other in self._reservations if not other.is_loaded)
+                left -= sum(other.need for other in tuple(self._reservations) if not other.is_loaded)
                 if need + self._config.memory_reserve_bytes > left:
                     return f"needs {_mib(need)} and the machine has {_mib(left)} left"
             self._reservations.append(claim)
@@ -100,7 +102,7 @@ class Ledger:
 
     def _declared(self) -> int:
         slots = [slot for host in self._hosts for slot in host.loaded()]
-        claimed = sum(claim.need for claim in self._reservations)
+        claimed = sum(claim.need for claim in tuple(self._reservations))
         return claimed + sum(self.need(slot.engine.memory_bytes) for slot in slots)
 
 
