@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from networks.pack import PackSpec, normalise
 
-__all__ = ["as_tensor", "batches", "labels_and_confidence", "logits", "probabilities"]
+__all__ = [
+    "as_tensor", "batches", "confidence_histogram", "labels_and_confidence", "logits", "probabilities",
+]  # fmt: skip
 
 
 def as_tensor(frames: np.ndarray | Sequence[np.ndarray]) -> Tensor:
@@ -83,3 +85,15 @@ def labels_and_confidence(
         top, index = x.max(dim=1)
         confidence = 1.0 / torch.exp(x - top.unsqueeze(1)).sum(dim=1)
         return index.to(torch.uint8).cpu().numpy(), (confidence * 255.0).to(torch.uint8).cpu().numpy()
+
+
+def confidence_histogram(
+    network: nn.Module, spec: PackSpec, frames: Sequence[np.ndarray], *, batch: int = 4
+) -> np.ndarray:
+    """int64 [C,256]: how many pixels were answered as each class with each confidence; a pack's reference."""
+    classes = len(spec.classes)
+    counts = np.zeros(classes * 256, np.int64)
+    for tensor in batches(frames, batch):
+        labels, sure = labels_and_confidence(network, spec, tensor)
+        counts += np.bincount((labels.astype(np.int64) * 256 + sure).reshape(-1), minlength=classes * 256)
+    return counts.reshape(classes, 256)

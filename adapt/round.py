@@ -830,12 +830,8 @@ class _Round:
         network = self.pack.network()
         network.load_state_dict(state)
         network = network.to(self.config.device).eval()
-        classes = len(self.spec.classes)
-        counts = np.zeros(classes * 256, np.int64)
-        for tensor in predict.batches(self.frames, self.config.infer_batch):
-            labels, sure = predict.labels_and_confidence(network, self.spec, tensor)
-            counts += np.bincount((labels.astype(np.int64) * 256 + sure).reshape(-1), minlength=classes * 256)
-        confidence = counts.reshape(classes, 256)
+        batch = self.config.infer_batch
+        confidence = predict.confidence_histogram(network, self.spec, self.frames, batch=batch)
         return {"share": confidence.sum(1) / confidence.sum(), "confidence": confidence}
 
     def _write(self, state: dict[str, torch.Tensor], report: dict[str, Any]) -> Pack:

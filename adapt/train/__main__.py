@@ -222,6 +222,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train as told; returns what --json prints."""
     import torch
 
+    from adapt import predict
     from adapt.train import prior, supervised
     from adapt.train.augment import Augmentation
     from networks.pack import write_pack
@@ -284,11 +285,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             if label is not None:
                 replay.append((frame, label, "holdout"))
         labels = [y for _, y in frames]
+        # What it answers on frames it has not learnt from, where there are any: the point drift is told from.
+        seen = [x for x, _, split in replay if split == "holdout"] or [x for x, _, _ in replay]
+        seen = seen or [frames[i][0] for i in _spread(len(frames), arguments.golden or 4)]
+        confidence = predict.confidence_histogram(network.eval(), spec, seen)
         classes = len(spec.classes)
         pack = write_pack(
             out, spec, network.cpu().state_dict(), replay=replay,
             golden=np.stack([frames[i][0] for i in _spread(len(frames), arguments.golden)]),
-            reference={"share": prior.class_shares(labels, classes)},
+            reference={"share": prior.class_shares(labels, classes), "confidence": confidence},
             prior=prior.spatial_prior(labels, classes),
         )  # fmt: skip
     checkpoint.unlink(missing_ok=True)

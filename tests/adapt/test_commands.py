@@ -53,6 +53,9 @@ def test_a_trained_pack_holds_what_adaptation_needs(bands, tmp_path, capsys):
     assert pack.prior().shape[0] == 12
     labels = np.concatenate([toy_scene(i)[1].reshape(-1) for i in range(8)])
     np.testing.assert_allclose(pack.reference()["share"], np.bincount(labels, minlength=12) / labels.size)
+    confidence = pack.reference()["confidence"]  # of the hold-out alone, which was not learnt from
+    assert (confidence.shape, confidence.sum()) == ((12, 256), 3 * 32 * 64)
+    assert confidence.dtype == np.int64
     assert "AdamW 0.0015 one-cycle, 2 epochs" in pack.spec.training
     assert not list(tmp_path.glob("*.checkpoint.pt"))
     assert told["steps"] == 4
