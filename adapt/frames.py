@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from adapt.data.base import BROKEN
 from adapt.sealed import Seal, SealError
 from adapt.selection import Candidate, Place, Rules, Tally, confidence_summary, metres, select
 
@@ -449,7 +450,7 @@ class FrameStore:
                 content = self._seal.open(content, row.file)
             with Image.open(io.BytesIO(content)) as image:
                 return np.asarray(image.convert("RGB"))
-        except (OSError, SealError) as error:
+        except (*BROKEN, SealError) as error:
             raise StoreError(
                 f"frame {row.id} of {self.path} cannot be read ({error}); run sweep()"
             ) from error

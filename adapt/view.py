@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from adapt.data.base import BROKEN
+
 __all__ = ["Recording", "ViewError", "live", "main", "rounds"]
 
 EPILOG = """\
@@ -106,7 +108,7 @@ def _picture(path: Path) -> np.ndarray | None:
     try:
         with Image.open(path) as image:
             return np.asarray(image)
-    except OSError:
+    except BROKEN:
         return None
 
 

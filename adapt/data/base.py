@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 __all__ = [
+    "BROKEN",
     "DataError",
     "Dataset",
     "InMemory",

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from adapt.data.base import BROKEN
 from adapt.sources import Captured, SourceError, camera_name
 
 __all__ = ["frames_of_bag"]
@@ -98,7 +99,7 @@ def _picture(kind: str, message: Any) -> np.ndarray | None:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 return np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError):
+        except BROKEN:
             return None
     channels = CHANNELS.get(message.encoding)
     height, width, step = int(message.height), int(message.width), int(message.step)

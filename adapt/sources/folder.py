@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from adapt.data.base import BROKEN
 from adapt.sources import Captured, SourceError
 
 __all__ = ["frames_of_folder"]
@@ -33,5 +34,5 @@ def _read(files: list[Path], camera: str) -> Iterator[Captured]:
             with Image.open(file) as image:
                 frame = np.asarray(image.convert("RGB"))
             yield Captured(frame, file.stat().st_mtime, camera)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except BROKEN as error:
             print(f"picture {file} is left out: {' '.join(str(error).split())[:200]}", file=sys.stderr)

@@ -17,7 +17,7 @@ class LiveSource:
     """Frames of a model's tap with the answers they got.
 
     A thread reads the subscription into a short queue, so that whoever takes frames can do something else
-    meanwhile; what finds the queue full is dropped and counted.  Started by the first `get`.
+    meanwhile; while it is full nothing is read, and the server drops and counts.  Started by the first `get`.
 
     Args:
         client: a `runtime.client.Client`.

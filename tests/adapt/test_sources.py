@@ -25,6 +25,11 @@ def picture(i: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
     return frame
 
 
+def noise() -> np.ndarray:
+    """A picture that takes several IDAT chunks of PNG."""
+    return np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+
+
 def everything(source):
     frames = []
     while (captured := source.get(0.0)) is not None:
@@ -38,12 +43,18 @@ def test_a_folder_in_order_of_names_without_what_is_no_picture(tmp_path, capsys)
     for i in (2, 0, 1):
         Image.fromarray(picture(i)).save(tmp_path / f"{i}.png")
     (tmp_path / "3.jpg").write_bytes(b"\xff\xd8 not a picture")
+    Image.fromarray(noise()).save(tmp_path / "4.png")
+    broken = (tmp_path / "4.png").read_bytes()
+    at = broken.index(b"IDAT", broken.index(b"IDAT") + 4)  # Pillow raises SyntaxError for its second part
+    (tmp_path / "4.png").write_bytes(broken[:at] + b"\xff\x01\x02\x03" + broken[at + 4 :])
     (tmp_path / "notes.txt").write_text("no picture")
     frames = everything(open_source(f"front={tmp_path}"))
     assert [f.source for f in frames] == ["front"] * 3
     for i, captured in enumerate(frames):
         np.testing.assert_array_equal(captured.frame, picture(i))
-    assert "3.jpg is left out" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "3.jpg is left out" in said
+    assert "4.png is left out" in said
     assert len(everything(open_source(str(tmp_path), skip=2))) == 1
 
 
