@@ -1,4 +1,4 @@
-"""The report of a round: ROUND_DIR/report.json, loop.json, budget.json and pictures/ as one HTML file.
+"""The report of a round: ROUND_DIR/report.json, loop.json and pictures/ as one HTML file.
 
 Whatever is missing is left out: a round that was declined has no stages, one that was not submitted no
 events.  Names come from packs, cameras and servers and are not trusted: everything is escaped.
@@ -18,6 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from adapt.data.base import BROKEN
 from adapt.report import figures, page
 
 __all__ = ["ReportError", "keep_pictures", "render", "write"]
@@ -63,7 +64,7 @@ def _read(path: Path, palette: np.ndarray | None, classes: int) -> str:
     try:
         with Image.open(path) as image:
             array = np.asarray(image)
-    except OSError:
+    except BROKEN:
         return ""
     if palette is None:
         return figures.png(array) if array.ndim == 3 else ""
@@ -244,7 +245,7 @@ def render(folder: str | os.PathLike[str]) -> str:
         facts=[
             (k, _plain(v))
             for k, v in {
-                "frames": report.get("frames"), "seconds": seconds, "budget": _json(folder / "budget.json"),
+                "frames": report.get("frames"), "seconds": seconds, "spent in this period": loop.get("spent"),
                 "distance from the parent": report.get("distance"), "resumed": report.get("resumed"),
                 "settings": {k: v for k, v in (report.get("config") or {}).items() if k != "limits"},
                 "limits": (report.get("config") or {}).get("limits"),
@@ -265,6 +266,11 @@ def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
     folder = Path(folder)
     path = Path(out) if out else folder / "report.html"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(render(folder), encoding="utf-8")
-    os.replace(temporary, path)
+    text = render(folder)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:  # a full disk keeps no half of it
+        temporary.unlink(missing_ok=True)
+        raise
     return path

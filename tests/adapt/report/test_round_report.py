@@ -97,9 +97,8 @@ def test_hostile_names_stay_text(finished, tmp_path):
     write_json(
         tmp_path / "loop.json",
         {"model": EVIL, "round": EVIL, "state": EVIL, "version": EVIL, "finished": EVIL, "reason": EVIL,
-         "events": [{"time": 1.0, "state": EVIL, "check": EVIL, "reason": EVIL}]},
+         "spent": {EVIL: EVIL}, "events": [{"time": 1.0, "state": EVIL, "check": EVIL, "reason": EVIL}]},
     )  # fmt: skip
-    write_json(tmp_path / "budget.json", {EVIL: EVIL})
     page = Page(render(tmp_path))
     assert page.harmless()
     assert page.text.count("alert(1)") > 10
