@@ -204,6 +204,11 @@ class Meter:
         """One step of an optimiser was made."""
         self._account["steps"] += 1
 
+    def rested(self, seconds: float) -> None:
+        """So many seconds up to now were a pause: they are not work."""
+        if self._since is not None:
+            self._since = min(self._since + seconds, self._clock())
+
     def exceeded(self) -> str:
         """Which limit is reached, in words; "" while none is.  Writes the account every few seconds."""
         self._settle()

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.budget import Budget, EnergyMeter, Meter
+from adapt.data.base import resize_frame
 from adapt.files import write_json
 from adapt.frames import FrameStore, StoredFrame, StoreError, confidence_summary
 from adapt.politeness import gpu_background
@@ -305,7 +306,9 @@ class Loop:
             self._collect()
         try:
             return self._from_round()
-        except (RoundError, RuntimeError, ValueError, FloatingPointError, MemoryError, OSError) as error:
+        except (
+            RoundError, StoreError, RuntimeError, ValueError, FloatingPointError, MemoryError, OSError,
+        ) as error:  # fmt: skip
             if self.is_once:
                 raise
             self.say(f"round {self.state['round']} failed: {_line(error)}")
@@ -499,7 +502,7 @@ class Loop:
                 raise RoundPaused(why)
         self._report("round", stage=stage, done=done, total=total, numbers=numbers)
         if self.throttle is not None:
-            self.throttle()
+            self.meter.rested(self.throttle())
 
     def _hear(self, *, running: bool) -> None:
         if self.remote.replaced and self.remote.replaced != self.state.get("replaced_said"):
@@ -538,15 +541,25 @@ class Loop:
             self.remote.answer(command, False, f"this adapter does not know {command.kind!r}")
 
     # -------------------------------------------------------------------------------------------- the round
-    def _rows(self) -> list[StoredFrame]:
+    def _rows(self, *, readable: bool = False) -> list[StoredFrame]:
+        """Of the round's frames those that are there; with `readable` those whose pictures can be read."""
         ids = set(self.state["frames"])
         rows = [row for row in self.store.rows() if row.id in ids]
+        if readable:
+            rows = [row for row in rows if self._is_readable(row)]
         if len(rows) < len(ids):
-            # The frames were evicted or deleted since; the round that used them cannot be repeated.
+            # The frames were evicted, deleted or damaged; the round that used them cannot be repeated.
             if (self.folder / "state.json").is_file():
                 os.replace(self.folder, self.folder.with_name(f"{self.folder.name}.lost-{int(time.time())}"))
             self._go("round", frames=[row.id for row in rows])
         return rows
+
+    def _is_readable(self, row: StoredFrame) -> bool:
+        try:
+            self.store.read(row)
+        except StoreError:
+            return False
+        return True
 
     def _round(self) -> RoundResult | str:
         """The round's result, after as many sessions as it takes; or "CANCELLED: …", "FAILED: …"."""
@@ -574,7 +587,7 @@ class Loop:
                 waits = str(pause)
             except StoreError as error:  # a picture was removed while the round read it
                 self._mend_store()
-                if len(self._rows()) < 4:
+                if len(self._rows(readable=True)) < 4:
                     return f"FAILED: {error}"
             finally:
                 self.store.pinned = ()
@@ -599,7 +612,7 @@ class Loop:
         return bool(self.state["stuck"] >= STUCK - 1)
 
     def _allowed(self) -> None:
-        """Wait until the vehicle and the budget allow work; frames are collected meanwhile."""
+        """Wait until the vehicle and the budget allow work, with an ear for commands; no frame is taken."""
         while waits := self._forbidden():
             self._report("paused", note=waits, budget={"paused": waits})
             if self.is_once and self.meter.exceeded():
@@ -627,9 +640,11 @@ class Loop:
         from adapt.edges_round import EdgeRoundError, adapt_edges
 
         try:
+            size = self.edges.pack.spec.size
+            frames = [resize_frame(frame, size) for frame in self.store.frames(self._rows())]
             made = adapt_edges(
-                self.edges.pack, list(self.store.frames(self._rows())), config=self.edges.config,
-                out=self.folder / "edges", progress=self.bars,
+                self.edges.pack, frames, config=self.edges.config, out=self.folder / "edges",
+                progress=self.bars,
             )  # fmt: skip
         except EdgeRoundError as error:
             self.say(f"edges: {error}; the segmentation goes on alone")
@@ -896,7 +911,14 @@ def _adaptation(result: RoundResult) -> dict[str, Any]:
 def build_version(
     pack: Any, repository: Path, model: str, adaptation: dict[str, Any], gate: dict[str, Any]
 ) -> int:
-    """`export.build.build`, and the number of the version it made."""
-    from export.build import build
+    """`export.build.build`, and the number of the version it made.
 
-    return int(build(pack, repository, model=model, adaptation=adaptation, gate=gate).version)
+    Raises RoundError where it cannot be built: that ends the round, not the loop.
+    """
+    from export.build import build
+    from export.errors import ExportError
+
+    try:
+        return int(build(pack, repository, model=model, adaptation=adaptation, gate=gate).version)
+    except ExportError as error:
+        raise RoundError(str(error)) from error

@@ -60,7 +60,7 @@ class FileVehicle:
     def read(self) -> VehicleState:
         try:
             # Not blocking: opening a pipe that nobody writes to would wait for ever.
-            with open(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            with open(self.path, "rb", opener=_not_blocking) as file:
                 about = os.fstat(file.fileno())  # of this one file, though it may be replaced meanwhile
                 if not stat.S_ISREG(about.st_mode):
                     raise VehicleError(f"vehicle state {self.path} is not a file")
@@ -89,6 +89,10 @@ class FileVehicle:
         if state.battery is not None and not 0.0 <= state.battery <= 1.0:
             raise VehicleError(f"vehicle state {self.path}: battery {state.battery:g} is not from 0 to 1")
         return state
+
+
+def _not_blocking(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _flag(told: dict[str, Any], key: str, path: Path) -> bool | None:

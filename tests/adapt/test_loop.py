@@ -357,6 +357,42 @@ def test_a_failing_round_does_not_end_the_loop(toy_pack, tmp_path):
     assert loop.once()["round"] == 2
 
 
+def test_a_version_that_cannot_be_built_does_not_end_the_loop(toy_pack, tmp_path, monkeypatch):
+    import export.build
+    from export.errors import ExportError
+
+    def build(*_, **__):
+        raise ExportError("parity: the answers differ; nothing was published")
+
+    monkeypatch.setattr(export.build, "build", build)
+    report = make(toy_pack, tmp_path, build=None, retry=1.0).once()
+    assert report["state"] == "FAILED"
+    assert report["reason"] == "parity: the answers differ; nothing was published"
+
+
+def test_a_picture_that_became_unreadable_is_left_out_of_its_round(toy_pack, tmp_path):
+    """It is still there, so opening the store again does not help: the round must not try it for ever."""
+    loop = make(toy_pack, tmp_path)
+    loop._collect()
+    row = loop.store.rows()[3]
+    (tmp_path / "work" / "frames" / "frames" / row.file).write_bytes(b"no picture")
+    report = loop.once()
+    assert report["frames"] == 13
+    assert report["state"] in ("LIVE", "REFUSED")  # what the gate says of this toy is not asked here
+
+
+def test_pauses_of_the_throttle_are_no_work(tmp_path):
+    clock = Clock()
+    energy = EnergyMeter(tmp_path, nvml=False)
+    meter = Meter(Budget(seconds=5.0), tmp_path / "budget.json", clock=clock, energy=energy)
+    meter.start()
+    for _ in range(4):
+        clock.now += 1.0 + 20.0
+        meter.rested(20.0)
+    assert not meter.exceeded()
+    assert meter.spent()["seconds"] == pytest.approx(4.0)
+
+
 def test_a_clock_that_jumps_back_neither_stops_nor_hurries_anything(toy_pack, tmp_path, monkeypatch):
     loop = make(toy_pack, tmp_path, rest=3600.0, on=("frames", "schedule"), every=60.0)
     loop._keep(finished=time.time() + 1e6)
@@ -430,6 +466,14 @@ def test_a_state_that_is_not_one_forbids(tmp_path, content, says):
     with pytest.raises(VehicleError, match=says):
         FileVehicle(file).read()
     assert says in Conditions(parked=True).refuses(FileVehicle(file))
+
+
+def test_a_folder_for_a_state_file_costs_no_descriptor(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(VehicleError, match="cannot be read"):
+            FileVehicle(tmp_path).read()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_states_and_conditions(tmp_path):
