@@ -72,6 +72,13 @@ class Durations:
     compute_infer: int = 0
     compute_output: int = 0
 
+    def __iadd__(self, other: Durations) -> Durations:
+        self.queue += other.queue
+        self.compute_input += other.compute_input
+        self.compute_infer += other.compute_infer
+        self.compute_output += other.compute_output
+        return self
+
 
 @dataclass
 class StatisticsSnapshot:
@@ -104,10 +111,7 @@ class Statistics:
             now.success_ns += total_ns
             now.inferences += batch
             now.last_inference_ms = time.time_ns() // 1_000_000
-            now.stages.queue += stages.queue
-            now.stages.compute_input += stages.compute_input
-            now.stages.compute_infer += stages.compute_infer
-            now.stages.compute_output += stages.compute_output
+            now.stages += stages
 
     def executed(self, batch: int, stages: Durations) -> None:
         """One run of the engine, for however many requests."""

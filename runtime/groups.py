@@ -220,18 +220,19 @@ class FrameGroup:
             requests.inputs(request, slot.engine.spec, self.name)
             checked = time.monotonic_ns()
             outputs: dict[str, tuple[str, Array]] = {}
+            stages = Durations(compute_input=checked - begun)
             for model, part in self._parts(request, slot, names).items():
                 answer = self._hosts[model].infer(
                     part, deadline=deadline, on_job=on_job, pinned=slot.members[model]
                 )
                 outputs |= {name: (kind, array) for name, kind, array in answer.outputs}
+                stages += answer.stages
         except ServiceError:
             self.statistics_of(slot.version).failed(time.monotonic_ns() - begun)
             raise
         finally:
             slot.release()
         now = time.monotonic_ns()
-        stages = Durations(0, checked - begun, now - checked, 0)
         statistics = self.statistics_of(slot.version)
         statistics.executed(1, stages)
         statistics.succeeded(now - begun, stages, 1)
@@ -241,6 +242,7 @@ class FrameGroup:
             id=request.id,
             outputs=[(name, *outputs[name]) for name in names],
             parameters=slot.parameters(),
+            stages=stages,
         )
 
     def _pin(self, version: str) -> GroupSlot:

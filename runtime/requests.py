@@ -70,7 +70,7 @@ class Answer:
     outputs: list[tuple[str, str, Array]]
     parameters: dict[str, str]
     places: dict[str, Place] = field(default_factory=dict)  # outputs that lie in shared memory
-    stages: Durations | None = None  # where the time went; None for a group
+    stages: Durations = field(default_factory=Durations)  # where the time went; of a group: of its members
 
 
 def inputs(request: InferRequest, spec: EngineSpec, model: str, most: int = 0) -> dict[str, Array]:
