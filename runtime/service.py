@@ -21,7 +21,7 @@ from runtime.accounts import Account
 from runtime.adapters import Adapters
 from runtime.config import ServerConfig
 from runtime.errors import Code, Refused, ServiceError
-from runtime.events import Bus, Event, State
+from runtime.events import Bus, Event
 from runtime.exclusive import Exclusive
 from runtime.group_swap import GroupController, GroupTicket
 from runtime.groups import FrameGroup
@@ -51,8 +51,6 @@ EXTENSIONS = (
     "logging",
     "roadworthy.v1",
 )
-
-_NOT_ITS_FAULT = ("frozen", "pinned", "stopping", "superseded", "record", "internal")
 
 
 @dataclass(frozen=True)
@@ -422,21 +420,13 @@ class Service:
         """Back to the released pack: the newest version that no round of adaptation made and that was neither
         refused nor rolled back, made live on an operator's word.  Raises ServiceError when there is none.
         """
-        self.controller(model)
-        out: dict[Any, bool] = {}  # by the last word on each version
-        for entry in self.repository.history(model):
-            if entry.get("state") == State.LIVE.value:
-                out[entry.get("version")] = False
-            elif entry.get("state") == State.ROLLED_BACK.value:
-                out[entry.get("version")] = True
-            elif entry.get("state") == State.REJECTED.value:
-                out[entry.get("version")] = entry.get("check") not in _NOT_ITS_FAULT
+        out = self.controller(model).out()
         for number in reversed(self.repository.versions(model)):
             try:
                 adapted = bool(self.repository.manifest(model, number).get("adaptation"))
             except Refused:
                 continue
-            if not adapted and not out.get(number):
+            if not adapted and number not in out:
                 return self.submit(model, number, shadow=False)
         message = (
             f"'{model}' has no version built of a released pack that was not refused or rolled back; "

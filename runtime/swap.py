@@ -200,8 +200,8 @@ class SwapController:
         if self.leave_unloaded(state):
             return
         wanted = [n for n in (state.get("live"), state.get("previous")) if isinstance(n, int) and n > 0]
-        rejected = {e.get("version") for e in self._repository.history(self.model) if e.get("state") in _OUT}
-        newest = [n for n in reversed(self._repository.versions(self.model)) if n not in rejected]
+        out = self.out()
+        newest = [n for n in reversed(self._repository.versions(self.model)) if n not in out]
         tried: list[str] = []
         for number in dict.fromkeys(wanted + newest):
             try:
@@ -288,7 +288,11 @@ class SwapController:
                         lambda: self._verifier.verify(number, reference=None),
                         self._config.engine.load_timeout,
                     )
-                slot = self._verifier.slot(candidate)
+                try:
+                    slot = self._verifier.slot(candidate)
+                except BaseException:
+                    candidate.close()
+                    raise
             except Refused as refusal:
                 self._note(number, refusal.check, f"not kept warm: {refusal.reason}")
                 return
@@ -496,9 +500,23 @@ class SwapController:
             self._write({key: value for key, value in state.items() if key != "unloaded"})
         self.start()
 
+    def out(self) -> set[Any]:
+        """The versions whose last word is that they were refused by their own fault, or rolled back."""
+        out: set[Any] = set()
+        for entry in self._repository.history(self.model):
+            state, version = entry.get("state"), entry.get("version")
+            if not isinstance(version, int):
+                continue
+            blamed = state == State.REJECTED.value and entry.get("check") not in _NOT_ITS_FAULT
+            if blamed or state == State.ROLLED_BACK.value:
+                out.add(version)
+            elif state == State.LIVE.value:
+                out.discard(version)
+        return out
+
     def newest(self) -> int | None:
-        """The highest version that has been neither rejected nor rolled back."""
-        out = {e.get("version") for e in self._repository.history(self.model) if e.get("state") in _OUT}
+        """The highest version that may be live: see `out`."""
+        out = self.out()
         return max((n for n in self._repository.versions(self.model) if n not in out), default=None)
 
     def _record(self, live: int, previous: int | None, extra: Mapping[str, Any]) -> None:
@@ -622,7 +640,7 @@ def roll_back(
     return events
 
 
-_OUT = (State.REJECTED.value, State.ROLLED_BACK.value)
+_NOT_ITS_FAULT = ("frozen", "pinned", "stopping", "superseded", "record", "internal", "group")
 
 
 def _sure(candidate: Candidate | None) -> Candidate:

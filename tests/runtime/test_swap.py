@@ -9,13 +9,17 @@ import json
 import threading
 import time
 
+import grpc
 import numpy as np
 import pytest
 
+from protos import inference_pb2 as pb
+from protos.inference_pb2_grpc import GRPCInferenceServiceStub
 from runtime.client import Client, Rejected, RpcError
 from runtime.config import GuardConfig, ShadowConfig, SwapConfig, WatchConfig
 from runtime.errors import Refused
 from runtime.repository import Repository
+from runtime.verify import Verifier
 from tests.runtime import builders as b
 
 W, B = b.nearest_weights()
@@ -262,6 +266,50 @@ def test_freeze_and_pin(repository, quick, serve):
             status = client.status()["models"]["road"]
             assert (status["live"], status["pinned"], status["frozen"]) == (second, True, True)
             assert status["frozen_reason"] == "parked"
+
+
+def test_only_a_versions_own_fault_keeps_a_load_from_it(repository, quick, serve):
+    """What was refused because flips were frozen is as good as before; what failed a check is not."""
+    b.publish(repository)
+    server = serve(quick)
+    good, bad = b.publish(repository), b.publish(repository, model=bias(road=60))
+    load = pb.RepositoryModelLoadRequest(model_name="road")
+    with Client(server.target) as client, grpc.insecure_channel(server.target) as channel:
+        kserve = GRPCInferenceServiceStub(channel)
+        assert list(client.submit("road", bad))[-1].state == "REJECTED"
+        client.freeze("road", "driving")
+        assert list(client.submit("road", good))[-1].check == "frozen"
+        with pytest.raises(RpcError, match="frozen"):
+            kserve.RepositoryModelLoad(load, timeout=20)
+        client.unfreeze("road")
+        kserve.RepositoryModelLoad(load, timeout=20)
+        assert client.status()["models"]["road"]["live"] == good
+        client.rollback("road")
+        kserve.RepositoryModelLoad(load, timeout=20)  # nothing newer that may be live
+        assert client.status()["models"]["road"]["live"] == 1
+
+
+def test_a_rollback_target_that_cannot_be_warmed_gives_its_memory_back(repository, quick, serve, monkeypatch):
+    b.publish(repository)
+    server = serve(quick)
+    with Client(server.target) as client:
+        assert list(client.promote("road", b.publish(repository)))[-1].state == "LIVE"
+    server.stop()
+    slot = Verifier.slot
+
+    def refuse(verifier, candidate):
+        if candidate.version == 1:
+            raise Refused("load", "no room for all threads")
+        return slot(verifier, candidate)
+
+    monkeypatch.setattr(Verifier, "slot", refuse)
+    server = serve(quick)
+    end = time.monotonic() + 20
+    while "not kept warm" not in str(repository.history("road")[-1].get("reason")):
+        assert time.monotonic() < end, repository.history("road")
+        time.sleep(0.01)
+    ledger, live = server.service.ledger, server.service.host("road").live
+    assert ledger.declared() == ledger.need(live.engine.memory_bytes)
 
 
 def test_a_candidate_can_wait_for_the_thaw(repository, quick, serve):
