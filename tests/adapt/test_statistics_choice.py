@@ -37,5 +37,5 @@ def test_a_collapse_never_wins() -> None:
 
 
 def test_an_unknown_way_to_choose_is_refused() -> None:
-    with pytest.raises(RoundError, match="adabn_by 'luck': choose mirror or shares"):
+    with pytest.raises(RoundError, match="adabn_by 'luck': choose mirror, shares or translated"):
         RoundConfig(adabn_by="luck")

@@ -25,9 +25,9 @@ class Server:
 
         Server.asked += 1
         if Server.asked % 5 == 0:
-            raise Rejected("UNAVAILABLE", "killed")
+            raise Rejected("killed", "UNAVAILABLE")
         if frame.max() == 7:
-            raise Rejected("RESOURCE_EXHAUSTED", "queue full")
+            raise Rejected("queue full", "RESOURCE_EXHAUSTED")
         return SimpleNamespace(version=3, labels=np.zeros(frame.shape[:2], np.uint8))
 
     def close(self):
