@@ -10,6 +10,7 @@ module's business: that is the domain shift adaptation is there for, and the gat
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -19,7 +20,7 @@ import numpy as np
 from adapt.limits import Check, Limits
 
 __all__ = [
-    "camera_features", "damaged", "dead_share", "grid_peak", "look", "populations", "static_share",
+    "camera_features", "damaged", "dead_share", "grid_peak", "look", "order", "populations", "static_share",
 ]  # fmt: skip
 
 WIDTH = 128  # pixels across at which layouts are compared
@@ -101,8 +102,35 @@ def look(
     detail = f"{seen}: separation {worst[0]:.2f}, {100 * worst[1]:.0f}% in one group, mixing {worst[2]:.2f}"
     found = worst[0] > limits.apart
     words = f"two kinds of pictures alternate, two cameras under one name? ({detail})"
-    check("frames-sources", worst[0], limits.apart, words if found else f"one kind of pictures ({detail})")
+    if found and order(everything.mean(-1)) > limits.order:
+        # Of pictures that were never one after the other nothing can alternate.
+        found, words = False, f"single pictures, no drive: not asked whether of one camera ({detail})"
+    elif not found:
+        words = f"one kind of pictures ({detail})"
+    check("frames-sources", worst[0], limits.apart, words, passed=not found)
     return checks
+
+
+def order(luma: np.ndarray, reach: int = 2) -> float:
+    """How much likelier than chance neighbours are alike: about 1 for single pictures, under it for a drive.
+
+    For each picture the distance to the most alike of its neighbours (`reach` on each side, so that cameras
+    in turn have one of their own among them), against what as many of all others, drawn at random, would
+    come to; the median over the pictures.
+
+    Args:
+        luma: float32 [N,h,w], in order of time, N at least 2.
+    """
+    n = len(luma)
+    x = luma - luma.mean((1, 2), keepdims=True)
+    ratio = []
+    for i in range(n):
+        apart = np.abs(x - x[i]).mean((1, 2), dtype=np.float64)
+        near = [j for j in range(max(0, i - reach), min(n, i + reach + 1)) if j != i]
+        others, m = np.sort(np.delete(apart, i)), len(near)
+        chance = np.array([math.comb(n - 2 - k, m - 1) / math.comb(n - 1, m) for k in range(n - 1)])
+        ratio.append(float(apart[near].min()) / max(float(others @ chance), 1e-9))
+    return float(np.median(ratio))
 
 
 def _alternation(

@@ -106,6 +106,10 @@ class Limits:
     # once and stays (0.1), cameras alternate (1 to 2); measured, one honest CamVid window came to 0.54.
     minority: float = 0.15
     mixing: float = 0.7
+    # `hostile.order` over which these are single pictures and no drive, of which no camera can be told:
+    # measured, sets of unrelated pictures 0.97 and more, drives with a second between frames, of one camera
+    # or of two by turns, at most 0.88.
+    order: float = 0.93
     # Part of the brighter group's brightness by which a strobe's groups differ.
     strobe: float = 0.3
 

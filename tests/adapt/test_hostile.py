@@ -71,6 +71,27 @@ def test_one_change_for_good_is_not_two_cameras():
     assert refused(drive("day", seed=3)[:12] + drive("dusk", seed=4)[:12]) == {}
 
 
+@pytest.mark.parametrize("first", [0, 2000, 3000])
+def test_single_pictures_are_no_two_cameras(first):
+    """A dozen unrelated streets, such as a folder of stills: what is alike in them alternates by chance."""
+    frames = [street.render(first + i, "day", (96, 192))[0] for i in range(12)]
+    assert refused(frames) == {}
+    sources = next(c for c in hostile.look(frames, LIMITS) if c.name == "frames-sources")
+    assert sources.value > LIMITS.apart, "it would have been declined as a drive"
+    assert "single pictures" in sources.reason
+
+
+def test_order_of_sequences_that_are_known():
+    rng = np.random.default_rng(0)
+    walk = np.cumsum(rng.normal(0, 10, (30, 8, 16)), axis=0).astype(np.float32)
+    assert hostile.order(walk) < 0.7
+    in_turn = np.stack([(walk[i // 2], -walk[29 - i // 2])[i % 2] for i in range(30)])
+    assert hostile.order(in_turn) < 0.8
+    shuffled = [hostile.order(walk[rng.permutation(30)]) for _ in range(20)]
+    assert np.mean(shuffled) == pytest.approx(1.0, abs=0.15)
+    assert hostile.order(np.zeros((5, 8, 16), np.float32)) == 0.0
+
+
 def test_populations_of_known_mixtures():
     rng = np.random.default_rng(0)
     one = rng.normal(0, 1, (400, 1))
