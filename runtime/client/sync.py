@@ -150,6 +150,11 @@ class Client:
         over = threading.Event()
         failed: list[BaseException] = []
 
+        def end() -> None:
+            with contextlib.suppress(IndexError):
+                while True:
+                    self._end(under_way.popleft()[1])
+
         def requests() -> Iterator[bytes]:  # in a thread of gRPC's
             try:
                 for frame in frames:
@@ -162,6 +167,9 @@ class Client:
                     lane = self._borrow(call)
                     message = call.plain() if lane is None else call.through(lane)
                     under_way.append((call, lane))
+                    if over.is_set():  # meanwhile: whoever sees the lane last ends it
+                        end()
+                        return
                     yield message
             except BaseException as error:  # the caller's iterator, or its frames: gRPC would swallow it
                 failed.append(error)
@@ -185,8 +193,7 @@ class Client:
         finally:
             over.set()
             stream.cancel()
-            for _, lane in under_way:
-                self._end(lane)
+            end()
 
     # -- shared memory ---------------------------------------------------------------
 

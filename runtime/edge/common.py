@@ -26,9 +26,9 @@ def unary(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         try:
             return function(request, context)
         except ServiceError as error:
-            context.abort(STATUS[error.code], error.message)
+            context.abort(STATUS[error.code], _told(error.message))
         except Refused as refusal:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, _told(str(refusal)))
 
     return call
 
@@ -49,13 +49,21 @@ class Streams:
             try:
                 yield from function(request, context)
             except ServiceError as error:
-                context.abort(STATUS[error.code], error.message)
+                context.abort(STATUS[error.code], _told(error.message))
             except Refused as refusal:
-                context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(refusal))
+                context.abort(grpc.StatusCode.FAILED_PRECONDITION, _told(str(refusal)))
             finally:
                 self._free.release()
 
         return call
+
+
+_TOLD = 2000  # bytes of a refusal, which may be of three each on the wire: peers take 8 KiB of trailers
+
+
+def _told(message: str) -> str:
+    """A refusal names what a request named; one that is too long would arrive as another status."""
+    return message.encode()[:_TOLD].decode(errors="ignore")
 
 
 REASON = 500  # characters of a reason that somebody gives: it is written into histories and shown in tables

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import grpc
@@ -136,6 +137,33 @@ def test_a_stream_holds_back_a_sender_that_is_faster_than_the_reader(large, kind
         time.sleep(0.3)
         assert len(taken) <= 3 + 2 + 2
         stream.aclose() if kind == "asyncio" else stream.close()
+
+
+def test_a_lane_that_is_borrowed_while_its_stream_is_closed_is_given_up(large, monkeypatch):
+    entered, go = threading.Event(), threading.Event()
+    borrow, calls = Client._borrow, []
+
+    def slow(self, call):
+        lane = borrow(self, call)
+        calls.append(lane)
+        if len(calls) == 2:
+            entered.set()
+            assert go.wait(10)
+        return lane
+
+    monkeypatch.setattr(Client, "_borrow", slow)
+    with Client(large.target, shared_memory=True) as c:
+        stream = c.infer_stream("road", [frame for frame, _ in frames(3)])
+        next(stream)
+        assert entered.wait(10)
+        stream.close()
+        go.set()
+        end = time.monotonic() + 5
+        while len(large.service.regions.status("")) != len(c._lanes._free):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert calls[1] not in c._lanes._free
+        assert calls[1]._descriptor < 0
 
 
 def test_a_fault_of_the_callers_iterator_is_the_callers(large, kind):
@@ -321,3 +349,11 @@ def test_lanes_of_a_client_that_was_killed_are_given_back(large):
             assert lost.name not in [region.name for region in regions.status("")]
         assert c.infer("road", frame).version == 1
         assert len(regions.status("")) == 1
+
+
+@pytest.mark.parametrize("letter", ["a", "ß", "\N{ROLLING ON THE FLOOR LAUGHING}"])
+def test_a_refusal_of_something_with_a_long_name_has_its_own_status(large, letter):
+    with Client(large.target) as c, pytest.raises(Rejected) as caught:
+        c.infer("road", frames(1)[0][0], outputs=(letter * 20000,), timeout=20)
+    assert caught.value.code == "INVALID_ARGUMENT"
+    assert caught.value.reason.startswith(f"unexpected inference output '{letter * 100}")
