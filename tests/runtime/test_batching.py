@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import batching
+from runtime import accounts, batching
 from runtime.client import Client, Rejected
 from runtime.config import QueueConfig
 from runtime.queueing import DELAY, REJECT, Plan, QueuePolicy
@@ -137,3 +137,14 @@ def test_hup_reads_the_file_again(repository, quick, serve):
     path.write_text("dynamic_batching { priority_levels: 2 default_priority_level: 1 }")
     server.service.configure(quick)
     assert server.service.host("road").plan.levels == 2
+
+
+def test_sizes_of_runs_are_the_clients_choice_and_their_statistics_bounded():
+    statistics = accounts.Statistics()
+    for size in range(1, 2 * accounts.SIZES):
+        statistics.executed(size, accounts.Durations())
+    statistics.executed(1, accounts.Durations())
+    now = statistics.snapshot()
+    assert len(now.batches) == accounts.SIZES
+    assert now.batches[1][0] == 2
+    assert now.executions == 2 * accounts.SIZES
