@@ -71,6 +71,10 @@ class Subscription:
             self._closed = True
             self._changed.notify_all()
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def __iter__(self) -> Iterator[Event]:
         while (event := self.get()) is not None:
             yield event

@@ -85,7 +85,7 @@ class Monitors:
 
     def _follow(self) -> None:
         """Events wake it; a version that comes to be live without one (at a start) is seen soon after."""
-        while not self._closed:
+        while not self._events.closed:  # by `close`, or with the bus
             with self._lock:
                 hosts = list(self._hosts.values())
             for host in hosts:
