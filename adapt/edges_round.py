@@ -12,7 +12,9 @@ Run it after ``adapt.round`` on the pack that came out.  No target label is read
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from adapt import predict
 from adapt.data.base import read_frame, read_label
 from adapt.evaluate.edges import EdgeCounts
+from adapt.files import write_json
 from adapt.labels.cbst import ClassHistograms, pseudo_labels
 from adapt.labels.edges import category_edges
 from adapt.labels.ridges import edge_probability
@@ -32,7 +35,7 @@ from adapt.labels.seal import Gate
 from adapt.train.augment import Augmentation
 from adapt.train.edges import Draw, EdgeRecipe, Sample, crops_of_segmentation, train
 from adapt.train.loop import Progress, silent
-from networks.pack import Pack, write_pack
+from networks.pack import Pack, load_pack, write_pack
 
 __all__ = ["EdgeRoundConfig", "EdgeRoundError", "EdgeRoundResult", "adapt_edges", "edge_score", "gate"]
 
@@ -165,12 +168,18 @@ def adapt_edges(
 ) -> EdgeRoundResult:
     """One round on unlabelled frames uint8 [H,W,3] (one size, multiples of the network's).
 
-    Writes out/report.json and, where the gate is passed, out/pack (parent = ``pack``).
+    Writes out/report.json and, where the gate is passed, out/pack (parent = ``pack``).  Where ``out`` holds
+    this very round, finished, its result is given again; what a killed one left is made anew.
     Raises EdgeRoundError for packs without an edge head or too few frames.
     """
     config = config or EdgeRoundConfig()
     _check_frames(pack, frames, config)
     classes = len(pack.spec.classes)
+    identity = _identity(pack, frames, config)
+    done = _finished(out, identity)
+    if done is not None:
+        return done
+    shutil.rmtree(out / "pack", ignore_errors=True)  # killed between the pack and its report
     network, parent = pack.network(), pack.network()
     out.mkdir(parents=True, exist_ok=True)
     labels = label_frames(network, pack, frames, config.portion)
@@ -192,6 +201,7 @@ def adapt_edges(
     accepted = all(c["passed"] for c in checks)
     report: dict[str, Any] = {
         "accepted": accepted,
+        "identity": identity,
         "config": asdict(config),
         "frames": len(frames),
         "labelled_share": float(np.mean([(y != 255).mean() for y in labels])),
@@ -210,8 +220,27 @@ def adapt_edges(
         refreshed = write_pack(
             out / "pack", spec, network.state_dict(), golden=pack.golden(), replay=held_pairs or None
         )
-    (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    write_json(out / "report.json", report)
     return EdgeRoundResult(refreshed, accepted, report)
+
+
+def _identity(pack: Pack, frames: Sequence[NDArray[np.uint8]], config: EdgeRoundConfig) -> str:
+    digest = hashlib.sha256(json.dumps([pack.sha256, asdict(config)], sort_keys=True).encode())
+    for frame in frames:
+        digest.update(hashlib.sha256(np.ascontiguousarray(frame).tobytes()).digest())
+    return digest.hexdigest()
+
+
+def _finished(out: Path, identity: str) -> EdgeRoundResult | None:
+    """The round in ``out``, where it is this one and came to its end."""
+    try:
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        if report["identity"] != identity:
+            return None
+        made = load_pack(out / "pack") if report["accepted"] or report["config"]["force"] else None
+        return EdgeRoundResult(made, bool(report["accepted"]), report)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _shares(network: Any, pack: Pack, pairs: Sequence[Pair]) -> NDArray[np.float64]:

@@ -4,6 +4,8 @@ refuse.
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,18 @@ def test_only_the_edge_head_moves_and_the_pack_names_its_parent(pack, tmp_path):
     assert all(k.startswith("edge_head.") for k in changed)
     assert {c["name"] for c in result.report["gate"]} == {"finite", "source-mf", "pseudo-agreement", "vanish"}
     assert len(child.replay("holdout")) == 1
+
+    def work(*_, **__):
+        raise AssertionError("it is finished: nothing is done again")
+
+    again = adapt_edges(pack, target(), config=lenient, out=tmp_path / "o", progress=work)
+    assert again.accepted
+    assert again.pack is not None
+    assert (again.pack.sha256, again.report) == (child.sha256, json.loads(json.dumps(result.report)))
+    (tmp_path / "o" / "report.json").unlink()  # killed just before it was written
+    repeated = adapt_edges(pack, target(), config=lenient, out=tmp_path / "o")
+    assert repeated.pack is not None
+    assert repeated.pack.sha256 == child.sha256
 
 
 def test_a_round_can_refuse_its_own_result(pack, tmp_path):
