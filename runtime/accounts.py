@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-
 SIZES = 1024  # of runs that are counted apart
 
 

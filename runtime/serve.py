@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -91,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             p.error("--repository is needed (or 'repository' in the configuration file)")
         _check_repository(Path(config.repository))
         malloc.keep_memory()
+        _allow_descriptors()
         server = Server(config)
         stop = threading.Event()
         wake = threading.Semaphore(0)
@@ -132,6 +135,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         _read_again(server, options.config, overrides)
     logging.info("draining")
     return 0 if server.stop() else 1
+
+
+_DESCRIPTORS = 16384  # shared-memory regions alone may take 2048; 1024 is what a shell gives
+
+
+def _allow_descriptors() -> None:
+    """As many open files as this needs, where the system's hard limit allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _check_repository(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtime import serve as runtime_serve
 from runtime.client import Client, Rejected
 from runtime.errors import ServiceError
 from runtime.shm import LIMIT, Place, Region, Regions
@@ -292,3 +294,15 @@ def test_a_fault_that_is_not_ours_still_ends_the_process(tmp_path):
     )
     assert ended.stdout == b"before\n"
     assert ended.returncode == -signal.SIGBUS
+
+
+def test_the_server_may_open_what_registrations_take(monkeypatch):
+    limits = [(1024, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limits.append(pair))
+    runtime_serve._allow_descriptors()
+    assert limits.pop() == (4096, 4096)
+    assert 2 * LIMIT < runtime_serve._DESCRIPTORS
+    limits[:] = [(1 << 20, 1 << 20)]
+    runtime_serve._allow_descriptors()
+    assert limits == [(1 << 20, 1 << 20)]
