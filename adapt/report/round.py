@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
@@ -266,7 +267,12 @@ def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = N
     folder = Path(folder)
     path = Path(out) if out else folder / "report.html"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    text = render(folder)
+    try:
+        text = render(folder)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, jinja2.TemplateError) as error:
+        raise ReportError(
+            f"{folder}: its records are not of a round ({type(error).__name__}: {error}): run the round again"
+        ) from error
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)

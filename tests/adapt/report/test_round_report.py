@@ -131,6 +131,14 @@ def test_the_command(finished, tmp_path, capsys):
     assert re.match(r"adapt\.report: .*no finished round", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("told", [{"classes": 3}, {"gate": []}, {"gate": {"checks": [{}]}}, {"stages": [1]}])
+def test_records_of_another_form_end_in_one_line(tmp_path, told):
+    write_json(tmp_path / "report.json", told)
+    with pytest.raises(ReportError, match="are not of a round"):
+        write(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
 def test_no_more_pictures_than_promised(tmp_path):
     frames = [np.full((8, 8, 3), i, np.uint8) for i in range(30)]
     labels = [np.zeros((8, 8), np.uint8)] * 30
