@@ -192,6 +192,7 @@ published), 2 wrong usage""",
     add("--onnx", metavar="FILE", help="an ONNX file instead of a pack")
     add("--name", metavar="NAME", help="with --onnx: name of the model")
     add("--labels", metavar="FILE", help="with --onnx: a text file with one class name a line")
+    add("--config", metavar="FILE", help="with --onnx: a config.pbtxt of your own (batching, queues)")
     add("--repository", metavar="DIR", help="engine repository; made if absent")
     add("--model", metavar="NAME", help="name of the model in the repository (the pack's)")
     add("--size", type=parse_size, metavar="HxW", help="size of the frames (the pack's)")
@@ -345,7 +346,9 @@ def _run(args: argparse.Namespace, plan: plan_options.PlanOptions, progress: Cal
         from export.foreign import publish_onnx
 
         labels = golden.read_lines(Path(args.labels)) if args.labels else None
-        return publish_onnx(args.onnx, args.repository, args.name, labels=labels, size=args.size)
+        return publish_onnx(
+            args.onnx, args.repository, args.name, labels=labels, size=args.size, config=args.config
+        )
     pack = load_pack(args.pack)
     options = _options(args, pack, plan)
     if args.backend == "tensorrt-rtx":
@@ -354,7 +357,7 @@ def _run(args: argparse.Namespace, plan: plan_options.PlanOptions, progress: Cal
 
 
 #: What `--onnx` takes besides; everything else is about building.
-_FOR_FILES = {"onnx", "name", "labels", "repository", "size", "json"}
+_FOR_FILES = {"onnx", "name", "labels", "config", "repository", "size", "json"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -364,6 +367,8 @@ def main(argv: list[str] | None = None) -> int:
         command.error("give either a PACK or --onnx FILE")
     if args.onnx and not args.name:
         command.error("--onnx needs --name NAME")
+    if args.config and not args.onnx:
+        command.error("--config is for --onnx FILE; of a pack it is written")
     if args.onnx:
         given = [name for name, value in vars(args).items() if value != command.get_default(name)]
         if extra := sorted(set(given) - _FOR_FILES):

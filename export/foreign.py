@@ -36,15 +36,17 @@ def publish_onnx(
     *,
     labels: list[str] | None = None,
     size: tuple[int, int] | None = None,
+    config: Path | str | None = None,
 ) -> Published:
     """Check an ONNX file, run it once on made-up inputs, and publish it.
 
     Args:
         labels: class names for labels.txt.
         size: sides of the made-up image where the graph leaves them open; None: 256x256.
+        config: somebody's own config.pbtxt (batching, queues, priorities); the graph says what it leaves out.
     Raises:
-        ExportError: no ONNX, weights in other files, an invalid graph, one that ONNX Runtime refuses or
-            whose answers are not finite.
+        ExportError: no ONNX, a configuration of something else, weights in other files, an invalid graph,
+            one that ONNX Runtime refuses or whose answers are not finite.
     """
     path, model = Path(file), model_name(name)
     graph = read_onnx(path)
@@ -70,6 +72,9 @@ def publish_onnx(
     outputs = triton.tensors(graph.graph.output)
     if not inputs or not outputs:
         raise ExportError(f"{str(path)!r} has no input or no output")
+    described = triton.config(model, "onnxruntime", inputs, outputs)
+    if config is not None:
+        described = triton.merged(golden.read_text(Path(config)), str(config), described)
     content = path.read_bytes()
     seconds, contract = _run_once(content, graph, size)
     facts = inspect_onnx(path)
@@ -96,8 +101,7 @@ def publish_onnx(
         manifest |= {"task": "segmentation", "colours": [[0, 0, 0]] * len(labels or [])}
         files["golden.npz"], report = _golden(content, graph, labels, size)
         manifest["parity"] = {**report, "engine_ms": round(1000 * seconds, 3)}
-    config = triton.config(model, "onnxruntime", inputs, outputs)
-    return publish(repository, model, files, manifest, config, labels)
+    return publish(repository, model, files, manifest, described, labels)
 
 
 def _golden(

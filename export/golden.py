@@ -108,12 +108,17 @@ def read_folder(folder: Path, size: tuple[int, int]) -> np.ndarray:
     return np.stack(images)
 
 
-def read_lines(file: Path) -> list[str]:
-    """The lines of a text file that are not empty.  Raises: ExportError."""
+def read_text(file: Path) -> str:
+    """Raises: ExportError for what is no readable text."""
     try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(f"{str(file)!r} cannot be read: {error}") from error
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file that are not empty.  Raises: ExportError."""
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
 def archive(frames: np.ndarray, torch_answers: Answers, engine_answers: Answers, precision: str) -> bytes:

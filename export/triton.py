@@ -1,6 +1,6 @@
 """Triton's model configuration, so that the same repository can be given to Triton Inference Server.
 
-Written from the tensors of a graph; knows nothing of what they mean.
+Written from the tensors of a graph, or checked against them; knows nothing of what they mean.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
+from google.protobuf import text_format
 from onnx import TensorProto
 
-from export.errors import ExportError
+from export.errors import ExportError, one_line
+from protos import model_config_pb2 as pb
+from runtime.batching import check
 
 #: Largest batch that Triton may form from requests where the graph leaves the batch open.
 MAX_BATCH = 8
@@ -83,3 +86,55 @@ def config(model: str, kind: str, inputs: list[Tensor], outputs: list[Tensor]) -
     if batched:
         lines.append("dynamic_batching { }")
     return "\n".join(lines) + "\n"
+
+
+def merged(given: str, file: str, generated: str) -> str:
+    """Somebody's own config.pbtxt, completed by what the graph says, as Triton completes it.
+
+    Args:
+        given: the text of `file`.
+        generated: `config` of the same graph.
+    Raises:
+        ExportError: no ModelConfig, or one that is of another model, engine or graph.
+    """
+    try:
+        mine = text_format.Parse(given, pb.ModelConfig())
+        check(mine)
+    except (text_format.ParseError, ValueError) as error:
+        raise ExportError(f"{file!r} is no config.pbtxt of Triton: {one_line(error)[:200]}") from error
+    graph = text_format.Parse(generated, pb.ModelConfig())
+    for field in ("name", "backend", "platform"):
+        said, true = getattr(mine, field), getattr(graph, field)
+        if said not in ("", true):
+            raise ExportError(f"{file!r} says {field} {said!r}, this model's is {true!r}; change it")
+        setattr(mine, field, true)
+    tensors_named = mine.input or mine.output
+    if mine.max_batch_size and not graph.max_batch_size:
+        raise ExportError(
+            f"{file!r} says max_batch_size {mine.max_batch_size}, but not every tensor's first dimension is "
+            "open; say 0, or export the graph with an open batch"
+        )
+    if not tensors_named and not mine.max_batch_size and not mine.HasField("dynamic_batching"):
+        mine.max_batch_size = graph.max_batch_size
+    lead = [-1] if graph.max_batch_size and not mine.max_batch_size else []
+    for field in ("input", "output"):
+        true = {t.name: t for t in getattr(graph, field)}
+        for tensor in getattr(mine, field):
+            if tensor.name not in true:
+                raise ExportError(f"{file!r} names {field} {tensor.name!r}; the graph has {', '.join(true)}")
+            whole = true.pop(tensor.name)
+            dims = [*lead, *whole.dims]
+            fits = len(dims) == len(tensor.dims) and all(
+                is_ in (-1, was) or was == -1 for is_, was in zip(tensor.dims, dims, strict=True)
+            )
+            if tensor.data_type != whole.data_type or not fits:
+                kind = pb.DataType.Name(tensor.data_type)
+                raise ExportError(
+                    f"{file!r} says {field} {tensor.name!r} is {kind} {list(tensor.dims)}, the graph's is "
+                    f"{pb.DataType.Name(whole.data_type)} {dims}; correct it or leave it out"
+                )
+        for left in true.values():
+            added = getattr(mine, field).add()
+            added.CopyFrom(left)
+            added.dims[:] = [*lead, *left.dims]
+    return str(text_format.MessageToString(mine))

@@ -30,7 +30,7 @@ def declared(path: Path) -> Any | None:
         if len(content) > _LIMIT:
             raise ValueError(f"more than {_LIMIT} bytes")
         config = text_format.Parse(content.decode(), pb.ModelConfig())
-        _check(config)
+        check(config)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, text_format.ParseError) as error:
@@ -49,7 +49,7 @@ def override(text: str, model: str) -> Any:
         raise ValueError(str(error)) from error
     if config.name not in ("", model):
         raise ValueError(f"it is of '{config.name[:80]}'")
-    _check(config)
+    check(config)
     return config
 
 
@@ -87,7 +87,7 @@ def _policy(policy: Any) -> QueuePolicy:
     )
 
 
-def _check(config: Any) -> None:
+def check(config: Any) -> None:
     """Raises ValueError for what Triton refuses at load."""
     batching = config.dynamic_batching
     if config.max_batch_size < 0:

@@ -176,3 +176,60 @@ def test_what_is_about_building_is_wrong_usage_for_a_file(tmp_path, words, capsy
         main(["--onnx", "x.onnx", "--name", "x", "--repository", str(tmp_path), *words])
     assert stop.value.code == 2
     assert "an ONNX file is published as it is" in capsys.readouterr().err
+
+
+class TestConfig:
+    """A config.pbtxt of one's own."""
+
+    def text(self, tmp_path, file, content):
+        config = tmp_path / "config.pbtxt"
+        config.write_text(content)
+        result = publish_onnx(file, tmp_path / "repo", "depth", config=config)
+        return (result.path.parent / "config.pbtxt").read_text()
+
+    def test_what_it_says_is_kept_and_the_rest_is_the_graphs(self, file, tmp_path):
+        schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+        queue = "preferred_batch_size: [ 4 ] priority_levels: 2 default_priority_level: 1"
+        text = self.text(tmp_path, file, f"max_batch_size: 4\ndynamic_batching {{ {queue} }}")
+        config = text_format.Parse(text, schema.ModelConfig())
+        assert (config.name, config.backend, config.max_batch_size) == ("depth", "onnxruntime", 4)
+        assert list(config.dynamic_batching.preferred_batch_size) == [4]
+        assert [(t.name, list(t.dims)) for t in config.input] == [("image", [3, -1, -1])]
+        assert [(t.name, list(t.dims)) for t in config.output] == [("depth", [1, -1, -1])]
+
+    def test_without_a_batch_the_dimensions_are_whole(self, file, tmp_path):
+        schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+        wanted = 'input { name: "image" data_type: TYPE_FP32 dims: [ 1, 3, 64, 96 ] }'
+        config = text_format.Parse(self.text(tmp_path, file, wanted), schema.ModelConfig())
+        assert config.max_batch_size == 0
+        assert list(config.input[0].dims) == [1, 3, 64, 96]
+        assert list(config.output[0].dims) == [-1, 1, -1, -1]
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            ("nonsense {", "no config.pbtxt"),
+            ('name: "other"', "says name 'other'"),
+            ('backend: "python"', "says backend 'python'"),
+            ('input { name: "frame" data_type: TYPE_FP32 dims: [ 3 ] }', "names input 'frame'"),
+            (
+                'max_batch_size: 2 input { name: "image" data_type: TYPE_UINT8 dims: [ 3, -1, -1 ] }',
+                "says input 'image' is TYPE_UINT8",
+            ),
+            (
+                'max_batch_size: 2 input { name: "image" data_type: TYPE_FP32 dims: [ 4, -1, -1 ] }',
+                "the graph's",
+            ),
+            ("max_batch_size: -1", "max_batch_size must be 0 or above"),
+        ],
+    )
+    def test_one_of_something_else_is_refused(self, file, tmp_path, content, reason):
+        with pytest.raises(ExportError, match=reason):
+            self.text(tmp_path, file, content)
+        assert not (tmp_path / "repo" / "depth").exists()
+
+    def test_it_is_for_files(self, tmp_path, capsys):
+        with pytest.raises(SystemExit) as end:
+            main(["pack", "--config", str(tmp_path / "x"), "--repository", str(tmp_path)])
+        assert end.value.code == 2
+        assert "--config is for --onnx" in capsys.readouterr().err
