@@ -65,6 +65,13 @@ def check_name(model: str) -> str:
     return model
 
 
+def _is_transition(entry: dict[str, Any]) -> bool:
+    """Whether a line of the history has the types that its readers count on."""
+    time, version, detail = entry.get("time", 0.0), entry.get("version", 0), entry.get("detail")
+    numbers = isinstance(time, int | float) and isinstance(version, int)
+    return numbers and (detail is None or isinstance(detail, dict))
+
+
 class Repository:
     """`path`/<model>/<version>/…; creates `path` when it is absent.  `read_only`: what is live, and its
     history, belong to another server.
@@ -187,7 +194,7 @@ class Repository:
         return {"live": numbers[-1], "previous": before[-1] if before else None, **flags}
 
     def history(self, model: str) -> list[dict[str, Any]]:
-        """One dictionary per transition, oldest first.  A line torn by a kill is skipped."""
+        """One dictionary per transition, oldest first.  Torn lines and those of another form are left out."""
         try:
             text = (self.path / check_name(model) / "history.jsonl").read_text(
                 encoding="utf-8", errors="replace"
@@ -198,7 +205,7 @@ class Repository:
         for line in text.splitlines():
             with contextlib.suppress(ValueError, RecursionError):
                 entry = json.loads(line)
-                if isinstance(entry, dict):
+                if isinstance(entry, dict) and _is_transition(entry):
                     entries.append(entry)
         return entries
 

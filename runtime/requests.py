@@ -147,9 +147,11 @@ def _array(given: InputTensor, spec: TensorSpec, prefix: str, model: str) -> Arr
             f"{prefix}input byte size mismatch for input '{spec.name}' for model '{model}'. "
             f"Expected {size}, got {got}"
         )
-    if isinstance(data, np.ndarray):
-        return data.view(dtype).reshape(given.shape)
-    array: Array = np.frombuffer(data, dtype=dtype).reshape(given.shape)
+    try:
+        flat: Array = data.view(dtype) if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=dtype)
+        array = flat.reshape(given.shape)
+    except ValueError as error:  # no bytes, in a shape that no array can have
+        raise _invalid(f"{prefix}shape {_shape(given.shape)} of input '{spec.name}' is too large") from error
     return array if array.flags.aligned else array.copy()
 
 

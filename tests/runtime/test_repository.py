@@ -270,3 +270,13 @@ def test_a_live_json_of_nonsense_is_as_none(tmp_path, damage):
     damage(tmp_path / "road" / "live.json")
     assert repository.live("road") is None
     assert repository.last_live("road")["live"] == 1
+
+
+def test_lines_of_the_history_that_are_none_are_skipped(tmp_path):
+    home = tmp_path / "net"
+    home.mkdir()
+    good = {"time": 1.0, "version": 2, "state": "LIVE", "detail": {}}
+    bad = [{**good, "time": "now"}, {**good, "version": "two"}, {**good, "detail": [1]}, [good], "LIVE", None]
+    lines = [*map(json.dumps, bad), "{", json.dumps(good)]
+    (home / "history.jsonl").write_text("\n".join(lines))
+    assert Repository(tmp_path).history("net") == [good]
