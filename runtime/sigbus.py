@@ -67,7 +67,9 @@ class Guard:
         """From now on missing pages of [begin, begin + size) are replaced.  `forget` it before unmapping."""
         watched = Watched(begin, size)
         with self._lock:
-            self._watched += (watched,)
+            # Two mappings never share an address: what was watched here is unmapped, by whoever lost it.
+            others = (other for other in self._watched if other.end <= begin or watched.end <= other.begin)
+            self._watched = (*others, watched)
         return watched
 
     def forget(self, watched: Watched) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import resource
 import signal
@@ -277,6 +278,29 @@ def test_a_copy_in_another_thread_survives_too(memory, monkeypatch):
     for thread in threads:
         thread.join(10)
     assert errors == [1] * 4
+
+
+def test_a_mapping_that_was_lost_does_not_take_the_fault_of_the_next_one_at_its_address(memory, monkeypatch):
+    if not Regions.mapped():
+        pytest.skip("no guard against SIGBUS on this system")
+    lost, region = registered(memory)
+    begin = region._mapping._watched.begin
+    del lost, region  # never unregistered: collected, and its address is free
+    gc.collect()
+    kept = []
+    for _ in range(64):  # the kernel gives the address out again soon, mostly at once
+        regions, region = registered(memory)
+        kept.append((regions, region))
+        if region._mapping._watched.begin == begin:
+            break
+    else:
+        pytest.skip("the address was not given out again")
+    monkeypatch.setattr(Region, "_check_size", lambda self, end: os.truncate(f"/dev/shm{memory}", 0))
+    with pytest.raises(ServiceError, match="shortened"):
+        region.read(Place("r", 0, 4096))
+    for regions, region in kept:
+        region.release()
+        regions.unregister("r")
 
 
 def test_a_fault_that_is_not_ours_still_ends_the_process(tmp_path):
