@@ -69,16 +69,26 @@ def data_folder() -> Path:
 
 def command(arguments: list[str], log: Path) -> str:
     """Run a module of the project; its standard output.  Raises RealError with the last line it said."""
+    return measured(arguments, log)[0]
+
+
+def measured(arguments: list[str], log: Path) -> tuple[str, int]:
+    """`command`, and the most bytes of memory that the process held at once."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as errors:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-    if done.returncode:
+    assert process.stdout is not None
+    told = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.stdout.close()
+    if process.returncode:
         last = (log.read_text().strip().splitlines() or ["nothing was said"])[-1]
-        raise RealError(f"{' '.join(arguments[:2])} ended with {done.returncode}: {last} (see {log})")
-    return done.stdout
+        raise RealError(f"{' '.join(arguments[:2])} ended with {process.returncode}: {last} (see {log})")
+    return told, usage.ru_maxrss * 1024
 
 
 def cached(path: Path, work: Any) -> dict[str, Any]:
@@ -258,7 +268,8 @@ class Seed:
                 if kind == "free":
                     arguments += ["--preset", "source-free"]
                 start = time.monotonic()
-                told = json.loads(command(arguments, self.log).strip().splitlines()[-1])
+                printed, peak = measured(arguments, self.log)
+                told = json.loads(printed.strip().splitlines()[-1])
                 took = time.monotonic() - start
             after = self.ask(client, evaluation, pack.spec.classes)
             client.close()
@@ -273,7 +284,7 @@ class Seed:
             "before": before, "state": told["state"], "reason": told.get("reason", ""), "day": day,
             "chosen": report.get("chosen"), "frames": report["frames"], "round_seconds": report["seconds"],
             "build_seconds": told.get("build_seconds"), "swap_seconds": told.get("swap_seconds"),
-            "adapt_seconds": round(took, 1), "stream": count, "gate": report["gate"],
+            "adapt_seconds": round(took, 1), "peak_bytes": peak, "stream": count, "gate": report["gate"],
             "stages": {
                 name: {k: stage[k] for k in ("labelled", "kept", "statistics_kept", "failed") if k in stage}
                 for name, stage in report["stages"].items()
@@ -336,12 +347,14 @@ def server(repository: Path, log: Path) -> Iterator[str]:
 def vehicle(address: str, frames: list[np.ndarray], loop: Path) -> Iterator[dict[str, Any]]:
     """A thread that asks the service for one frame after the other; the numbers are final on leaving.
 
-    Two frames a second, one in four seconds while the round trains (`loop` says so): this measures
-    accuracy, and the cores are few.
+    Two frames a second, one a second while the round trains (`loop` says so): this measures accuracy, and
+    the cores are few.  `seconds` in what it gives: how long the answers took, collecting and training.
     """
     from runtime.client import Client, Rejected, RpcError
 
     count: dict[str, Any] = {"sent": 0, "answered": 0, "rejected": 0, "failed": 0, "versions": []}
+    seconds: dict[str, list[float]] = {"collecting": [], "training": []}
+    count["seconds"] = seconds
     stop = threading.Event()
 
     def drive() -> None:
@@ -349,8 +362,11 @@ def vehicle(address: str, frames: list[np.ndarray], loop: Path) -> Iterator[dict
             i = 0
             while not stop.is_set():
                 count["sent"] += 1
+                training = '"phase": "round"' in loop.read_text() if loop.is_file() else False
                 try:
+                    start = time.monotonic()
                     answer = client.infer(MODEL, frames[i % len(frames)], source="front")
+                    seconds["training" if training else "collecting"].append(time.monotonic() - start)
                     count["answered"] += 1
                     if answer.version not in count["versions"]:
                         count["versions"].append(int(answer.version))
@@ -359,8 +375,7 @@ def vehicle(address: str, frames: list[np.ndarray], loop: Path) -> Iterator[dict
                 except RpcError:
                     count["failed"] += 1
                 i += 1
-                training = '"phase": "round"' in loop.read_text() if loop.is_file() else False
-                stop.wait(4.0 if training else 0.5)
+                stop.wait(1.0 if training else 0.5)
 
     thread = threading.Thread(target=drive, name="vehicle", daemon=True)
     thread.start()
@@ -392,6 +407,12 @@ def spread(values: list[float]) -> str:
         return "–"
     array = 100 * np.asarray(values)
     return f"{array.mean():.1f}" + (f" ± {array.std(ddof=1):.1f}" if len(array) > 1 else "")
+
+
+def _latency(seconds: list[float]) -> str:
+    if not seconds:
+        return "–"
+    return " / ".join(f"{1e3 * np.percentile(seconds, q):.0f}" for q in (50, 99))
 
 
 def gap_closed(found: dict[int, dict[str, Any]], key: str) -> list[float]:
@@ -457,20 +478,24 @@ def page(found: dict[int, dict[str, Any]]) -> str:
     lines.append("")
     counts = ", ".join(f"{words.strip('*')} {sum(key in found[s] for s in seeds)}" for key, words in COLUMNS)
     lines.append(f"Seeds behind each column: {counts}.")
-    heads = ("seed", "", "frames kept", "s collecting to swap", "s training", "s swap", "sent", "answered",
-             "rejected", "failed")  # fmt: skip
-    lines += ["", "What it took:", "", f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * 8]
+    heads = ("seed", "", "frames kept", "s collecting to swap", "s training", "s swap", "MB of the adapter",
+             "p50 / p99 ms collecting", "p50 / p99 ms training", "sent", "answered", "rejected",
+             "failed")  # fmt: skip
+    lines += ["", "What it took:", "", f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * 11]
     for s in seeds:
         for key, words in (("replay", "with replay"), ("free", "source-free")):
             if key not in found[s]:
                 continue
             r = found[s][key]
             c = r["stream"]
-            lines.append(
-                f"| {s} | {words} | {r['frames']['target'] + r['frames']['target_holdout']} | "
-                f"{r['adapt_seconds']:.0f} | {r['round_seconds'].get('train', 0):.0f} | "
-                f"{r['swap_seconds']} | {c['sent']} | {c['answered']} | {c['rejected']} | {c['failed']} |"
-            )
+            kept = r["frames"]["target"] + r["frames"]["target_holdout"]
+            cells = (
+                f"{r['adapt_seconds']:.0f}", f"{r['round_seconds'].get('train', 0):.0f}", r["swap_seconds"],
+                f"{r['peak_bytes'] / 1e6:.0f}", _latency(c["seconds"]["collecting"]),
+                _latency(c["seconds"]["training"]),
+                *(c[name] for name in ("sent", "answered", "rejected", "failed")),
+            )  # fmt: skip
+            lines.append(f"| {s} | {words} | {kept} | " + " | ".join(map(str, cells)) + " |")
     lines += [
         "",
         "How to read it:",
