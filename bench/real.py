@@ -489,13 +489,13 @@ def page(found: dict[int, dict[str, Any]]) -> str:
             r = found[s][key]
             c = r["stream"]
             kept = r["frames"]["target"] + r["frames"]["target_holdout"]
-            cells = (
+            figures = (
                 f"{r['adapt_seconds']:.0f}", f"{r['round_seconds'].get('train', 0):.0f}", r["swap_seconds"],
                 f"{r['peak_bytes'] / 1e6:.0f}", _latency(c["seconds"]["collecting"]),
                 _latency(c["seconds"]["training"]),
                 *(c[name] for name in ("sent", "answered", "rejected", "failed")),
             )  # fmt: skip
-            lines.append(f"| {s} | {words} | {kept} | " + " | ".join(map(str, cells)) + " |")
+            lines.append(f"| {s} | {words} | {kept} | " + " | ".join(map(str, figures)) + " |")
     lines += [
         "",
         "How to read it:",
