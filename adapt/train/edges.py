@@ -12,8 +12,11 @@ Source: Yu et al., CVPR 2017 and ECCV 2018; the published constants are the pres
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,12 +31,13 @@ from adapt.labels.edges import category_edges
 from adapt.labels.seal import Gate, align
 from adapt.train import losses
 from adapt.train.augment import Augmentation, crop
-from adapt.train.loop import Progress, generator, silent
+from adapt.train.loop import Progress, atomic_save, generator, silent
 from networks.pack import PackSpec, normalise
 
 __all__ = [
     "PRESETS",
     "EdgeRecipe",
+    "EdgeTrainer",
     "Sample",
     "crops_of_edges",
     "crops_of_segmentation",
@@ -171,9 +175,7 @@ def _groups(network: nn.Module, recipe: EdgeRecipe) -> list[dict[str, Any]]:
     new = tuple(getattr(network, "NEW", ()))
     groups = []
     for name, p in network.named_parameters():
-        moves = not recipe.parts or name.startswith(recipe.parts)
-        p.requires_grad_(moves)
-        if not moves:
+        if recipe.parts and not name.startswith(recipe.parts):
             continue
         bias = p.ndim == 1
         factor = (
@@ -184,6 +186,16 @@ def _groups(network: nn.Module, recipe: EdgeRecipe) -> list[dict[str, Any]]:
     if not groups:
         raise ValueError(f"edge training: no parameter's name starts with one of {recipe.parts}")
     return groups
+
+
+def _freeze(network: nn.Module, recipe: EdgeRecipe) -> list[nn.Parameter]:
+    """Parameters that stay ask for no gradients; gives those that did."""
+    frozen = []
+    for name, p in network.named_parameters():
+        if recipe.parts and not name.startswith(recipe.parts) and p.requires_grad:
+            p.requires_grad_(False)
+            frozen.append(p)
+    return frozen
 
 
 def _forward(network: nn.Module, x: Tensor, joint: bool) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -212,6 +224,189 @@ def align_sample(sample: Sample, probability: NDArray[np.floating], recipe: Edge
     return replace(sample, bits=pack(edges, ignore))
 
 
+class EdgeTrainer:
+    """Moves an edge network's weights, one step after the other.
+
+    Args:
+        network: trained in place.  Raises ValueError for one without ``sides``.
+        spec: the pack's, for normalisation.
+        draw: (random numbers) -> Sample; all crops have one size that suits the network.
+        seed: of everything random.
+        checkpoint: file to go on from, written every ``every`` steps and where labels are to be aligned,
+            or None.  The labels that were aligned for the round under way lie beside it, in
+            CHECKPOINT.labels/, a file a crop: one killed while it aligned goes on with the next crop.
+        identity: text that must equal the checkpoint's, so that a changed recipe starts afresh.
+
+    A killed training ends with the weights of one that was not (same machine, same number of threads).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: PackSpec,
+        draw: Draw,
+        recipe: EdgeRecipe,
+        *,
+        seed: int = 0,
+        checkpoint: Path | None = None,
+        every: int = 50,
+        identity: str = "",
+    ) -> None:
+        if not hasattr(network, "sides"):
+            raise ValueError(
+                f"edge training: {type(network).__name__} answers no edges; use casenet or casenet_light"
+            )
+        self.network, self.spec, self.draw, self.recipe, self.seed = network, spec, draw, recipe, seed
+        self.checkpoint, self.every, self.identity = checkpoint, every, identity
+        self.joint = hasattr(network, "joint") and recipe.segmentation > 0 and not recipe.parts
+        groups = _groups(network, recipe)
+        self.optimiser: torch.optim.Optimizer = (
+            torch.optim.SGD(groups, momentum=0.9) if recipe.optimiser == "sgd" else torch.optim.AdamW(groups)
+        )
+        self.history: list[float] = []
+        self.number = 0  # of the round under way …
+        self.begun = 0  # … and the step it began with
+        self._resume()
+
+    # ------------------------------------------------------------------------------------ checkpoints
+    @property
+    def _labels(self) -> Path | None:
+        file = self.checkpoint
+        return None if file is None else file.with_name(f"{file.name}.labels")
+
+    def _resume(self) -> None:
+        """Go on where the checkpoint is, where there is one of this training; else clear what lies there."""
+        if self.checkpoint is None:
+            return
+        try:
+            kept = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
+            ours = kept["identity"] == self.identity
+        except Exception:  # none, or a damaged one: it costs time, nothing else
+            ours = False
+        if not ours or not self._can_go_on(kept):
+            self.checkpoint.unlink(missing_ok=True)
+            self._forget()
+            return
+        self.network.load_state_dict(kept["network"])
+        self.optimiser.load_state_dict(kept["optimiser"])
+        self.history = [float(v) for v in kept["history"]]
+        self.number, self.begun = int(kept["number"]), int(kept["begun"])
+
+    def _can_go_on(self, kept: dict[str, Any]) -> bool:
+        """In the middle of an aligned round every aligned label is needed: the weights they were aligned with
+        are gone."""
+        number, begun = int(kept["number"]), int(kept["begun"])
+        if len(kept["history"]) == begun or not self._is_aligned(number):
+            return True
+        return all(self._kept_labels(number, i) is not None for i in range(self._wanted(begun)))
+
+    def save(self) -> None:
+        """Write the checkpoint now."""
+        if self.checkpoint is None:
+            return
+        atomic_save(
+            self.checkpoint,
+            {
+                "identity": self.identity,
+                "network": self.network.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "history": self.history,
+                "number": self.number,
+                "begun": self.begun,
+            },
+        )
+
+    def _forget(self) -> None:
+        if self._labels is not None:
+            shutil.rmtree(self._labels, ignore_errors=True)
+
+    def _kept_labels(self, number: int, i: int) -> NDArray[np.uint32] | None:
+        if self._labels is None:
+            return None
+        try:
+            with np.load(self._labels / f"{number:05d}-{i:05d}.npz", allow_pickle=False) as file:
+                return np.asarray(file["bits"], np.uint32)
+        except Exception:  # zip, zlib, numpy: not there, or damaged
+            return None
+
+    def _keep_labels(self, number: int, i: int, bits: NDArray[np.uint32]) -> None:
+        if self._labels is None:
+            return
+        self._labels.mkdir(exist_ok=True)
+        path = self._labels / f"{number:05d}-{i:05d}.npz"
+        temporary = path.with_name(f".{path.name}.tmp")
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, bits=bits)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    # ------------------------------------------------------------------------------------------ rounds
+    def _is_aligned(self, number: int) -> bool:
+        return self.recipe.aligned and number >= self.recipe.unaligned
+
+    def _wanted(self, begun: int) -> int:
+        """Crops of the round that begins with that step."""
+        recipe = self.recipe
+        return max(recipe.batch, min(recipe.round, (recipe.steps - begun) * recipe.batch))
+
+    def run(self, progress: Progress = silent) -> list[float]:
+        """All steps that are left; the loss of every step, those before included.
+
+        What ``progress`` raises comes out; ``save`` then keeps what was done.  Raises FloatingPointError
+        where the loss is not finite.
+        """
+        frozen = _freeze(self.network, self.recipe)
+        try:
+            if not self.history and self._is_aligned(0):
+                self.save()
+            while len(self.history) < self.recipe.steps:
+                self._round(progress)
+        finally:
+            for p in frozen:
+                p.requires_grad_(True)
+        self.network.eval()
+        return self.history
+
+    def _round(self, progress: Progress) -> None:
+        recipe = self.recipe
+        rng = generator(self.seed, 31, self.number)
+        samples = [self.draw(rng) for _ in range(self._wanted(self.begun))]
+        if self._is_aligned(self.number):
+            samples = self._aligned(samples, progress)
+        first = (len(self.history) - self.begun) * recipe.batch
+        for start in range(first, len(samples) - recipe.batch + 1, recipe.batch):
+            if len(self.history) >= recipe.steps:
+                break
+            drop = recipe.gamma ** (len(self.history) // recipe.every) if recipe.every else 1.0
+            for group in self.optimiser.param_groups:
+                group["lr"] = recipe.rate * group["factor"] * drop
+            batch = samples[start : start + recipe.batch]
+            self.history.append(_step(self.network, self.spec, batch, recipe, self.optimiser, self.joint))
+            if len(self.history) % self.every == 0:
+                self.save()
+            progress("train", len(self.history), recipe.steps, loss=self.history[-1])
+        self.number, self.begun = self.number + 1, len(self.history)
+        if self._is_aligned(self.number):  # by these weights: they must not be lost
+            self.save()
+        self._forget()
+
+    def _aligned(self, samples: list[Sample], progress: Progress) -> list[Sample]:
+        self.network.eval()
+        out = []
+        for i, sample in enumerate(samples):
+            bits = self._kept_labels(self.number, i)
+            if bits is None:
+                with torch.inference_mode():
+                    x = normalise(torch.from_numpy(np.array(sample.frame))[None], self.spec)
+                    probability = _forward(self.network, x, False)[2].sigmoid()[0].numpy()
+                bits = align_sample(sample, probability, self.recipe).bits
+                self._keep_labels(self.number, i, bits)
+                progress("align", i + 1, len(samples))
+            out.append(replace(sample, bits=bits))
+        return out
+
+
 def train(
     network: nn.Module,
     spec: PackSpec,
@@ -219,59 +414,15 @@ def train(
     recipe: EdgeRecipe,
     *,
     seed: int = 0,
+    checkpoint: Path | None = None,
+    every: int = 500,
+    identity: str = "",
     progress: Progress = silent,
 ) -> list[float]:
-    """Train in place; returns the loss of every step.
-
-    draw: (random numbers) -> Sample; all crops have one size that suits the network.
-    Raises ValueError for a network without ``sides``, FloatingPointError where the loss is not finite.
-    """
-    if not hasattr(network, "sides"):
-        raise ValueError(
-            f"edge training: {type(network).__name__} answers no edges; use casenet or casenet_light"
-        )
-    joint = hasattr(network, "joint") and recipe.segmentation > 0 and not recipe.parts
-    groups = _groups(network, recipe)
-    optimiser: torch.optim.Optimizer = (
-        torch.optim.SGD(groups, momentum=0.9) if recipe.optimiser == "sgd" else torch.optim.AdamW(groups)
-    )
-    history: list[float] = []
-    number = 0
-    while len(history) < recipe.steps:
-        rng = generator(seed, 31, number)
-        wanted = min(recipe.round, (recipe.steps - len(history)) * recipe.batch)
-        samples = [draw(rng) for _ in range(max(wanted, recipe.batch))]
-        if recipe.aligned and number >= recipe.unaligned:
-            samples = _aligned(network, spec, samples, recipe, progress)
-        for start in range(0, len(samples) - recipe.batch + 1, recipe.batch):
-            if len(history) >= recipe.steps:
-                break
-            drop = recipe.gamma ** (len(history) // recipe.every) if recipe.every else 1.0
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.rate * group["factor"] * drop
-            history.append(
-                _step(network, spec, samples[start : start + recipe.batch], recipe, optimiser, joint)
-            )
-            progress("train", len(history), recipe.steps, loss=history[-1])
-        number += 1
-    for p in network.parameters():
-        p.requires_grad_(True)
-    network.eval()
-    return history
-
-
-def _aligned(
-    network: nn.Module, spec: PackSpec, samples: list[Sample], recipe: EdgeRecipe, progress: Progress
-) -> list[Sample]:
-    network.eval()
-    out = []
-    with torch.inference_mode():
-        for i, sample in enumerate(samples):
-            x = normalise(torch.from_numpy(np.array(sample.frame))[None], spec)
-            probability = _forward(network, x, False)[2].sigmoid()[0].numpy()
-            out.append(align_sample(sample, probability, recipe))
-            progress("align", i + 1, len(samples))
-    return out
+    """Train in place (see ``EdgeTrainer``); returns the loss of every step."""
+    return EdgeTrainer(
+        network, spec, draw, recipe, seed=seed, checkpoint=checkpoint, every=every, identity=identity
+    ).run(progress)
 
 
 def _step(

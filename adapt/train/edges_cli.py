@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -34,6 +35,8 @@ presets (the published recipes; NAME-cityscapes or NAME-sbd):
   seal         -s with labels aligned every round
   (none)       AdamW, mean loss; --seal aligns, gated
 -s, -c and seal start from a short warm-up: train one with --preset casenet-s first, give it to --init.
+
+A training that was killed continues from PACK.checkpoint.pt when the same command is given again.
 
 examples:
   python -m adapt.train edges --network casenet_light --classes camvid11 --crop 256x320 --steps 2000 \\
@@ -192,8 +195,16 @@ def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
             f"{recipe.steps} steps of {recipe.batch}, "
         f"rate {recipe.rate:g}, crops {a.crop[0]}x{a.crop[1]}, seed {a.seed}",
     )  # fmt: skip
-    history = train(network, spec, draw, recipe, seed=a.seed, progress=progress)
+    checkpoint = a.out.with_name(f"{a.out.name}.checkpoint.pt")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    told = {k: str(v) for k, v in vars(a).items() if k not in ("out", "name", "json", "quiet")}
+    history = train(
+        network, spec, draw, recipe, seed=a.seed, checkpoint=checkpoint,
+        identity=repr((recipe, sorted(told.items()))), progress=progress,
+    )  # fmt: skip
     pack = write_pack(a.out, spec, network.state_dict())
+    checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(checkpoint.with_name(f"{checkpoint.name}.labels"), ignore_errors=True)
     return {
         "pack": str(pack.path), "sha256": pack.sha256, "training": spec.training, "loaded": loaded,
         "loss_first": float(np.mean(history[:5])), "loss_last": float(np.mean(history[-5:])),

@@ -4,6 +4,8 @@ ones.
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from adapt.train.augment import Augmentation
 from adapt.train.edges import (
     PRESETS,
     EdgeRecipe,
+    EdgeTrainer,
     Sample,
     align_sample,
     crops_of_edges,
@@ -83,6 +86,81 @@ def test_a_run_is_repeatable(pairs):
         runs.append((train(network, description, draw, recipe, seed=3), network.state_dict()))
     assert runs[0][0] == runs[1][0]
     assert all(torch.equal(a, b) for a, b in zip(runs[0][1].values(), runs[1][1].values(), strict=True))
+
+
+class Killed(BaseException):
+    pass
+
+
+SEAL = EdgeRecipe(7, batch=2, round=6, aligned=True, gate=None)  # rounds of 3 + 3 + 1 steps
+
+
+def resumable(pairs, folder, progress=None):
+    """(losses, weights) of a training that may be stopped by what ``progress`` raises."""
+    torch.manual_seed(0)
+    network = networks.create("casenet", classes=3, depth=14, width=8)
+    draw = crops_of_segmentation(pairs, 3, Augmentation((32, 32)))
+    trainer = EdgeTrainer(
+        network, spec("casenet", {"depth": 14, "width": 8}), draw, SEAL, seed=3,
+        checkpoint=folder / "checkpoint.pt", every=2, identity="one",
+    )  # fmt: skip
+    return trainer.run(progress or (lambda *_, **__: None)), network.state_dict()
+
+
+def equal(one, other):
+    return one[0] == other[0] and all(torch.equal(v, other[1][k]) for k, v in one[1].items())
+
+
+def test_killed_anywhere_and_started_again_it_ends_with_the_same_weights(pairs, tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "pieces").mkdir()
+    told: list[str] = []
+    whole = resumable(pairs, tmp_path / "whole", lambda stage, *_, **__: told.append(stage))
+    assert told == 3 * ["train"] + 6 * ["align"] + 3 * ["train"] + 2 * ["align"] + ["train"]
+    assert not (tmp_path / "whole" / "checkpoint.pt.labels").exists()
+    kills = iter([2, 5, 3, 1, 6, 3])  # after so many pieces each: in training, in alignment, at their ends
+    stages = []
+
+    def progress(stage, done, total, **numbers):
+        nonlocal left
+        stages.append(stage)
+        left -= 1
+        if not left:
+            raise Killed
+
+    result = None
+    while result is None:
+        left = next(kills, 0)
+        with contextlib.suppress(Killed):
+            result = resumable(pairs, tmp_path / "pieces", progress)
+    assert equal(whole, result)
+    assert stages.count("align") == 8, "no crop was aligned twice"
+    assert stages.count("train") > 7, "steps after the last checkpoint are made again"
+
+
+def test_a_checkpoint_that_cannot_be_gone_on_with_costs_time_and_nothing_else(pairs, tmp_path):
+    def stopped_in_the_second_round(folder):
+        folder.mkdir()
+
+        def stop(stage, done, total, **numbers):
+            if stage == "train" and done == 4:
+                raise Killed
+
+        with pytest.raises(Killed):
+            resumable(pairs, folder, stop)
+
+    stopped_in_the_second_round(tmp_path / "a")
+    labels = sorted((tmp_path / "a" / "checkpoint.pt.labels").iterdir())
+    assert len(labels) == 6
+    whole = resumable(pairs, tmp_path / "a")
+    stopped_in_the_second_round(tmp_path / "b")
+    (tmp_path / "b" / "checkpoint.pt.labels" / labels[2].name).write_bytes(b"half")
+    told = []
+    assert equal(whole, resumable(pairs, tmp_path / "b", lambda stage, *_, **__: told.append(stage)))
+    assert told.count("train") == 7, "the weights the round's labels were aligned with are gone: from nothing"
+    stopped_in_the_second_round(tmp_path / "c")
+    (tmp_path / "c" / "checkpoint.pt").write_bytes(b"half")
+    assert equal(whole, resumable(pairs, tmp_path / "c"))
 
 
 def test_seals_first_round_is_unaligned_and_later_ones_follow_the_network(pairs, monkeypatch):
