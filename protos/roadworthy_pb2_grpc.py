@@ -88,6 +88,11 @@ class RoadworthyStub(object):
                 request_serializer=protos_dot_roadworthy__pb2.ModelRequest.SerializeToString,
                 response_deserializer=protos_dot_roadworthy__pb2.Event.FromString,
                 _registered_method=True)
+        self.Prune = channel.unary_unary(
+                '/roadworthy.v1.Roadworthy/Prune',
+                request_serializer=protos_dot_roadworthy__pb2.PruneRequest.SerializeToString,
+                response_deserializer=protos_dot_roadworthy__pb2.PruneResponse.FromString,
+                _registered_method=True)
         self.Drift = channel.unary_unary(
                 '/roadworthy.v1.Roadworthy/Drift',
                 request_serializer=protos_dot_roadworthy__pb2.ModelRequest.SerializeToString,
@@ -232,6 +237,15 @@ class RoadworthyServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prune(self, request, context):
+        """Deletes versions that rounds of adaptation made, all but the newest `keep`.  What is
+        live, warm, wanted by a frame group or on its way through a swap stays, and so do all
+        versions that no round made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drift(self, request, context):
         """How far what the model sees is from what it was made for.
         """
@@ -361,6 +375,11 @@ def add_RoadworthyServicer_to_server(servicer, server):
                     servicer.Reset,
                     request_deserializer=protos_dot_roadworthy__pb2.ModelRequest.FromString,
                     response_serializer=protos_dot_roadworthy__pb2.Event.SerializeToString,
+            ),
+            'Prune': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prune,
+                    request_deserializer=protos_dot_roadworthy__pb2.PruneRequest.FromString,
+                    response_serializer=protos_dot_roadworthy__pb2.PruneResponse.SerializeToString,
             ),
             'Drift': grpc.unary_unary_rpc_method_handler(
                     servicer.Drift,
@@ -803,6 +822,33 @@ class Roadworthy(object):
             '/roadworthy.v1.Roadworthy/Reset',
             protos_dot_roadworthy__pb2.ModelRequest.SerializeToString,
             protos_dot_roadworthy__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prune(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/roadworthy.v1.Roadworthy/Prune',
+            protos_dot_roadworthy__pb2.PruneRequest.SerializeToString,
+            protos_dot_roadworthy__pb2.PruneResponse.FromString,
             options,
             channel_credentials,
             insecure,

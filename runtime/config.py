@@ -261,6 +261,9 @@ class ServerConfig:
     drain          seconds that a stopping server waits for what is in flight
     read_only      serve what is live and change nothing: beside the server that has the repository, or from a
                    medium that is somebody else's
+    keep_versions  how many versions of a model that rounds of adaptation made are kept, the newest; older
+                   ones are deleted after each swap, but none that is live, warm or wanted by a group; 0 = all
+                   stay, because what is deleted is gone
     models         which models of the repository to serve; empty = all
     groups         {name: [models]} that are answered and swapped together
     """
@@ -273,6 +276,7 @@ class ServerConfig:
     max_message: int = 64 << 20
     drain: float = 20.0
     read_only: bool = False
+    keep_versions: int = 0
     models: list[str] = field(default_factory=list)
     groups: dict[str, list[str]] = field(default_factory=dict)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -298,6 +302,7 @@ class ServerConfig:
             ("queue.max_batch", self.queue.max_batch, 1),
             ("shadow.frames", self.shadow.frames, 1),
             ("streams", self.streams, 1),
+            ("keep_versions", self.keep_versions, 0),
             ("tracing.queue", self.tracing.queue, 1),
             ("max_message", self.max_message, 1 << 16),
         ):

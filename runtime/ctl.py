@@ -92,6 +92,9 @@ def parser() -> argparse.ArgumentParser:
     version(verb("promote", "make a version live after its checks, without shadowing"))
     verb("rollback", "go back to the previous version")
     verb("reset", "go back to the released pack: the newest version that no round of adaptation made")
+    verb("prune", "delete old versions that rounds of adaptation made").add_argument(
+        "--keep", type=int, default=0, metavar="N", help="how many stay, the newest (default: keep_versions)"
+    )
     verb("pin", "fix the live version").add_argument(
         "version", type=int, nargs="?", default=0, help="its number, to be sure"
     )
@@ -155,6 +158,7 @@ def _run(client: Client, options: Any) -> int:
     looks: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
         "status": (lambda: client.status(model), tables.status),
         "versions": (lambda: client.versions(model), tables.versions),
+        "prune": (lambda: client.prune(model, options.keep), tables.pruned),
         "pin": (lambda: client.pin(model, options.version), tables.status),
         "unpin": (lambda: client.unpin(model), tables.status),
         "freeze": (lambda: client.freeze(model, options.reason), tables.status),

@@ -102,8 +102,11 @@ class GroupController:
         """
         now, before = self.host.generation, self.host.before
         members = {**(now.members if now is not None else {}), **self._lives(), **lives}
+        if back and before is not None:  # also of a member that is not there: it comes back as it was
+            gone = [name for name in before.members if name not in self._controllers]
+            members |= {name: before.members[name] for name in gone}
         self._back = back
-        if self._starting or set(members) != set(self.members):
+        if self._starting or (set(members) != set(self.members) and len(lives) < 2):
             self._next = None  # which generation it is, is known when all are up
             return {}
         if now is not None and now.members == members:
@@ -116,6 +119,9 @@ class GroupController:
         generation, previous = self._next
         if generation != now:
             try:
+                if now is None:  # members' records that say of no group would outweigh this one at a start
+                    for controller in self._controllers.values():
+                        controller.record_ties({"group": self.name})
                 self._write(generation, previous)
             except Refused:
                 if not anyway:
@@ -149,12 +155,24 @@ class GroupController:
         changed = self._changed()
         return [self._controllers[name] for name in changed] if controller.model in changed else [controller]
 
+    def referred(self, model: str) -> set[int]:
+        """Of the live generation, the one before, and what is submitted to the group."""
+        with self.control:
+            state = self._state()
+            found = [self.host.generation, self.host.before, _generation(state, "live", "members")]
+            found.append(_generation(state, "previous", "previous_members"))
+            named = [each.members for each in (*found, self._current, *self._pending) if each is not None]
+            return {members[model] for members in named if model in members}
+
     def _changed(self) -> list[str]:
-        """The members in which the live generation differs from the one before."""
+        """The members in which the live generation differs from the one before; one whose directory is gone
+        has nothing to change back, and must not keep the others from it.
+        """
         now, before = self.host.generation, self.host.before
         if now is None or before is None:
             return []
-        return [name for name in self.members if now.members.get(name) != before.members.get(name)]
+        there = [name for name in self.members if name in self._controllers]
+        return [name for name in there if now.members.get(name) != before.members.get(name)]
 
     def _lives(self) -> dict[str, int]:
         lives = {name: c.host.live for name, c in self._controllers.items()}
@@ -167,6 +185,7 @@ class GroupController:
         each member by itself, which makes a new one.
         """
         state = self._state()
+        self.host.unloaded = bool(state.get("unloaded"))
         used = (_number(line.get("version")) for line in self._repository.history(self.name))
         self._last = max(_number(state.get("last")), _number(state.get("live")), *used, 0)
         current = _generation(state, "live", "members")
@@ -216,12 +235,14 @@ class GroupController:
     def _bring_up(self, generation: Generation, previous: Generation | None) -> bool:
         """All members in their version of it, or none; those that are unloaded stay so."""
         ready: list[tuple[SwapController, Candidate, Slot]] = []
+        later: list[SwapController] = []  # in no generation yet
         for name, controller in self._controllers.items():
             if controller.leave_unloaded(controller.recorded()[0]):
                 continue
+            if name not in generation.members:
+                later.append(controller)
+                continue
             try:
-                if name not in generation.members:
-                    raise Refused("group", f"generation {generation.number} has no version of '{name}'")
                 ready.append((controller, *controller.bring_up(generation.members[name])))
             except Refused as refusal:
                 log.warning("%s: generation %s: %s: %s", self.name, generation.number, name, refusal)
@@ -233,6 +254,8 @@ class GroupController:
             before = previous.members.get(controller.model) if previous is not None else None
             before = before if before != slot.version else None
             controller.begin(candidate, slot, f"generation {generation.number} of '{self.name}'", before)
+        for controller in later:
+            controller.start()
         return True
 
     def _settle(
@@ -353,13 +376,21 @@ class GroupController:
                 controller.unpin()
 
     def unload(self) -> None:
-        """The group stops answering under its name; its members go on (Triton: without unload_dependents)."""
-        with self.slots:
-            self.host.unloaded = True
+        """The group stops answering under its name, also after a new start, until it is loaded again; its
+        members go on (Triton: without unload_dependents).  Raises Refused("record", …).
+        """
+        self._set_unloaded(True)
 
     def reload(self) -> None:
-        with self.slots:
-            self.host.unloaded = False
+        self._set_unloaded(False)
+
+    def _set_unloaded(self, unloaded: bool) -> None:
+        self._repository.check_writable()
+        with self.control:
+            state = {key: value for key, value in self._state().items() if key != "unloaded"}
+            self._save(state | ({"unloaded": True} if unloaded else {}))
+            with self.slots:
+                self.host.unloaded = unloaded
 
     def stop(self) -> None:
         """No further swaps; the members' controllers end the one that is under way."""
@@ -395,6 +426,8 @@ class GroupController:
                     return
                 self._current = ticket = self._pending.popleft()
             self._swap(ticket)
+            for controller in tuple(self._controllers.values()):
+                controller.keep_newest()
 
     def _swap(self, ticket: GroupTicket) -> None:
         begun = time.monotonic()
@@ -461,6 +494,9 @@ class GroupController:
             "last": self._last,
             "time": time.time(),
         }
+        self._save(state | ({"unloaded": True} if self.host.unloaded else {}))
+
+    def _save(self, state: dict[str, Any]) -> None:
         try:
             self._repository.home(self.name)
             self._repository.set_live(self.name, state)

@@ -53,6 +53,7 @@ class ModelHost:
         self._lock = lock or threading.RLock()
         self._live: Slot | None = None
         self._previous: Slot | None = None
+        self._claimed = False  # the warm slot is about to be live again
         self._statistics: dict[int, Statistics] = {}
         self._scheduler = Scheduler(self._execute, Plan.of(config.queue), config.engine.concurrency)
 
@@ -102,8 +103,21 @@ class ModelHost:
         with self._lock:
             warm, bad = self.previous_or_refuse(), self._live
             assert bad is not None
-            self._live, self._previous = warm, None
+            self._live, self._previous, self._claimed = warm, None, False
             return warm, bad
+
+    def claim_previous(self) -> Slot:
+        """The warm slot, which stays where it is until `flip_back` or `unclaim`: what is written of a
+        rollback before it happens must come true.  Raises ServiceError(FAILED_PRECONDITION): there is none.
+        """
+        with self._lock:
+            warm = self.previous_or_refuse()
+            self._claimed = True
+            return warm
+
+    def unclaim(self) -> None:
+        with self._lock:
+            self._claimed = False
 
     def keep_warm(self, slot: Slot) -> None:
         """Makes `slot` the rollback target."""
@@ -113,8 +127,10 @@ class ModelHost:
             displaced.retire()
 
     def drop_previous(self) -> Slot | None:
-        """Gives up the warm slot, and with it the rollback target."""
+        """Gives up the warm slot, and with it the rollback target; None where there is none to give up."""
         with self._lock:
+            if self._claimed:
+                return None
             dropped, self._previous = self._previous, None
         if dropped is not None:
             dropped.retire()

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _STAGING = ".staging-"
 _NEW = ".new-"
 _TEMPORARY = ".tmp-"
+_GONE = ".gone-"  # a version that is being deleted
+HISTORY_BYTES = 1 << 20  # of a history, before its older half makes room: some hundred swaps
 _REQUIRED: dict[str, type] = {
     "schema": int,
     "model": str,
@@ -65,11 +68,37 @@ def check_name(model: str) -> str:
     return model
 
 
-def _is_transition(entry: dict[str, Any]) -> bool:
-    """Whether a line of the history has the types that its readers count on."""
-    time, version, detail = entry.get("time", 0.0), entry.get("version", 0), entry.get("detail")
-    numbers = isinstance(time, int | float) and isinstance(version, int)
-    return numbers and (detail is None or isinstance(detail, dict))
+def _transition(line: str | bytes) -> dict[str, Any] | None:
+    """A line of the history that has the types that its readers count on; None for any other."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict):
+        return None
+    when, version, detail = entry.get("time", 0.0), entry.get("version", 0), entry.get("detail")
+    numbers = isinstance(when, int | float) and isinstance(version, int)
+    return entry if numbers and (detail is None or isinstance(detail, dict)) else None
+
+
+def _deciding(entries: list[dict[str, Any]], versions: set[int]) -> set[int]:
+    """Which lines of a history say something that a newer line does not: of each version that is there the
+    last of each state and check, of all together the last that was live, the highest number (none is given
+    twice) and the last word on pin and freeze.
+    """
+    last: dict[Any, int] = {}
+    highest = max((entry.get("version", 0) for entry in entries), default=0)
+    for n, entry in enumerate(entries):
+        version, state, detail = entry.get("version", 0), entry.get("state"), entry.get("detail")
+        if version in versions and state != "NOTE":
+            last[version, state, entry.get("check")] = n
+        if state == "LIVE":
+            last["live"] = n
+        if version == highest:
+            last["highest"] = n
+        if state == "NOTE" and detail and "pinned" in detail:
+            last["flags"] = n
+    return set(last.values())
 
 
 class Repository:
@@ -82,6 +111,8 @@ class Repository:
         self.read_only = read_only
         if not read_only:
             self.path.mkdir(parents=True, exist_ok=True)
+        self._history = threading.Lock()
+        self._shortened: dict[Path, int] = {}  # history -> what was left of it when it was last shortened
         self._locks: dict[Path, int] = {}  # staging directory -> descriptor that holds its lock
 
     # -- reading ---------------------------------------------------------------------
@@ -201,13 +232,7 @@ class Repository:
             )
         except FileNotFoundError:
             return []
-        entries = []
-        for line in text.splitlines():
-            with contextlib.suppress(ValueError, RecursionError):
-                entry = json.loads(line)
-                if isinstance(entry, dict) and _is_transition(entry):
-                    entries.append(entry)
-        return entries
+        return [entry for line in text.split("\n") if (entry := _transition(line)) is not None]
 
     # -- writing ---------------------------------------------------------------------
 
@@ -235,7 +260,7 @@ class Repository:
         # Locked before it gets the name that `sweep` looks for: no one can mistake a
         # directory that is being written for one whose writer died.
         new = home / f"{_NEW}{unique}"
-        new.mkdir()
+        new.mkdir(parents=True)  # `abandon` of another may have removed the model's empty directory
         descriptor = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         staged = home / f"{_STAGING}{unique}"
@@ -275,10 +300,27 @@ class Repository:
         whole = {**manifest, "schema": SCHEMA, "model": model, "files": files}
         whole.setdefault("created", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         whole.setdefault("engine", {"kind": "onnxruntime", "precision": "fp32", "file": "model.onnx"})
+        beside: dict[Path, bytes] = {}
         if config_pbtxt:
-            _replace(home / "config.pbtxt", config_pbtxt.encode())
+            beside[home / "config.pbtxt"] = config_pbtxt.encode()
         if labels is not None:
-            _replace(home / "labels.txt", "".join(f"{label}\n" for label in labels).encode())
+            beside[home / "labels.txt"] = "".join(f"{label}\n" for label in labels).encode()
+        with _replaced(beside):
+            number = self._appear(home, model, staged, whole, sign)
+        _fsync(home)
+        _fsync(self.path)
+        self._unlock(staged)
+        return number
+
+    def _appear(
+        self,
+        home: Path,
+        model: str,
+        staged: Path,
+        whole: dict[str, Any],
+        sign: Callable[[str], bytes] | None,
+    ) -> int:
+        """Writes the manifest and renames, to the next number that is free; returns it."""
         number = self._last_number(model) + 1
         while True:
             whole["version"] = number
@@ -294,20 +336,18 @@ class Repository:
                 # rename(2) refuses a directory that is not empty, so the loser of a race tries the next
                 # number
                 os.rename(staged, home / str(number))
-                break
+                return number
             except OSError:
                 if not (home / str(number)).exists():
                     raise
                 number += 1
-        _fsync(home)
-        _fsync(self.path)
-        self._unlock(staged)
-        return number
 
     def abandon(self, staged: Path) -> None:
         """Removes a staged directory that will not be published."""
         shutil.rmtree(staged, ignore_errors=True)
         self._unlock(staged)
+        with contextlib.suppress(OSError):  # a model that never got a version leaves nothing behind
+            staged.parent.rmdir()
 
     def set_live(self, model: str, value: dict[str, Any]) -> None:
         """Replaces live.json atomically and durably; OSError when the disk refuses, or in `read_only`."""
@@ -320,7 +360,14 @@ class Repository:
         """Appends one line; a torn last line (a kill while writing) is closed first."""
         if self.read_only:
             return
-        path = self.path / check_name(model) / "history.jsonl"
+        with self._history:
+            path = self.path / check_name(model) / "history.jsonl"
+            self._append(path, entry)
+            if path.stat().st_size > max(HISTORY_BYTES, 2 * self._shortened.get(path, 0)):
+                self._shorten(model, path)
+
+    @staticmethod
+    def _append(path: Path, entry: dict[str, Any]) -> None:
         line = json.dumps(entry, ensure_ascii=False, default=str).encode() + b"\n"
         with open(path, "ab+") as file:
             if file.tell() > 0:
@@ -331,6 +378,39 @@ class Repository:
             file.flush()
             os.fsync(file.fileno())
 
+    def _shorten(self, model: str, path: Path) -> None:
+        """Makes room in a history by one rename.  The newest lines stay, and of the older ones those that
+        decide something (`_deciding`); the whole of it is once more beside it, as history.old.jsonl.
+        """
+        content = path.read_bytes()
+        lines = [line + b"\n" for line in content.split(b"\n") if line]
+        whole = [(line, entry) for line in lines if (entry := _transition(line)) is not None]
+        decide = _deciding([entry for _, entry in whole], set(self.versions(model)))
+        room = max(HISTORY_BYTES // 4, HISTORY_BYTES // 2 - sum(len(whole[n][0]) for n in decide))
+        newest = len(whole)
+        while newest > 0 and (room := room - len(whole[newest - 1][0])) >= 0:
+            newest -= 1
+        kept = b"".join(line for n, (line, _) in enumerate(whole) if n >= newest or n in decide)
+        _replace(path.with_name("history.old.jsonl"), content)
+        _replace(path, kept)
+        self._shortened[path] = len(kept)
+
+    def put_aside(self, model: str, version: int) -> Path:
+        """Takes a version out of the repository, durably, by one rename; returns where it is, for `remove`.
+        What a kill leaves of it is swept at the next start.
+        """
+        self.check_writable()
+        directory = self.directory(model, version)
+        gone = directory.with_name(f"{_GONE}{version}-{uuid.uuid4().hex}")
+        os.rename(directory, gone)
+        _fsync(directory.parent)
+        return gone
+
+    def remove(self, gone: Path) -> None:
+        """The rest of `put_aside`."""
+        if gone.name.startswith(_GONE):
+            _remove(gone)
+
     def sweep(self) -> list[Path]:
         """Removes what killed writers left behind; returns what was removed.
 
@@ -340,6 +420,8 @@ class Repository:
         for path in list(self._leftovers()):
             if path.name.startswith(_STAGING):
                 gone = self._sweep_staging(path)
+            elif path.name.startswith(_GONE):
+                gone = _remove(path)
             else:  # between creation and lock or rename: a moment, so an old one has no owner
                 gone = time.time() - path.lstat().st_mtime > 60 and _remove(path)
             if gone:
@@ -350,7 +432,7 @@ class Repository:
         for home in self.path.iterdir():
             if home.is_dir() and not home.is_symlink():
                 for path in home.iterdir():
-                    if path.name.startswith((_STAGING, _NEW, _TEMPORARY)):
+                    if path.name.startswith((_STAGING, _NEW, _TEMPORARY, _GONE)):
                         yield path
 
     def _sweep_staging(self, path: Path) -> bool:
@@ -457,6 +539,26 @@ def _replace(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _fsync(path.parent)
+
+
+@contextlib.contextmanager
+def _replaced(contents: dict[Path, bytes]) -> Iterator[None]:
+    """Files with these contents; with those they had, where the body fails."""
+    before = {path: path.read_bytes() if path.is_file() else None for path in contents}
+    try:
+        for path, content in contents.items():
+            _replace(path, content)
+        yield
+    except BaseException:
+        for path, content in before.items():
+            with contextlib.suppress(OSError):
+                if path.read_bytes() != contents[path]:
+                    continue  # not reached yet, or another publisher's by now
+                if content is None:
+                    path.unlink()
+                else:
+                    _replace(path, content)
+        raise
 
 
 def _fsync(path: Path) -> None:

@@ -131,11 +131,13 @@ class Service:
                 self._open(model).start()
 
     def configure(self, config: ServerConfig) -> list[str]:
-        """Takes [guard], [shadow], [watch], [swap] and [drift], and reads every config.pbtxt again.
+        """Takes [guard], [shadow], [watch], [swap], [drift] and keep_versions, and reads every config.pbtxt
+        again.
+
 
         Returns the other keys that differ: they need a new start.
         """
-        taken = ("guard", "shadow", "watch", "swap", "drift")
+        taken = ("guard", "shadow", "watch", "swap", "drift", "keep_versions")
         names = [field.name for field in dataclasses.fields(config)]
         different = [n for n in names if n not in taken and getattr(config, n) != getattr(self.config, n)]
         self.config = dataclasses.replace(self.config, **{name: getattr(config, name) for name in taken})
@@ -433,6 +435,20 @@ class Service:
             "build one with export.build, or promote one by its number"
         )
         raise ServiceError(Code.FAILED_PRECONDITION, message, "state")
+
+    def prune(self, model: str, keep: int = 0) -> list[int]:
+        """Deletes old versions that rounds of adaptation made (`SwapController.prune`); returns their
+        numbers.  `keep`: 0 = as configured.  Raises ServiceError.
+        """
+        keep = keep or self.config.keep_versions
+        if keep < 1:
+            message = f"to keep {keep} versions: say how many, at least 1 (or set keep_versions)"
+            raise ServiceError(Code.INVALID_ARGUMENT, message, "invalid")
+        try:
+            return self.controller(model).prune(keep)
+        except OSError as error:
+            message = f"versions of '{model}' cannot be deleted: {error.strerror or error}"
+            raise ServiceError(Code.INTERNAL, message, "record") from error
 
     def freeze(self, model: str, reason: str) -> None:
         for controller in self._chosen(model):

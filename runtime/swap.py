@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from runtime.config import ServerConfig
@@ -214,9 +215,12 @@ class SwapController:
         self.host.reason = "; ".join(tried) or "no version in the repository"
 
     def leave_unloaded(self, state: dict[str, Any]) -> bool:
-        if state.get("unloaded"):
-            self.host.reason = "unloaded"
-        return bool(state.get("unloaded"))
+        if not state.get("unloaded"):
+            return False
+        self.host.reason = "unloaded"
+        recorded = (state.get("live"), state.get("previous"))
+        self.host.unloaded = tuple(n for n in recorded if isinstance(n, int) and n > 0)
+        return True
 
     def begin(self, candidate: Candidate, slot: Slot, why: str = "", before: int | None = None) -> None:
         """Serves a version that was brought up.  `why` it is not the one that was live; `before`: the one to
@@ -322,6 +326,7 @@ class SwapController:
                     return
                 self._current = ticket = self._pending.popleft()
             self._swap(ticket)
+            self.keep_newest()
 
     def _swap(self, ticket: Ticket) -> None:
         prepared: Prepared | None = None
@@ -484,13 +489,13 @@ class SwapController:
     # -- records --------------------------------------------------------------------
 
     def unload(self) -> None:
-        """Stops serving the model until it is loaded again."""
+        """Stops serving the model until it is loaded again, also over a new start."""
         self._repository.check_writable()
         with self._lock:
-            self.end_watch()
-            self.host.unload("unloaded")
             state = self._repository.live(self.model) or {}
             self._write({**state, "unloaded": True})
+            self.end_watch()
+            self.host.unload("unloaded")
 
     def reload(self) -> None:
         """Serves the model again after `unload`, with the version that was live."""
@@ -518,6 +523,49 @@ class SwapController:
         """The highest version that may be live: see `out`."""
         out = self.out()
         return max((n for n in self._repository.versions(self.model) if n not in out), default=None)
+
+    def keep_newest(self) -> None:
+        """Deletes what the configuration says is too many (`keep_versions`); never raises for a bad disk."""
+        if self._config.keep_versions > 0 and not self._stop.is_set() and not self._repository.read_only:
+            try:
+                self.prune(self._config.keep_versions)
+            except OSError as error:
+                log.error("old versions of %s cannot be deleted: %s", self.model, error)
+
+    def prune(self, keep: int) -> list[int]:
+        """Deletes versions that rounds of adaptation made, all but the newest `keep`; returns their numbers.
+
+        What is live, warm, recorded, of a generation of the group, or on its way through a swap stays, and so
+        does every version that no round made or whose manifest cannot be read.  Raises OSError.
+        """
+        self._repository.check_writable()
+        gone: dict[int, Path] = {}
+        try:
+            with self._lock:
+                wanted = self._wanted()
+                adapted = [n for n in self._repository.versions(self.model) if self._adapted(n)]
+                for number in adapted[: max(0, len(adapted) - keep)]:
+                    if number not in wanted:
+                        gone[number] = self._repository.put_aside(self.model, number)
+                        self._note(number, "pruned", f"deleted: the newest {keep} of {len(adapted)} are kept")
+        finally:
+            for path in gone.values():  # out of sight already, and maybe large: not under the lock
+                self._repository.remove(path)
+        return list(gone)
+
+    def _wanted(self) -> set[int]:
+        """Versions that somebody has or may want again.  Under the lock."""
+        wanted = {slot.version for slot in self.host.loaded()} | self.ties.referred(self.model)
+        wanted |= {ticket.version for ticket in (self._current, *self._pending) if ticket is not None}
+        wanted |= set(self.host.unloaded)
+        state = self.recorded()[0]
+        return wanted | {n for n in (state.get("live"), state.get("previous")) if isinstance(n, int)}
+
+    def _adapted(self, number: int) -> bool:
+        try:
+            return bool(self._repository.manifest(self.model, number).get("adaptation"))
+        except Refused:
+            return False
 
     def _record(self, live: int, previous: int | None, extra: Mapping[str, Any]) -> None:
         self._write(
@@ -618,20 +666,27 @@ def roll_back(
         if each.pinned:
             message = f"'{each.model}' is pinned; unpin it first"
             raise ServiceError(Code.FAILED_PRECONDITION, message, "state")
-    lives = {each.model: each.host.previous_or_refuse().version for each in controllers}
+    claimed: list[ModelHost] = []  # from here to the flip no candidate is given their memory
     try:
-        extra = ties.record(lives, back=True, anyway=True)
+        with ties.slots:
+            lives = {}
+            for each in controllers:
+                lives[each.model] = each.host.claim_previous().version
+                claimed.append(each.host)
+        try:
+            extra = ties.record(lives, back=True, anyway=True)
+            for each in controllers:
+                each.record_back(lives[each.model], extra)
+        except Refused as refusal:
+            reason = f"{reason} (not recorded: {refusal.reason})"
         for each in controllers:
-            each.record_back(lives[each.model], extra)
-    except Refused as refusal:
-        reason = f"{reason} (not recorded: {refusal.reason})"
-    for each in controllers:
-        each.end_watch()
-    with ties.slots:
-        for each in controllers:  # a candidate may have been given the memory meanwhile: all or none
-            each.host.previous_or_refuse()
-        pairs = [each.host.flip_back() for each in controllers]
-        ties.flipped()
+            each.end_watch()
+        with ties.slots:
+            pairs = [each.host.flip_back() for each in controllers]
+            ties.flipped()
+    finally:
+        for host in claimed:
+            host.unclaim()
     events = {
         each.model: each.went_back(now, bad, check, reason, detail)
         for each, (now, bad) in zip(controllers, pairs, strict=True)

@@ -29,6 +29,11 @@ def table(*columns: str) -> Table:
     return made
 
 
+def pruned(values: dict[str, list[int]]) -> None:
+    for what, numbers in values.items():
+        print(f"{what}: {', '.join(map(str, numbers)) or 'none'}")
+
+
 def status(values: dict[str, Any]) -> None:
     models = values["models"]
     counts = ("accepted>", "answered>", "rejected", "in flight>")

@@ -45,6 +45,10 @@ class Ties(Protocol):
         """The controllers that go back when this one does, itself among them.  Under `control`."""
         ...
 
+    def referred(self, model: str) -> set[int]:
+        """Versions of the model that the ties may want again."""
+        ...
+
     @property
     def recorded(self) -> bool:
         """Whether the last `record` alone decides what a new start brings up, whatever live.json says."""
@@ -74,3 +78,6 @@ class Free:
 
     def together(self, controller: SwapController) -> list[SwapController]:
         return [controller]
+
+    def referred(self, model: str) -> set[int]:
+        return set()

@@ -261,6 +261,9 @@ class AsyncClient:
     async def pin(self, model: str, version: int = 0) -> dict[str, Any]:
         return await self._ask(m.pin(model, version))
 
+    async def prune(self, model: str, keep: int = 0) -> dict[str, list[int]]:
+        return await self._ask(m.prune(model, keep))
+
     async def unpin(self, model: str) -> dict[str, Any]:
         return await self._ask(m.unpin(model))
 

@@ -391,6 +391,13 @@ def pin(model: str, version: int) -> Ask:
     return Ask("Pin", roadworthy_pb2.PinRequest(model=model, version=version), _status)
 
 
+def prune(model: str, keep: int) -> Ask:
+    def read(response: Any) -> dict[str, list[int]]:
+        return {"deleted": list(response.deleted), "kept": list(response.kept)}
+
+    return Ask("Prune", roadworthy_pb2.PruneRequest(model=model, keep=keep), read)
+
+
 def unpin(model: str) -> Ask:
     return Ask("Unpin", roadworthy_pb2.ModelRequest(model=model), _status)
 

@@ -277,6 +277,12 @@ class Client:
         """Fixes the live version; as `status`."""
         return self._ask(m.pin(model, version))
 
+    def prune(self, model: str, keep: int = 0) -> dict[str, list[int]]:
+        """Deletes versions that rounds of adaptation made, all but the newest `keep` (0 = as the server is
+        configured) and those that are wanted; {"deleted": [numbers], "kept": [numbers]}.
+        """
+        return self._ask(m.prune(model, keep))
+
     def unpin(self, model: str) -> dict[str, Any]:
         return self._ask(m.unpin(model))
 

@@ -40,6 +40,7 @@ class ControlEdge:
             "Status": typed(self.status, pb.StatusRequest, pb.StatusResponse),
             "Versions": typed(self.versions, pb.VersionsRequest, pb.VersionsResponse),
             "Rollback": typed(self.rollback, pb.ModelRequest, pb.Event),
+            "Prune": typed(self.prune, pb.PruneRequest, pb.PruneResponse),
             "Pin": typed(self.pin, pb.PinRequest, pb.StatusResponse),
             "Unpin": typed(self.unpin, pb.ModelRequest, pb.StatusResponse),
             "Freeze": typed(self.freeze, pb.FreezeRequest, pb.StatusResponse),
@@ -79,6 +80,10 @@ class ControlEdge:
 
     def rollback(self, request: pb.ModelRequest, context: Any) -> pb.Event:
         return wired(self._service.rollback(request.model))
+
+    def prune(self, request: pb.PruneRequest, context: Any) -> pb.PruneResponse:
+        deleted = self._service.prune(request.model, request.keep)
+        return pb.PruneResponse(deleted=deleted, kept=self._service.repository.versions(request.model))
 
     def pin(self, request: pb.PinRequest, context: Any) -> pb.StatusResponse:
         self._service.pin(request.model, request.version)

@@ -41,8 +41,9 @@ _CONTROL: dict[str, tuple[str, ...]] = {
         ("observe", "adapt", "control"),
     ),
     "SubscribeFrames": ("tap", "adapt"),
-    # An adapter offers versions to the guarded swap, which judges them; it does not promote.
-    **dict.fromkeys(("Adapter", "Submit", "SubmitGroup"), ("adapt", "control")),
+    # An adapter offers versions to the guarded swap, which judges them; it does not promote.  It may take
+    # away old ones that adapters made.
+    **dict.fromkeys(("Adapter", "Submit", "SubmitGroup", "Prune"), ("adapt", "control")),
 }
 _OPEN = "/grpc.health.v1.Health/"
 _REFLECTION = "/grpc.reflection."

@@ -321,6 +321,26 @@ def test_a_group_is_a_model_to_kserve(repository, config, serve):
     assert inference.model_ready(pb.ModelReadyRequest(name="scene"), None).ready
 
 
+def test_an_unloaded_group_stays_so_over_a_start_as_a_model_does(repository, config, serve):
+    publish(repository, 0)
+    server = serve(config)
+    server.service.group("scene").unload()
+    server.service.submit_group("scene", publish(repository, 1)).result()  # its record is written anew
+    server.stop()
+    server = serve(config)
+    with Client(server.target) as client:
+        assert server.service.group("scene").status().reason == "unloaded"
+        assert not server.service.ready()
+        assert client.infer("seg", FRAME).version == 2  # the members go on
+        with pytest.raises(Rejected, match="'scene' has no available versions: unloaded"):
+            ask(client)
+        server.service.group("scene").reload()
+        answer = ask(client)
+        assert (answer.version, kind_of(answer)) == (2, (1, 1))
+    server.stop()
+    assert serve(config).service.group("scene").status().ready
+
+
 def test_a_member_that_is_unloaded_and_comes_back(repository, config, serve):
     publish(repository, 0)
     server = serve(config)
@@ -592,6 +612,68 @@ def test_a_full_disk_refuses_the_flip_of_all(repository, config, serve, monkeypa
         assert (ask(client).version, kind_of(ask(client))) == (1, (0, 0))
 
 
+THREE = {"scene": ["seg", "edges", "depth"]}
+
+
+def test_a_full_disk_leaves_no_member_of_an_incomplete_group_behind(repository, config, serve, monkeypatch):
+    """A member is missing, so there is no generation yet: two of the others flip together, or neither."""
+    from runtime.repository import Repository
+
+    publish(repository, 0)
+    second = publish(repository, 1)
+    for model in ("seg", "edges"):
+        repository.set_live(model, {"live": 1, "previous": None})
+    server = serve(dataclasses.replace(config, groups=THREE))
+    assert server.service.group("scene").status().reason == "member 'depth' is not in the repository"
+    write, names = Repository.set_live, []
+
+    def full_at_the_second(self, model, value):
+        names.append(model)
+        if len(names) > 1:
+            raise OSError(28, "No space left on device")
+        write(self, model, value)
+
+    monkeypatch.setattr(Repository, "set_live", full_at_the_second)
+    event = server.service.submit_group("scene", second, shadow=False).result()
+    monkeypatch.undo()
+    lives = {name: server.service.host(name).live.version for name in second}
+    assert lives == (second if event.state == "LIVE" else dict.fromkeys(second, 1))
+    server.stop()
+    server = serve(dataclasses.replace(config, groups=THREE))
+    assert {name: server.service.host(name).live.version for name in second} == lives
+
+
+def test_a_member_whose_directory_is_gone_does_not_keep_the_others_from_going_back(
+    repository, config, serve
+):
+    import shutil
+
+    publish(repository, 0)
+    b.publish_edges(repository, "depth")
+    groups = dataclasses.replace(config, groups=THREE, watch=WatchConfig(seconds=0))
+    server = serve(groups)
+    members = publish(repository, 1) | {"depth": b.publish_edges(repository, "depth")}
+    event = server.service.submit_group("scene", members, shadow=False).result()
+    assert (event.state, event.version) == ("LIVE", 2), event
+    server.stop()
+    aside = repository.path.parent / "depth"
+    shutil.move(repository.path / "depth", aside)
+    server = serve(groups)
+    until = time.monotonic() + 20
+    while any(c.host.previous is None for c in server.service.controllers().values()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    before = {name: server.service.host(name).previous.version for name in ("seg", "edges")}
+    assert server.service.rollback("seg").state == "ROLLED_BACK"
+    assert {name: server.service.host(name).live.version for name in before} == before
+    server.stop()
+    shutil.move(aside, repository.path / "depth")
+    server = serve(groups)  # it comes back as the generation had it, not as it was last
+    status = server.service.group("scene").status()
+    assert (status.ready, status.generation) == (True, 1), status
+    assert {name: live for name, (live, _) in status.members.items()} == before | {"depth": 1}
+
+
 KILLED = """\
 import os, signal, sys
 from runtime.config import from_dict
@@ -599,7 +681,7 @@ from runtime.repository import Repository
 from runtime.service import Service
 
 service = Service(from_dict({
-    "repository": sys.argv[1], "groups": {"scene": ["seg", "edges"]}, "engine": {"threads": 1},
+    "repository": sys.argv[1], "groups": {"scene": sys.argv[3].split()}, "engine": {"threads": 1},
     "shadow": {"enabled": False}, "watch": {"seconds": 0.0},
 }))
 service.start()
@@ -617,9 +699,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize(("writes", "generation"), [(0, 1), (1, 2), (2, 2), (3, 2)])
-def test_kill_between_the_records_brings_up_one_generation(repository, config, serve, writes, generation):
-    """SIGKILL before the group's record, between it and the members', between those, and after all."""
+def kill_after(repository, writes, groups):
+    """A server of both models' first versions that is told to swap both, and dies after so many records."""
     import signal
     import subprocess
     import sys
@@ -629,10 +710,25 @@ def test_kill_between_the_records_brings_up_one_generation(repository, config, s
     publish(repository, 1)
     for model in ("seg", "edges"):  # as a server has left them that knew of no group
         repository.set_live(model, {"live": 1, "previous": None})
-    command = [sys.executable, "-c", KILLED, str(repository.path), str(writes)]
+    command = [sys.executable, "-c", KILLED, str(repository.path), str(writes), " ".join(groups["scene"])]
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("writes", [1, 2])
+def test_kill_between_the_records_of_an_incomplete_group(repository, config, serve, writes):
+    """What is there of a group that lacks a member flips as one as well."""
+    kill_after(repository, writes, THREE)
+    server = serve(dataclasses.replace(config, groups=THREE))
+    lives = {name: server.service.host(name).live.version for name in ("seg", "edges")}
+    assert lives in ({"seg": 1, "edges": 1}, {"seg": 2, "edges": 2})
+
+
+@pytest.mark.parametrize(("writes", "generation"), [(0, 1), (1, 2), (2, 2), (3, 2)])
+def test_kill_between_the_records_brings_up_one_generation(repository, config, serve, writes, generation):
+    """SIGKILL before the group's record, between it and the members', between those, and after all."""
+    kill_after(repository, writes, GROUP)
     server = serve(config)
     with Client(server.target) as client:
         answer = ask(client)

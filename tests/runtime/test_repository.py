@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime import repository as repository_module
 from runtime.errors import Refused
 from runtime.repository import Repository, digest
 from tests.runtime import builders
@@ -40,6 +41,85 @@ def test_a_published_version_is_whole(repository):
     assert manifest["pack"] == {"sha256": "1"}
     assert (repository.path / "road" / "config.pbtxt").read_text() == "name: 'road'\n"
     assert (repository.path / "road" / "labels.txt").read_text() == "a\nb\n"
+
+
+def told(repository):
+    """What readers learn from a history: who was live, which flags hold, the last state of each version."""
+    history = repository.history("road")
+    states = {e["version"]: e["state"] for e in history if e["state"] != "NOTE"}
+    there = repository.versions("road")
+    return repository.last_live("road"), {n: states.get(n) for n in there}
+
+
+def test_a_history_is_bounded_and_still_says_what_counts(repository, monkeypatch):
+    monkeypatch.setattr(repository_module, "HISTORY_BYTES", 8192)
+    for _ in range(4):
+        put(repository)
+    decisive = [
+        (1, "LIVE", {}),
+        (2, "REJECTED", {"check": "collapse"}),
+        (2, "REJECTED", {"check": "frozen"}),
+        (3, "LIVE", {}),
+        (1, "RETIRED", {}),
+        (9, "REJECTED", {}),  # its directory is gone; its number must not come again
+        (4, "LIVE", {}),
+        (4, "NOTE", {"detail": {"pinned": True, "frozen": False, "frozen_reason": ""}}),
+    ]
+    for version, state, more in decisive:
+        repository.append_history("road", {"version": version, "state": state, **more})
+    before = told(repository)
+    assert before[0] == {"live": 4, "previous": 3, "pinned": True, "frozen": False, "frozen_reason": ""}
+    path = repository.path / "road" / "history.jsonl"
+    for n in range(400):
+        note = {"version": 4, "state": "NOTE", "check": "x", "reason": f"{n}\u2028" + "r" * 90}
+        repository.append_history("road", note)
+        assert path.stat().st_size <= 8192 + 300
+    history = repository.history("road")
+    assert [e["reason"][:3] for e in history if e["check" if "check" in e else "state"] == "x"][-1] == "399"
+    assert len(history) > 30
+    assert told(repository) == before
+    refusals = [e.get("check") for e in history if (e["version"], e["state"]) == (2, "REJECTED")]
+    assert refusals == ["collapse", "frozen"]
+    assert put(repository) == 10
+    assert {p.name for p in path.parent.iterdir() if p.name.startswith(("history", "."))} == {
+        "history.jsonl",
+        "history.old.jsonl",
+    }
+    assert path.with_name("history.old.jsonl").stat().st_size <= 8192 + 300
+
+
+@pytest.mark.parametrize("rename", [0, 1])
+def test_a_kill_while_a_history_is_shortened_loses_nothing(repository, monkeypatch, rename):
+    """Before the first of its two renames, and between them."""
+    monkeypatch.setattr(repository_module, "HISTORY_BYTES", 4096)
+    put(repository)
+    replace, calls = os.replace, []
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) > rename:
+            raise Killed
+        replace(*arguments)
+
+    written = []
+
+    def write_on():
+        while True:
+            written.append(len(written))
+            repository.append_history("road", {"version": 1, "state": "NOTE", "reason": str(written[-1])})
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(Killed):
+        write_on()
+    monkeypatch.setattr(os, "replace", replace)
+    again = Repository(repository.path)
+    assert [int(e["reason"]) for e in again.history("road")] == written
+    again.append_history("road", {"version": 1, "state": "LIVE"})
+    assert again.last_live("road")["live"] == 1
+    assert (repository.path / "road" / "history.jsonl").stat().st_size <= 4096
 
 
 def test_numbers_are_never_used_twice(repository):
@@ -149,7 +229,7 @@ def test_publish_refuses_what_is_not_plain(repository):
     with pytest.raises(ValueError, match="not made by stage"):
         repository.publish("other", staged, {})
     repository.abandon(staged)
-    assert list((repository.path / "road").iterdir()) == []
+    assert not (repository.path / "road").exists()  # a model that never got a version leaves nothing
 
 
 def test_sweep_leaves_a_living_writer_alone(repository):

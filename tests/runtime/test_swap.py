@@ -312,6 +312,31 @@ def test_a_rollback_target_that_cannot_be_warmed_gives_its_memory_back(repositor
     assert ledger.declared() == ledger.need(live.engine.memory_bytes)
 
 
+def test_a_rollback_that_has_begun_keeps_its_target(repository, quick, serve, monkeypatch):
+    """Between the record and the flip a candidate of another model may want the warm version's memory."""
+    b.publish(repository)
+    server = serve(quick)
+    host = server.service.host("road")
+    with Client(server.target) as client:
+        assert list(client.promote("road", b.publish(repository)))[-1].state == "LIVE"
+        write, given = Repository.set_live, []
+
+        def written(self, model, value):
+            write(self, model, value)
+            given.append(host.drop_previous())  # what the resource-preserving policy does
+
+        monkeypatch.setattr(Repository, "set_live", written)
+        assert client.rollback("road").state == "ROLLED_BACK"
+        monkeypatch.undo()
+        assert given == [None]
+        assert host.live.version == repository.live("road")["live"] == 1
+        with pytest.raises(Rejected, match="no previous version"):
+            client.rollback("road")
+        # and the claim is over: the next warm version can be given up again
+        assert list(client.promote("road", b.publish(repository)))[-1].state == "LIVE"
+        assert host.drop_previous().version == 1
+
+
 def test_a_candidate_can_wait_for_the_thaw(repository, quick, serve):
     b.publish(repository)
     server = serve(dataclasses.replace(quick, swap=SwapConfig(freeze_wait=20.0)))
