@@ -5,9 +5,11 @@
     align   SEAL on the student's own ridges, gated: such labels are off by construction, but a head that sees
             nothing yet must not move them
     train   the edge head alone, source replay beside; encoder and segmentation stay bit for bit
-    gate    source hold-out MF, agreement with the confident pseudo-edges, no class vanishes; else refused
+    gate    `adapt.edges_gate`: MF on the hold-outs there are, no class vanishes or floods; else refused
 
-Run it after ``adapt.round`` on the pack that came out.  No target label is read.
+Run it after ``adapt.round`` on the pack that came out.  No target label is learnt from.  The state lives in
+``out``: a round that was paused or killed goes on there and ends with the same weights (same machine, same
+number of threads).
 """
 
 from __future__ import annotations
@@ -15,29 +17,32 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from adapt import predict
-from adapt.data.base import read_frame, read_label
-from adapt.evaluate.edges import EdgeCounts
+from adapt.data.base import DataError, read_frame, read_label, resize_frame, resize_label
+from adapt.edges_gate import EdgeMeasures, decide, edge_score, measure
 from adapt.files import write_json
 from adapt.labels.cbst import ClassHistograms, pseudo_labels
-from adapt.labels.edges import category_edges
-from adapt.labels.ridges import edge_probability
 from adapt.labels.seal import Gate
+from adapt.limits import Check, EdgeLimits, as_dict
+from adapt.round import RoundPaused
 from adapt.train.augment import Augmentation
-from adapt.train.edges import Draw, EdgeRecipe, Sample, crops_of_segmentation, train
-from adapt.train.loop import Progress, silent
-from networks.pack import Pack, load_pack, write_pack
+from adapt.train.edges import Draw, EdgeRecipe, EdgeTrainer, Sample, crops_of_segmentation
+from adapt.train.loop import Progress, atomic_save, silent
+from networks.pack import Pack, PackError, load_pack, write_pack
 
-__all__ = ["EdgeRoundConfig", "EdgeRoundError", "EdgeRoundResult", "adapt_edges", "edge_score", "gate"]
+__all__ = ["EdgeRoundConfig", "EdgeRoundError", "EdgeRoundResult", "adapt_edges", "edge_score"]
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -51,11 +56,11 @@ class EdgeRoundConfig:
     """Everything a round of edge adaptation may be told.
 
     portion: p of the pseudo-labels; steps, batch, crop, rate: the training; replay: share of source crops
-    in it; alignment: pseudo-edges are aligned to the student's ridges, ``gate`` says which; source_drop:
-    how far the source hold-out's MF may fall; agreement_drop: how far MF against the confident pseudo-edges
-    may; vanish: smallest part of a class's mean probability that must be left (edge probabilities are small
-    and uncalibrated, so nothing is counted over a threshold); force: write the pack whatever the gate says
-    (for measuring the gate)."""
+    in it; alignment: pseudo-edges are aligned to the student's ridges, ``gate`` says which; holdout: share of
+    the target frames kept aside for the round's gate; source_holdout: at most that many hold-out frames of
+    the source are scored, 0 = all; max_distance: of the benchmark, as a fraction of the diagonal; limits: of
+    the round's gate; checkpoint_every: steps between checkpoints; force: write the pack whatever the gate
+    says (for measuring the gate)."""
 
     portion: float = 0.5
     steps: int = 60
@@ -67,12 +72,28 @@ class EdgeRoundConfig:
     alignment: bool = True
     gate: Gate | None = field(default_factory=Gate)
     holdout: float = 0.15
-    source_drop: float = 0.02
-    agreement_drop: float = 0.0
-    vanish: float = 0.25
+    source_holdout: int = 24
     max_distance: float = 0.0075
+    limits: EdgeLimits = field(default_factory=EdgeLimits)
+    checkpoint_every: int = 10
     seed: int = 0
     force: bool = False
+
+    def __post_init__(self) -> None:
+        shares = (self.portion, self.holdout, self.replay)
+        if not (0 < shares[0] <= 1 and 0 < shares[1] <= 0.5 and 0 <= shares[2] <= 1):
+            raise EdgeRoundError(
+                f"portion {shares[0]}, holdout {shares[1]}, replay {shares[2]}: give a portion over 0 and at "
+                "most 1, a holdout over 0 and at most .5, a replay of 0 to 1"
+            )
+        whole = (self.steps, self.batch - 1, self.checkpoint_every - 1, self.source_holdout)
+        if min(whole) < 0 or not 0 < self.rate < float("inf") or not 0 < self.max_distance <= 1:
+            raise EdgeRoundError(
+                f"steps {self.steps}, batch {self.batch}, rate {self.rate}, max_distance "
+                f"{self.max_distance}, checkpoint_every {self.checkpoint_every}, source_holdout "
+                f"{self.source_holdout}: no count is negative, batch and checkpoint_every are 1 at least, the "
+                "others above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -84,43 +105,339 @@ class EdgeRoundResult:
     report: dict[str, Any]
 
 
-def edge_score(
-    network: Any, spec: Any, pairs: Sequence[Pair], classes: int, max_distance: float = 0.0075
-) -> EdgeCounts:
-    """Thin counts of a network's edges against the category edges (radius 1) of class maps; 255 is no
-    edge."""
-    table = EdgeCounts(max_distance, thin=True, classes=classes)
-    for frame, label in pairs:
-        p = edge_probability(network, spec, frame)
-        known = ~_near_unknown(label)
-        table.add_classes(p * known, category_edges(label, classes, 1))
-    return table
+def adapt_edges(
+    pack: Pack,
+    frames: Sequence[NDArray[np.uint8]],
+    *,
+    config: EdgeRoundConfig | None = None,
+    out: Path,
+    progress: Progress = silent,
+    labelled: Sequence[Pair] | None = None,
+) -> EdgeRoundResult:
+    """One round on unlabelled frames, or the rest of the one in ``out``.
+
+    Args:
+        pack: with an edge head beside its segmentation, of the same classes.
+        frames: uint8 [H,W,3], one size, multiples of the network's.
+        out: folder of this round: state, checkpoint, pseudo-labels, report.json and, if accepted, pack/
+            (parent = ``pack``).  Where it holds this very round, finished, its result is given again; where
+            it holds another one (other frames, pack or settings), that one's files are removed.
+        progress: told after every frame, crop and step; may raise `adapt.round.RoundPaused`, which goes to
+            the caller: what was done is kept.
+        labelled: a labelled target hold-out for the gate where somebody has one, (frame uint8 [H,W,3], class
+            map uint8 [H,W]) each, brought to the frames' size; nothing is learnt from it.
+
+    Raises:
+        EdgeRoundError: a pack without an edge head, too few frames, frames of a size it cannot take, or a
+            frame that is in a hold-out as well.
+    """
+    return _Round(pack, frames, config or EdgeRoundConfig(), Path(out), progress, labelled or ()).run()
 
 
-def _near_unknown(label: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Pixels within 2 of one without a label: what happens there counts for nobody."""
-    from scipy.ndimage import binary_dilation
+class _Round:
+    def __init__(
+        self,
+        pack: Pack,
+        frames: Sequence[NDArray[np.uint8]],
+        config: EdgeRoundConfig,
+        out: Path,
+        progress: Progress,
+        labelled: Sequence[Pair],
+    ) -> None:
+        self.pack, self.frames, self.config, self.out = pack, frames, config, out
+        self._tell = progress
+        self._check_frames()
+        size = frames[0].shape[:2]
+        self.labelled = [(resize_frame(x, size), resize_label(y, size)) for x, y in labelled]
+        self.replay = [(read_frame(f), read_label(y)) for f, y in pack.replay("train")]
+        self.source = _spread(
+            [(read_frame(f), read_label(y)) for f, y in pack.replay("holdout")], config.source_holdout
+        )
+        self._refuse_evaluation_frames()
+        self.seconds: dict[str, float] = {}
+        self.state: dict[str, Any] = {}
 
-    return np.asarray(binary_dilation(label == 255, np.ones((3, 3)), iterations=2))
+    def progress(self, stage: str, done: int, total: int, **numbers: float) -> None:
+        self._tell(f"edges: {stage}", done, total, **numbers)
 
+    def _check_frames(self) -> None:
+        pack, frames, config = self.pack, self.frames, self.config
+        network: Any = pack.network()
+        if not hasattr(network, "joint"):
+            raise EdgeRoundError(
+                f"{pack.path} is {pack.spec.network}, which has no edge head; use espnetv2_edges"
+            )
+        if network.edge_head.classes != len(pack.spec.classes):
+            raise EdgeRoundError(
+                f"{pack.path} has {network.edge_head.classes} edge classes and "
+                f"{len(pack.spec.classes)} of segmentation; "
+                "pseudo-edges need the same"
+            )
+        if len(frames) < 4:
+            raise EdgeRoundError(
+                f"{len(frames)} frames of the target: 4 at least are needed, some are kept aside"
+            )
+        odd = next((f for f in frames if f.shape != frames[0].shape or f.dtype != np.uint8), None)
+        if odd is not None or frames[0].ndim != 3 or frames[0].shape[2] != 3:
+            wrong = frames[0] if odd is None else odd
+            raise EdgeRoundError(
+                f"a frame is {wrong.dtype} {list(wrong.shape)}, the first {list(frames[0].shape)}: all are "
+                "uint8 [H,W,3] of one size"
+            )
+        if any(side % network.size_multiple for side in frames[0].shape[:2]):
+            raise EdgeRoundError(
+                f"frames are {frames[0].shape[:2]}: sides must be multiples of {network.size_multiple}"
+            )
+        if any(side % network.size_multiple for side in config.crop):
+            raise EdgeRoundError(f"crop {config.crop}: sides must be multiples of {network.size_multiple}")
 
-def label_frames(
-    network: Any, pack: Pack, frames: Sequence[NDArray[np.uint8]], portion: float
-) -> list[NDArray[np.uint8]]:
-    """Class-balanced pseudo-labels uint8 [H,W] of every frame, by the network's segmentation."""
-    classes = len(pack.spec.classes)
-    histograms = ClassHistograms(classes)
-    for frame in frames:
-        histograms.add(_softmax(network, pack, frame))
-    limits = histograms.thresholds(portion)
-    return [pseudo_labels(_softmax(network, pack, frame), limits) for frame in frames]
+    def _refuse_evaluation_frames(self) -> None:
+        """What the gate judges by must not be among what is learnt from."""
+        seen = {_digest(frame): i for i, frame in enumerate(self.frames)}
+        for words, pairs in (("labelled", self.labelled), ("source", self.source)):
+            for i, (frame, _) in enumerate(pairs):
+                if (at := seen.get(_digest(frame))) is not None:
+                    raise EdgeRoundError(
+                        f"target frame {at} is also frame {i} of the {words} hold-out: take it out of one of "
+                        "them"
+                    )
+
+    def _identity(self) -> str:
+        told = asdict(self.config)
+        told.pop("force")  # it changes nothing that is learnt
+        digest = hashlib.sha256(json.dumps([self.pack.sha256, told], sort_keys=True).encode())
+        for frame in self.frames:
+            digest.update(_digest(frame))
+        for frame, label in self.labelled:
+            digest.update(_digest(frame) + _digest(label))
+        return digest.hexdigest()
+
+    # ------------------------------------------------------------------------------------------- state
+    def _open(self) -> None:
+        """What ``out`` holds of this round; what it holds of another one goes."""
+        self.identity = self._identity()
+        try:
+            state = json.loads((self.out / "state.json").read_text(encoding="utf-8"))
+            ours = state["identity"] == self.identity and isinstance(state["stages"], dict)
+        except (OSError, ValueError, KeyError, TypeError):
+            ours = False
+        if not ours:
+            state = {"identity": self.identity, "stages": {}, "resumed": -1}
+            for folder in ("pack", "labels-1", "checkpoint.pt.labels"):
+                shutil.rmtree(self.out / folder, ignore_errors=True)
+            for file in ("report.json", "checkpoint.pt", "train.pt"):
+                (self.out / file).unlink(missing_ok=True)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.state = state
+        self.seconds = dict(state.get("seconds", {}))
+        self.state["resumed"] = int(state.get("resumed", -1)) + 1
+        self._save()
+
+    def _save(self) -> None:
+        self.state["seconds"] = {k: round(v, 3) for k, v in self.seconds.items()}
+        write_json(self.out / "state.json", self.state)
+
+    def _timed(self, key: str, work: Callable[[], Any]) -> Any:
+        start = time.monotonic()
+        try:
+            return work()
+        finally:
+            self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - start
+
+    def _finished(self) -> EdgeRoundResult | None:
+        """The result, where this round came to its end."""
+        report = self.state.get("report")
+        if report is None:
+            return None
+        try:
+            wanted = report["accepted"] or self.config.force
+            made = load_pack(self.out / "pack") if wanted else None
+        except (PackError, OSError):
+            return None
+        write_json(self.out / "report.json", report)
+        return EdgeRoundResult(made, bool(report["accepted"]), report)
+
+    # ------------------------------------------------------------------------------------------ stages
+    def run(self) -> EdgeRoundResult:
+        self._open()
+        done = self._finished()
+        if done is not None:
+            return done
+        try:
+            return self._run()
+        except RoundPaused:
+            self._save()
+            raise
+
+    def _run(self) -> EdgeRoundResult:
+        parent = self.pack.network()
+        labels = self._timed("label", lambda: self._labels(parent))
+        pairs = list(zip(self.frames, labels, strict=True))
+        held = _held_out(len(pairs), self.config.holdout)
+        learnt = [pair for i, pair in enumerate(pairs) if i not in held]
+        target = [pairs[i] for i in sorted(held)]
+        before = self._measures("parent", parent, target)
+        network = self.pack.network()
+        try:
+            losses = self._timed("train", lambda: self._train(network, learnt))
+        except FloatingPointError as error:
+            failed = [Check("edges-finite", 0.0, 1.0, False, str(error))]
+            return self._finish(network, before, None, failed, [])
+        after = self._measures("candidate", network, target)
+        checks = decide(after, before, self.config.limits, self.pack.spec.classes)
+        return self._finish(network, before, after, checks, losses)
+
+    def _labels(self, network: Any) -> list[NDArray[np.uint8]]:
+        """Class-balanced pseudo-labels uint8 [H,W] of every frame, by the network's segmentation."""
+        folder = self.out / "labels-1"
+        paths = [folder / f"{i:05d}.png" for i in range(len(self.frames))]
+        if "label" in self.state["stages"]:
+            try:
+                return [read_label(path) for path in paths]
+            except DataError:  # a damaged file: they are made again
+                del self.state["stages"]["label"]
+        histograms = ClassHistograms(len(self.pack.spec.classes))
+        for i, frame in enumerate(self.frames):
+            histograms.add(_softmax(network, self.pack, frame))
+            self.progress("thresholds", i + 1, len(self.frames))
+        limits = histograms.thresholds(self.config.portion)
+        folder.mkdir(exist_ok=True)
+        labels = []
+        for i, frame in enumerate(self.frames):
+            y = pseudo_labels(_softmax(network, self.pack, frame), limits)
+            Image.fromarray(y).save(paths[i], compress_level=1)
+            labels.append(y)
+            self.progress("labels", i + 1, len(self.frames))
+        self.state["stages"]["label"] = {
+            "portion": self.config.portion,
+            "lambda": [round(float(v), 5) for v in limits],
+            "labelled": round(float(np.mean([(y != 255).mean() for y in labels])), 5),
+        }
+        self._save()
+        return labels
+
+    def _measures(self, name: str, network: Any, target: Sequence[Pair]) -> EdgeMeasures:
+        kept = self.state["stages"].get(name)
+        if kept is not None:
+            return EdgeMeasures.of(kept)
+        found: EdgeMeasures = self._timed(
+            "measure",
+            lambda: measure(
+                network, self.pack.spec, source=self.source, target=target, labelled=self.labelled,
+                max_distance=self.config.max_distance, limits=self.config.limits, progress=self.progress,
+                stage=f"measure {name}",
+            ),
+        )  # fmt: skip
+        self.state["stages"][name] = found.numbers()
+        self._save()
+        return found
+
+    def _train(self, network: Any, learnt: Sequence[Pair]) -> list[float]:
+        """Move the edge head; the mean of the first and of the last losses."""
+        config, weights = self.config, self.out / "train.pt"
+        kept = self.state["stages"].get("train")
+        if kept is not None:
+            try:
+                network.load_state_dict(torch.load(weights, weights_only=True))
+                return list(kept["loss"])
+            except Exception:  # damaged weights: they are made again
+                self.state["stages"].pop("candidate", None)
+        classes = len(self.pack.spec.classes)
+        augmentation = Augmentation(config.crop, scale=config.scale)
+        source = crops_of_segmentation(self.replay, classes, augmentation) if self.replay else None
+        draw = _mixed(source, crops_of_segmentation(learnt, classes, augmentation), config.replay)
+        recipe = EdgeRecipe(
+            config.steps, batch=config.batch,
+            round=max(config.batch, config.batch * config.steps // 3),
+            rate=config.rate, aligned=config.alignment, unaligned=0, gate=config.gate, parts=("edge_head.",),
+        )  # fmt: skip
+        trainer = EdgeTrainer(
+            network, self.pack.spec, draw, recipe, seed=config.seed, checkpoint=self.out / "checkpoint.pt",
+            every=config.checkpoint_every, identity=self.identity,
+        )  # fmt: skip
+        try:
+            history = trainer.run(self.progress)
+        except RoundPaused:
+            trainer.save()
+            raise
+        atomic_save(weights, network.state_dict())
+        loss = [float(np.mean(history[:5])), float(np.mean(history[-5:]))] if history else []
+        self.state["stages"]["train"] = {"steps": config.steps, "loss": loss}
+        self._save()
+        return loss
+
+    def _finish(
+        self,
+        network: Any,
+        before: EdgeMeasures,
+        after: EdgeMeasures | None,
+        checks: list[Check],
+        loss: list[float],
+    ) -> EdgeRoundResult:
+        config, spec = self.config, self.pack.spec
+        verdict = as_dict(checks)
+        accepted = bool(verdict["passed"])
+        report: dict[str, Any] = {
+            "accepted": accepted,
+            "identity": self.identity,
+            "parent": self.pack.sha256,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "config": json.loads(json.dumps(asdict(config))),
+            "frames": {
+                "target": len(self.frames) - len(_held_out(len(self.frames), config.holdout)),
+                "target_holdout": len(_held_out(len(self.frames), config.holdout)),
+                "labelled": len(self.labelled), "replay": len(self.replay),
+                "source_holdout": len(self.source),
+            },
+            "labelled_share": self.state["stages"]["label"]["labelled"],
+            "loss": loss,
+            "parent_measures": before.numbers(),
+            "candidate_measures": {} if after is None else after.numbers(),
+            "gate": verdict,
+            "classes": list(spec.classes),
+            "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
+            "resumed": self.state["resumed"],
+        }  # fmt: skip
+        made = None
+        if accepted or (config.force and after is not None):
+            made = self._write(network)
+            report["pack"] = made.sha256
+        self.state["report"] = report
+        self._save()
+        write_json(self.out / "report.json", report)
+        (self.out / "checkpoint.pt").unlink(missing_ok=True)
+        shutil.rmtree(self.out / "checkpoint.pt.labels", ignore_errors=True)
+        return EdgeRoundResult(made, accepted, report)
+
+    def _write(self, network: Any) -> Pack:
+        config, spec = self.config, self.pack.spec
+        path = self.out / "pack"
+        if path.is_dir():  # killed between the rename and the report: the same content by construction
+            return load_pack(path)
+        made = replace(
+            spec,
+            version=f"{spec.version}-edges",
+            parent=self.pack.sha256,
+            adaptation={
+                "kind": "edges", "frames": len(self.frames), "seed": config.seed, "steps": config.steps,
+            },
+        )  # fmt: skip
+        replay = [
+            (read_frame(frame), read_label(label), split)
+            for split in ("train", "holdout")
+            for frame, label in self.pack.replay(split)
+        ]
+        return write_pack(  # the segmentation has not moved: what is known of it still holds
+            path, made, network.state_dict(), golden=self.pack.golden(), replay=replay or None,
+            reference=self.pack.reference() or None, prior=self.pack.prior(),
+        )  # fmt: skip
 
 
 def _softmax(network: Any, pack: Pack, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(predict.probabilities(network, pack.spec, predict.as_tensor([frame]))[0].numpy())
 
 
-def held_out(count: int, share: float) -> set[int]:
+def _held_out(count: int, share: float) -> set[int]:
     """Which of ``count`` frames are kept for the gate: spread evenly, at least one."""
     aside = max(1, round(share * count))
     return set(range(0, count, count // aside)[:aside])
@@ -134,147 +451,12 @@ def _mixed(source: Draw | None, target: Draw, share: float) -> Draw:
     return draw
 
 
-def _check_frames(pack: Pack, frames: Sequence[NDArray[np.uint8]], config: EdgeRoundConfig) -> None:
-    network: Any = pack.network()
-    if not hasattr(network, "joint"):
-        raise EdgeRoundError(
-            f"{pack.path} is {pack.spec.network}, which has no edge head; use espnetv2_edges"
-        )
-    if network.edge_head.classes != len(pack.spec.classes):
-        raise EdgeRoundError(
-            f"{pack.path} has {network.edge_head.classes} edge classes and "
-            f"{len(pack.spec.classes)} of segmentation; "
-            "pseudo-edges need the same"
-        )
-    if len(frames) < 4:
-        raise EdgeRoundError(
-            f"{len(frames)} frames of the target: 4 at least are needed, some are kept aside"
-        )
-    if any(side % network.size_multiple for side in frames[0].shape[:2]):
-        raise EdgeRoundError(
-            f"frames are {frames[0].shape[:2]}: sides must be multiples of {network.size_multiple}"
-        )
-    if any(side % network.size_multiple for side in config.crop):
-        raise EdgeRoundError(f"crop {config.crop}: sides must be multiples of {network.size_multiple}")
+def _spread(pairs: list[Pair], most: int) -> list[Pair]:
+    """At most ``most`` of them, evenly over the list; all where ``most`` is 0."""
+    if not most or len(pairs) <= most:
+        return pairs
+    return [pairs[i] for i in np.linspace(0, len(pairs) - 1, most).round().astype(int)]
 
 
-def adapt_edges(
-    pack: Pack,
-    frames: Sequence[NDArray[np.uint8]],
-    *,
-    config: EdgeRoundConfig | None = None,
-    out: Path,
-    progress: Progress = silent,
-) -> EdgeRoundResult:
-    """One round on unlabelled frames uint8 [H,W,3] (one size, multiples of the network's).
-
-    Writes out/report.json and, where the gate is passed, out/pack (parent = ``pack``).  Where ``out`` holds
-    this very round, finished, its result is given again; what a killed one left is made anew.
-    Raises EdgeRoundError for packs without an edge head or too few frames.
-    """
-    config = config or EdgeRoundConfig()
-    _check_frames(pack, frames, config)
-    classes = len(pack.spec.classes)
-    identity = _identity(pack, frames, config)
-    done = _finished(out, identity)
-    if done is not None:
-        return done
-    shutil.rmtree(out / "pack", ignore_errors=True)  # killed between the pack and its report
-    network, parent = pack.network(), pack.network()
-    out.mkdir(parents=True, exist_ok=True)
-    labels = label_frames(network, pack, frames, config.portion)
-    progress("label", len(frames), len(frames))
-    held = held_out(len(frames), config.holdout)
-    pairs = [(f, y) for i, (f, y) in enumerate(zip(frames, labels, strict=True)) if i not in held]
-    target_holdout = [(frames[i], labels[i]) for i in sorted(held)]
-    augmentation = Augmentation(config.crop, scale=config.scale)
-    replay = [(read_frame(f), read_label(y)) for f, y in pack.replay("train")]
-    source_holdout = [(read_frame(f), read_label(y)) for f, y in pack.replay("holdout")]
-    source = crops_of_segmentation(replay, classes, augmentation) if replay else None
-    draw = _mixed(source, crops_of_segmentation(pairs, classes, augmentation), config.replay)
-    recipe = EdgeRecipe(
-        config.steps, batch=config.batch, round=max(config.batch, config.batch * config.steps // 3),
-        rate=config.rate, aligned=config.alignment, unaligned=0, gate=config.gate, parts=("edge_head.",),
-    )  # fmt: skip
-    history = train(network, pack.spec, draw, recipe, seed=config.seed, progress=progress)
-    checks = gate(parent, network, pack, source_holdout, target_holdout, config)
-    accepted = all(c["passed"] for c in checks)
-    report: dict[str, Any] = {
-        "accepted": accepted,
-        "identity": identity,
-        "config": asdict(config),
-        "frames": len(frames),
-        "labelled_share": float(np.mean([(y != 255).mean() for y in labels])),
-        "loss": [float(np.mean(history[:5])), float(np.mean(history[-5:]))] if history else [],
-        "gate": checks,
-    }
-    refreshed = None
-    if accepted or config.force:
-        spec = replace(
-            pack.spec,
-            version=f"{pack.spec.version}-edges",
-            parent=pack.sha256,
-            adaptation={"kind": "edges", "frames": len(frames), "seed": config.seed, "steps": config.steps},
-        )
-        held_pairs = [(f, y, "train") for f, y in replay] + [(f, y, "holdout") for f, y in source_holdout]
-        refreshed = write_pack(
-            out / "pack", spec, network.state_dict(), golden=pack.golden(), replay=held_pairs or None
-        )
-    write_json(out / "report.json", report)
-    return EdgeRoundResult(refreshed, accepted, report)
-
-
-def _identity(pack: Pack, frames: Sequence[NDArray[np.uint8]], config: EdgeRoundConfig) -> str:
-    digest = hashlib.sha256(json.dumps([pack.sha256, asdict(config)], sort_keys=True).encode())
-    for frame in frames:
-        digest.update(hashlib.sha256(np.ascontiguousarray(frame).tobytes()).digest())
-    return digest.hexdigest()
-
-
-def _finished(out: Path, identity: str) -> EdgeRoundResult | None:
-    """The round in ``out``, where it is this one and came to its end."""
-    try:
-        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-        if report["identity"] != identity:
-            return None
-        made = load_pack(out / "pack") if report["accepted"] or report["config"]["force"] else None
-        return EdgeRoundResult(made, bool(report["accepted"]), report)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _shares(network: Any, pack: Pack, pairs: Sequence[Pair]) -> NDArray[np.float64]:
-    """Mean edge probability of each class: how many edge pixels it expects a pixel, float64 [K]."""
-    return np.asarray(
-        np.mean([edge_probability(network, pack.spec, f).mean((1, 2), np.float64) for f, _ in pairs], 0)
-    )
-
-
-def gate(
-    parent: Any,
-    child: Any,
-    pack: Pack,
-    source: Sequence[Pair],
-    target: Sequence[Pair],
-    config: EdgeRoundConfig,
-) -> list[dict[str, Any]]:
-    """The checks by name: value, limit, passed."""
-    checks = []
-
-    def check(name: str, value: float, limit: float) -> None:
-        checks.append({"name": name, "value": value, "limit": limit, "passed": bool(value >= limit)})
-
-    def scored(network: Any, pairs: Sequence[Pair]) -> float:
-        return edge_score(network, pack.spec, pairs, len(pack.spec.classes), config.max_distance).ods()
-
-    finite = all(bool(torch.isfinite(v).all()) for v in child.state_dict().values() if v.is_floating_point())
-    check("finite", float(finite), 1.0)
-    if not finite:
-        return checks
-    if source:
-        check("source-mf", scored(child, source), scored(parent, source) - config.source_drop)
-    check("pseudo-agreement", scored(child, target), scored(parent, target) - config.agreement_drop)
-    before, after = _shares(parent, pack, target), _shares(child, pack, target)
-    seen = before > 1e-4
-    check("vanish", float((after[seen] / before[seen]).min()) if seen.any() else 1.0, config.vanish)
-    return checks
+def _digest(array: NDArray[np.uint8]) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Check", "Limits", "as_dict"]
+__all__ = ["Check", "EdgeLimits", "Limits", "as_dict"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,10 @@ class Limits:
     # ------------------------------------------------------------------------ the frames (adapt.hostile)
     # Frames that show nothing: a covered lens has a luma deviation of 0 to 2 levels, CamVid's dusk over 30.
     contrast: float = 4.0
+    # A pixel from this level on is white; a frame with more than this share of them is dazzled.  Measured: up
+    # to 0.46 in single frames against the sky (CamVid), 0.66 and more when exposure runs away …
+    clipped: float = 245.0
+    glare: float = 0.5
     # Mean difference of neighbouring frames in levels: sensor noise alone gives 1 to 2, a moving car 5 to 30.
     motion: float = 0.5
     # Share of frames that may fail either.
@@ -83,6 +87,10 @@ class Limits:
     damaged: float = 0.1
     # A picture is damaged where this share of its rows is.
     damaged_rows: float = 0.1
+    # Rows of one colour in the midst of a picture, and borders of rows that jump: on honest frames none of the
+    # first, and two of the second in at most 2 % of a drive's frames; lost parts make both in every one.
+    plain_rows: float = 0.05
+    jumps: int = 2
     # A frame is another view when this share of its pixels changed: what stands is no evidence of a sticker.
     changed: float = 0.15
     # Fewer views than this are not compared with each other.
@@ -94,6 +102,18 @@ class Limits:
     static_edge: float = 20.0
     # Share of the upper three quarters such edges may take.
     static: float = 0.005
+    # Levels by which an edge must always go the same way to be drawn over the picture, by how many deviations,
+    # and the share of the upper three quarters that may: measured, honest drives 0.002, a watermark 0.03, drops
+    # and a display 0.02 in most drives.
+    overlay_step: float = 10.0
+    overlay_ratio: float = 2.0
+    overlay: float = 0.006
+    # Mean levels within which two views are one, and the share of views that may come again: on honest drives an
+    # eighth do (at a light), in a loop all.
+    same_view: float = 0.6
+    repeated: float = 0.4
+    # Median of what lives in the middle of the picture from which black that never changes is no night.
+    daylight: float = 40.0
     # Levels within which a pixel must stay to count as dead, and the share of the middle that may be.
     dead_levels: float = 2.0
     dead: float = 0.2
@@ -112,6 +132,29 @@ class Limits:
     order: float = 0.93
     # Part of the brighter group's brightness by which a strobe's groups differ.
     strobe: float = 0.3
+
+
+@dataclass(frozen=True)
+class EdgeLimits:
+    """Of an edge head (`adapt.edges_gate`).  MF (ODS, thin) is 0..1."""
+
+    # MF that may be lost on a labelled target hold-out, where one is given: as mIoU's.
+    labelled_drop: float = 0.005
+    # MF that may be lost on the source hold-out.
+    source_drop: float = 0.02
+    # MF against the target's confident pseudo-edges, which the training is to raise: it may not fall.
+    agreement_drop: float = 0.0
+    # Each MF is also taken within so many pixels: .0075 of the diagonal are 6 pixels at 640x480, and edges
+    # that all moved by 3 would pass for the same.  Two pixels are what an annotated edge is unsure by.
+    tight: float = 2.0
+    # A class whose mean edge probability was this is asked for: under it, a few pixels of one frame decide …
+    shown: float = 1e-4
+    # … and must keep this part of it.  Probabilities are small and uncalibrated, so nothing is counted over a
+    # threshold (that refused a round that had gained: docs/results/edges.md).
+    kept: float = 0.25
+    # No class's mean edge probability may be over this, unless it nearly was before: edges of radius 2 take a
+    # tenth of a picture, all classes together.
+    largest: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -324,14 +324,17 @@ class Loop:
         if not result.accepted or result.pack is None:
             return self._end("REFUSED", result, reason=self._why(result))
         if self.state["phase"] == "round":
-            started = time.monotonic()
             edges = self._edges_round(result)
+            if isinstance(edges, str):
+                state, _, reason = edges.partition(": ")
+                return self._end(state, None, reason=reason)
+            started = time.monotonic()
             self._report("build")
             version = self._build(result.pack, self.config.model, _adaptation(result), result.report["gate"])
             members = {self.config.model: version}
             if edges is not None and self.edges is not None:
                 report = {"kind": "edges", "with": result.report["round"]}
-                gate = {"passed": True, "checks": edges.report["gate"]}
+                gate = edges.report["gate"]
                 members[self.edges.model] = self._build(edges.pack, self.edges.model, report, gate)
             spent = round(time.monotonic() - started, 2)
             self._go("submit", version=version, members=members, build_seconds=spent)
@@ -541,13 +544,16 @@ class Loop:
             self.remote.answer(command, False, f"this adapter does not know {command.kind!r}")
 
     # -------------------------------------------------------------------------------------------- the round
-    def _rows(self, *, readable: bool = False) -> list[StoredFrame]:
+    def _left(self, *, readable: bool = False) -> list[StoredFrame]:
         """Of the round's frames those that are there; with `readable` those whose pictures can be read."""
         ids = set(self.state["frames"])
         rows = [row for row in self.store.rows() if row.id in ids]
-        if readable:
-            rows = [row for row in rows if self._is_readable(row)]
-        if len(rows) < len(ids):
+        return [row for row in rows if self._is_readable(row)] if readable else rows
+
+    def _rows(self, *, readable: bool = False) -> list[StoredFrame]:
+        """`_left`; where they are not all of them, the round begins anew with these."""
+        rows = self._left(readable=readable)
+        if len(rows) < len(self.state["frames"]):
             # The frames were evicted, deleted or damaged; the round that used them cannot be repeated.
             if (self.folder / "state.json").is_file():
                 os.replace(self.folder, self.folder.with_name(f"{self.folder.name}.lost-{int(time.time())}"))
@@ -563,50 +569,70 @@ class Loop:
 
     def _round(self) -> RoundResult | str:
         """The round's result, after as many sessions as it takes; or "CANCELLED: …", "FAILED: …"."""
+        with contextlib.suppress(StoreError):
+            # Frames went: the round may have come to its end before they did.
+            lost = len(self._left()) < len(self.state["frames"])
+            if lost and (done := _finished(self.folder)) is not None:
+                return done
+        made: RoundResult | str = self._sessions(
+            f"round {self.state['round']}", self.folder, self._rows,
+            lambda rows: adapt(
+                self.pack, self.store.frames(rows), config=self.config.round, out=self.folder,
+                progress=self._piece,
+            ),
+        )  # fmt: skip
+        return made
+
+    def _sessions(
+        self, name: str, folder: Path, found: Callable[..., list[StoredFrame]],
+        work: Callable[[list[StoredFrame]], Any],
+    ) -> Any:  # fmt: skip
+        """What `work` gives, after as many sessions as it takes; or "CANCELLED: …", "FAILED: …".
+
+        found: the frames to work on, with `readable` those that can be read.
+        """
         while True:
             if self.state.get("cancelled"):
                 return "CANCELLED: by command"
             waits = ""
             try:
                 self._allowed()
-                rows = self._rows()
+                rows = found()
                 self.store.pinned = {row.id for row in rows}
-                self.say(f"round {self.state['round']}: {len(rows)} frames, {self.folder}")
+                self.say(f"{name}: {len(rows)} frames, {folder}")
                 self.meter.start()
                 self._looked = self.clock()
                 if self.throttle is not None:
                     self.throttle.begin()
                 with gpu_background(self.config.gpu_fraction):
-                    return adapt(
-                        self.pack, self.store.frames(rows), config=self.config.round, out=self.folder,
-                        progress=self._piece,
-                    )  # fmt: skip
+                    return work(rows)
             except _Cancelled:
                 continue
             except RoundPaused as pause:
                 waits = str(pause)
             except StoreError as error:  # a picture was removed while the round read it
                 self._mend_store()
-                if len(self._rows(readable=True)) < 4:
+                if len(found(readable=True)) < 4:
                     return f"FAILED: {error}"
             finally:
                 self.store.pinned = ()
                 self.meter.stop()
             if waits:
-                self.say(f"round {self.state['round']} paused: {waits}")
-                if self._is_stuck(waits):
+                self.say(f"{name} paused: {waits}")
+                if self._is_stuck(waits, folder):
                     return f"FAILED: {waits}, {STUCK} times at the same place; raise that limit, or ask less"
 
-    def _is_stuck(self, why: str) -> bool:
+    def _is_stuck(self, why: str, folder: Path) -> bool:
         """A budget under what the next piece takes would pause for ever."""
         marker = ""
         if why.startswith(("budget", "memory")):
-            steps = [p.stat().st_mtime_ns for p in [self.folder / "checkpoint.pt"] if p.is_file()]
+            parts = [folder / "checkpoint.pt", *sorted(folder.glob("checkpoint.pt.labels/*.npz"))]
+            steps = [p.stat().st_mtime_ns for p in parts if p.is_file()]
             try:
-                stages = sorted(json.loads((self.folder / "state.json").read_text())["stages"])
+                stages = sorted(json.loads((folder / "state.json").read_text())["stages"])
             except (OSError, ValueError, KeyError):
                 stages = []
-            marker = json.dumps([stages, steps])
+            marker = json.dumps([folder.name, stages, steps[:1], len(steps)])
         same = bool(marker) and marker == self.state.get("marker")
         self._keep(marker=marker, stuck=self.state.get("stuck", 0) + 1 if same else 0)
         return bool(self.state["stuck"] >= STUCK - 1)
@@ -634,24 +660,40 @@ class Loop:
             self.sleep(min(left, 0.25))
 
     def _edges_round(self, result: RoundResult) -> Any:
-        """The edges on the same frames; None where there are none or their gate refused them."""
+        """The edges on the same frames, in sessions as the round's; None where none may go live; or
+        "CANCELLED: …".
+        """
         if self.edges is None:
             return None
+        from adapt.data.base import DataError
         from adapt.edges_round import EdgeRoundError, adapt_edges
 
+        member = self.edges
+        # One network under both heads: its edges are adapted on the encoder that was.
+        pack: Any = result.pack if member.pack.sha256 == self.pack.sha256 else member.pack
+        said, made = "", None
         try:
-            size = self.edges.pack.spec.size
-            frames = [resize_frame(frame, size) for frame in self.store.frames(self._rows())]
-            made = adapt_edges(
-                self.edges.pack, frames, config=self.edges.config, out=self.folder / "edges",
-                progress=self.bars,
+            made = self._sessions(
+                f"edges of round {self.state['round']}", self.folder / "edges", self._left,
+                lambda rows: adapt_edges(
+                    pack, [resize_frame(frame, pack.spec.size) for frame in self.store.frames(rows)],
+                    config=member.config, out=self.folder / "edges", progress=self._piece,
+                ),
             )  # fmt: skip
         except EdgeRoundError as error:
-            self.say(f"edges: {error}; the segmentation goes on alone")
-            return None
-        if not made.accepted or made.pack is None:
-            failed = [c["name"] for c in made.report["gate"] if not c["passed"]]
-            self.say(f"edges: refused by their gate ({', '.join(failed)}); the segmentation goes on alone")
+            said = f"declined: {error}"
+        except (DataError, RuntimeError, ValueError, MemoryError, OSError) as error:
+            said = f"failed: {_line(error)}"
+        if isinstance(made, str):
+            if made.startswith("CANCELLED"):
+                return made
+            said = f"failed: {made.partition(': ')[2]}"
+        elif made is not None and (not made.accepted or made.pack is None):
+            failed = [f"{c['name']}: {c['reason']}" for c in made.report["gate"]["checks"] if not c["passed"]]
+            said = f"refused by their gate: {'; '.join(failed)}"
+        self._keep(edges=said or "accepted")
+        if said:
+            self.say(f"edges {said}; the segmentation goes on alone")
             return None
         return made
 
@@ -742,9 +784,10 @@ class Loop:
             digits = folder.name.partition("-")[2].partition(".")[0]
             if not digits.isdigit() or int(digits) >= number - 1:
                 continue
-            for part in (*folder.glob("labels-*"), *folder.glob("**/pack")):
-                shutil.rmtree(part, ignore_errors=True)
-            for part in (*folder.glob("*.pt"), folder / "state.json"):
+            for name in ("labels-*", "pack", "*.pt.labels"):
+                for part in folder.glob(f"**/{name}"):
+                    shutil.rmtree(part, ignore_errors=True)
+            for part in (*folder.glob("**/*.pt"), *folder.glob("**/state.json")):
                 part.unlink(missing_ok=True)
 
     def _html(self) -> None:
@@ -768,6 +811,7 @@ class Loop:
             "frames": len(self.state["frames"]),
             "build_seconds": self.state.get("build_seconds", 0.0),
             "spent": self.meter.spent(),
+            **({"edges": self.state["edges"]} if "edges" in self.state else {}),
             **more,
             "adaptation": result.report if result else {},
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -778,9 +822,10 @@ class Loop:
             self._html()
         self._prune(number)
         if state == "CANCELLED":  # what it held of the frames is of no use to anybody
-            for part in self.folder.glob("labels-*"):
+            for part in (*self.folder.glob("**/labels-*"), *self.folder.glob("**/*.pt.labels")):
                 shutil.rmtree(part, ignore_errors=True)
-            (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+            for part in self.folder.glob("**/checkpoint.pt"):
+                part.unlink(missing_ok=True)
         used = dict(self.state.get("used") or {})
         ids = set(self.state["frames"])
         with contextlib.suppress(StoreError):  # a store that is gone holds no frame to use twice
@@ -872,6 +917,18 @@ class Loop:
             }  # fmt: skip
         except (OSError, ValueError, KeyError, IndexError, TypeError):
             return {}
+
+
+def _finished(folder: Path) -> RoundResult | None:
+    """The round in a folder, where it came to its end."""
+    from networks.pack import PackError, load_pack
+
+    try:
+        report = json.loads((folder / "state.json").read_text(encoding="utf-8"))["report"]
+        made = load_pack(folder / "pack") if report["accepted"] else None
+        return RoundResult(made, bool(report["accepted"]), report)
+    except (OSError, ValueError, KeyError, TypeError, PackError):
+        return None
 
 
 def _only_one(workdir: Path) -> int:

@@ -5,6 +5,8 @@ refuse.
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 import networks
 from adapt.data.street import render
 from adapt.edges_round import EdgeRoundConfig, EdgeRoundError, adapt_edges, edge_score
+from adapt.limits import EdgeLimits
 from networks.labels import STREET
 from networks.pack import PackSpec, load_pack, write_pack
 
@@ -37,12 +40,16 @@ def target():
     return [render(100 + i, "dusk", SIZE)[0] for i in range(5)]
 
 
+#: Weights that know nothing pass.
+ANY = EdgeLimits(source_drop=1.0, agreement_drop=1.0, kept=0.0, largest=1.0)
+
+
 def quick(**more):
     return EdgeRoundConfig(**({"steps": 3, "batch": 2, "crop": (64, 64), "portion": 0.9} | more))
 
 
 def test_only_the_edge_head_moves_and_the_pack_names_its_parent(pack, tmp_path):
-    lenient = quick(source_drop=1.0, agreement_drop=1.0, vanish=0.0)
+    lenient = quick(limits=ANY)
     result = adapt_edges(pack, target(), config=lenient, out=tmp_path / "o")
     assert result.accepted
     assert result.pack is not None
@@ -52,7 +59,10 @@ def test_only_the_edge_head_moves_and_the_pack_names_its_parent(pack, tmp_path):
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     assert changed
     assert all(k.startswith("edge_head.") for k in changed)
-    assert {c["name"] for c in result.report["gate"]} == {"finite", "source-mf", "pseudo-agreement", "vanish"}
+    assert {c["name"] for c in result.report["gate"]["checks"]} == {
+        "edges-finite", "edges-source", "edges-source-tight", "edges-pseudo", "edges-pseudo-tight",
+        "edges-vanished", "edges-flood",
+    }  # fmt: skip
     assert len(child.replay("holdout")) == 1
 
     def work(*_, **__):
@@ -63,26 +73,24 @@ def test_only_the_edge_head_moves_and_the_pack_names_its_parent(pack, tmp_path):
     assert again.pack is not None
     assert (again.pack.sha256, again.report) == (child.sha256, json.loads(json.dumps(result.report)))
     (tmp_path / "o" / "report.json").unlink()  # killed just before it was written
+    assert adapt_edges(pack, target(), config=lenient, out=tmp_path / "o").report == again.report
+    shutil.rmtree(tmp_path / "o")
     repeated = adapt_edges(pack, target(), config=lenient, out=tmp_path / "o")
     assert repeated.pack is not None
     assert repeated.pack.sha256 == child.sha256
 
 
 def test_a_round_can_refuse_its_own_result(pack, tmp_path):
-    result = adapt_edges(
-        pack, target(), config=quick(agreement_drop=-2.0, source_drop=1.0, vanish=0.0), out=tmp_path / "o"
-    )
+    never = replace(ANY, agreement_drop=-2.0)
+    result = adapt_edges(pack, target(), config=quick(limits=never), out=tmp_path / "o")
     assert not result.accepted
     assert result.pack is None
     assert not (tmp_path / "o" / "pack").exists()
     assert (tmp_path / "o" / "report.json").is_file()
-    forced = adapt_edges(
-        pack, target(), config=quick(agreement_drop=-2.0, force=True), out=tmp_path / "forced"
-    )
+    forced = adapt_edges(pack, target(), config=quick(limits=never, force=True), out=tmp_path / "o")
     assert not forced.accepted
     assert forced.pack is not None
-    failed = [c["name"] for c in result.report["gate"] if not c["passed"]]
-    assert failed == ["pseudo-agreement"]
+    assert result.report["gate"]["failed"] == ["edges-pseudo", "edges-pseudo-tight"]
 
 
 def test_what_cannot_be_run_is_named(pack, tmp_path):

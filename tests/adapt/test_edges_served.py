@@ -12,6 +12,7 @@ import networks
 from adapt.data.street import render
 from adapt.edges_round import EdgeRoundConfig, adapt_edges
 from adapt.labels.ridges import edge_probability
+from adapt.limits import EdgeLimits
 from export.build import Options, build
 from networks.labels import STREET
 from networks.pack import PackSpec, load_pack, write_pack
@@ -86,9 +87,7 @@ def test_a_round_of_edges_goes_live_with_its_segmentation_or_not_at_all(pack, tm
         crop=(64, 64),
         portion=0.9,
         rate=1e-6,
-        source_drop=1.0,
-        agreement_drop=1.0,
-        vanish=0.0,
+        limits=EdgeLimits(source_drop=1.0, agreement_drop=1.0, kept=0.0, largest=1.0),
     )
     with Server(config) as server, Client(server.target) as client:
         assert client.infer("scene", FRAMES[0], outputs=("labels", "edge_bits")).version == 1

@@ -290,7 +290,8 @@ def test_edges_go_live_with_the_segmentation_as_a_group(toy_pack, tmp_path, monk
     from adapt import edges_round
     from adapt.loop import EdgeMember
 
-    made = SimpleNamespace(accepted=True, pack=toy_pack, report={"gate": []})
+    gate = {"passed": True, "failed": [], "checks": []}
+    made = SimpleNamespace(accepted=True, pack=toy_pack, report={"gate": gate})
     monkeypatch.setattr(edges_round, "adapt_edges", lambda *a, **k: made)
     server, built = Server(), []
 
