@@ -44,6 +44,7 @@ from networks.pack import Pack, load_pack, normalise, write_pack
 __all__ = ["RoundConfig", "RoundError", "RoundPaused", "RoundResult", "adapt"]
 
 IGNORE = 255
+_BY_SOURCE_FRAMES = ("translated", "veto")  # ways to choose statistics that need labelled source frames
 Pair = tuple[np.ndarray, np.ndarray]
 
 
@@ -77,9 +78,11 @@ class RoundConfig:
         prior: use the pack's spatial prior (CBST-SP) where it has one.
         adabn: re-estimate batch statistics, adabn_batch frames at a time; adabn_keep: the shares of the
             present statistics that are tried, beside keeping them all; adabn_by: how they are compared,
-            "mirror" (agreement with the mirrored answer, `gate.better`), "shares" (class shares near the
-            source's, `gate.nearer`) or "translated" (mIoU on the source hold-out in the target's colours,
-            `gate.more_right`).
+            "mirror" (the best by agreement with the mirrored answer, `gate.better`), "shares" (the best by
+            class shares near the source's, `gate.nearer`), "translated" (the best by mIoU on the source
+            hold-out in the target's colours, `gate.more_right`), "veto" (the first of adabn_keep that does
+            not lose by that measure against keeping all, decided once and applied after each training) or
+            "auto": "veto" where the pack has a labelled hold-out, else "mirror".
         from_parent: every training starts from the parent's weights (False: from the last stage's).
         holdout: share of the target frames kept aside for the gate (at least 2).
         keep_parent: share of the parent's weights in the mean of parent's and student's that a training ends
@@ -131,8 +134,8 @@ class RoundConfig:
     prior: bool = False
     adabn: bool = True
     adabn_batch: int = 6
-    adabn_keep: tuple[float, ...] = (0.0, 0.5)
-    adabn_by: str = "mirror"
+    adabn_keep: tuple[float, ...] = (0.25, 0.5)
+    adabn_by: str = "auto"
     from_parent: bool = True
     holdout: float = 0.15
     keep_parent: float = 0.0
@@ -152,8 +155,8 @@ class RoundConfig:
     def __post_init__(self) -> None:
         if not all(0 < p <= 1 for p in self.portions):
             raise RoundError(f"portions {self.portions}: each is more than 0 and at most 1")
-        if self.adabn_by not in ("mirror", "shares", "translated"):
-            raise RoundError(f"adabn_by {self.adabn_by!r}: choose mirror, shares or translated")
+        if self.adabn_by not in ("auto", "mirror", "shares", "translated", "veto"):
+            raise RoundError(f"adabn_by {self.adabn_by!r}: choose auto, mirror, shares, translated or veto")
         if self.policy not in ("cbst", "st"):
             raise RoundError(f"policy {self.policy!r}: choose cbst or st")
         if self.compat and (self.compat not in CODES or self.prior):
@@ -304,6 +307,9 @@ class _Round:
         if config.source_free is False and not self.replay:
             raise RoundError("the pack has no replay frames and source_free is False: allow it or add replay")
         self.source_free = not self.replay
+        self.adabn_by = config.adabn_by
+        if config.adabn_by == "auto":
+            self.adabn_by = "veto" if self.source_holdout else "mirror"
         self._refuse_evaluation_frames()
         self.layout = self._layout()
         self.valid = self._valid_mask()
@@ -543,41 +549,62 @@ class _Round:
     ) -> float:
         """Target statistics, mixed with the present ones in each share of `adabn_keep`, or the present ones.
 
-        The choice is the one whose answers agree best with those on the mirrored frame, or whose class
-        shares are nearest to the source's (`adabn_by`).  Returns the share of the present statistics in it
-        (1 = nothing changed).
+        `adabn_by` says what the choice is made by.  Returns the share of the present statistics in it (1 =
+        nothing changed).
         """
-        source = self._source_share() if self.config.adabn_by == "shares" else None
-        if self.config.adabn_by == "shares" and source is None:
+        source = self._source_share() if self.adabn_by == "shares" else None
+        if self.adabn_by == "shares" and source is None:
             raise RoundError("adabn_by is shares and the pack knows no class shares: use mirror")
-        if self.config.adabn_by == "translated" and not self.source_holdout:
-            raise RoundError("adabn_by is translated and the pack has no source hold-out: use mirror")
-        # Mixed order, so that a batch is a sample and not one street.
-        order = np.random.default_rng([self.config.seed, 31]).permutation(len(self.target))
-        present = batchnorm.statistics(network)
-        batchnorm.reestimate(network, self._normalised([self.target[i] for i in order], stage))
-        target = batchnorm.statistics(network)
+        if self.adabn_by in _BY_SOURCE_FRAMES and not self.source_holdout:
+            raise RoundError(f"adabn_by is {self.adabn_by} and the pack has no source hold-out: use mirror")
+
+        def wins(found: gate.Measures, best: gate.Measures) -> bool:
+            limits = self.config.limits
+            if self.adabn_by in _BY_SOURCE_FRAMES:
+                return gate.more_right(found, best, limits)
+            if source is not None:
+                return gate.nearer(found, best, source, limits)
+            return gate.better(found, best, limits)
+
+        present, target = batchnorm.statistics(network), self._of_target(network, stage)
         best = before or self._look(network, present)
         chosen, kept = present, 1.0
         for keep in self.config.adabn_keep:
             mixed = batchnorm.mix(target, present, keep)
             found = self._look(network, mixed)
-            limits = self.config.limits
-            won = gate.better(found, best, limits)
-            if source is not None:
-                won = gate.nearer(found, best, source, limits)
-            if self.config.adabn_by == "translated":
-                won = gate.more_right(found, best, limits)
-            if won:
+            if wins(found, best):
                 best, chosen, kept = found, mixed, keep
+                if self.adabn_by == "veto":
+                    break
         batchnorm.load(network, chosen)
+        return kept
+
+    def _of_target(self, network: nn.Module, stage: str) -> dict[str, torch.Tensor]:
+        """Batch statistics of the target frames; the network has them afterwards."""
+        # Mixed order, so that a batch is a sample and not one street.
+        order = np.random.default_rng([self.config.seed, 31]).permutation(len(self.target))
+        batchnorm.reestimate(network, self._normalised([self.target[i] for i in order], stage))
+        return batchnorm.statistics(network)
+
+    def _again(self, network: nn.Module, stage: str) -> float:
+        """Batch statistics after a training; the share kept of those it ended with.
+
+        What was found before any weight moved holds: the veto by translated frames compares with the old
+        domain's statistics, and a training that mixes both domains has none of those.
+        """
+        if self.adabn_by != "veto":
+            return self._choose_statistics(network, stage)
+        kept = float(self.state["stages"]["adabn"]["kept"])
+        if kept < 1:
+            present = batchnorm.statistics(network)
+            batchnorm.load(network, batchnorm.mix(self._of_target(network, stage), present, kept))
         return kept
 
     def _look(self, network: nn.Module, statistics: dict[str, torch.Tensor]) -> gate.Measures:
         batchnorm.load(network, statistics)
         batch = self.config.infer_batch
         found = gate.measure(network, self.spec, self.holdout, batch=batch)
-        if self.config.adabn_by == "translated":
+        if self.adabn_by in _BY_SOURCE_FRAMES:
             found.translated = gate.source_score(network, self.spec, self._translated(), batch=batch)
         return found
 
@@ -593,10 +620,19 @@ class _Round:
         after = before
         if kept < 1.0:
             after = self._timed("measure", lambda: self._measure(network, "measure statistics"))
+        words = (
+            f"agreement with the mirrored answer {before.flip:.3f} -> {after.flip:.3f}, "
+            f"classes in use {before.variety:.1f} -> {after.variety:.1f}"
+        )
+        if self.source_holdout:
+            words += (
+                f", mIoU on source frames in the target's colours {before.translated:.3f} -> "
+                f"{after.translated:.3f}"
+            )
         self.state["stages"]["adabn"] = {
             "kept": kept,
-            "reason": f"agreement with the mirrored answer {before.flip:.3f} -> {after.flip:.3f}, "
-            f"classes in use {before.variety:.1f} -> {after.variety:.1f}",
+            "by": self.adabn_by,
+            "reason": words,
             "measures": after.numbers(),
         }
         self._save()
@@ -718,7 +754,7 @@ class _Round:
                 self._towards_parent(network)
             if self.use_statistics and config.bn != "frozen":
                 name = f"batch statistics p={portion:g}"
-                statistics_kept = self._timed("adabn", lambda: self._choose_statistics(network, name))
+                statistics_kept = self._timed("adabn", lambda: self._again(network, name))
             if trainer.twin is not None:
                 atomic_save(aside, trainer.twin)
             atomic_save(weights, network.state_dict())

@@ -63,6 +63,7 @@ class Case:
 
 BASE = RoundConfig(
     portions=(0.4,), steps=40, source=4, target=4, scale=(0.9, 1.5), bn="split", adabn_by="shares",
+    adabn_keep=(0.0, 0.5),
     rate=5e-4, holdout=0.2, source_holdout=24, threads=1, force=True,
 )  # fmt: skip
 

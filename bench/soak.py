@@ -256,7 +256,7 @@ def soak(a: argparse.Namespace) -> dict[str, Any]:
          "--config", str(a.out / "server.toml")],
         a.out,
     )  # fmt: skip
-    settings = ("scale=[0.9,1.5]", "bn=split", "adabn_by=shares", "source_holdout=12")
+    settings = ("scale=[0.9,1.5]", "bn=split", "adabn_by=shares", "adabn_keep=[0.0,0.5]", "source_holdout=12")
     adapter = Child(
         "adapter",
         ["adapt.run", "--server", address, "--model", MODEL, "--pack", str(pack.path), "--repository",
