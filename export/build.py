@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import re
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from export.progress import Bars, Callback, silent
 from export.publish import Published, from_pack, model_name, publish, reference_file
 from export.tensorrt import BACKENDS as TENSORRT_BACKENDS
 from export.tensorrt import parse_batch
+from networks.command import finish
 from networks.pack import TASKS, Pack, PackError, load_pack
 from runtime.repository import Repository
 
@@ -184,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
   python -m export.build --onnx depth.onnx --name depth --repository repo
 
 exit codes: 0 published (tensorrt-rtx: built), 1 refused (one line on stderr says why; nothing was
-published), 2 wrong usage""",
+published), 2 wrong usage, 130 interrupted, 143 terminated (nothing was published)""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = result.add_argument
@@ -320,6 +320,8 @@ def _show_parity(report: dict[str, Any] | None) -> list[str]:
 
 def _options(args: argparse.Namespace, pack: Pack, plan: plan_options.PlanOptions) -> Options:
     size = args.size or pack.spec.size
+    folder = Path(args.calibration) if args.calibration else None
+    frames = golden.read_folder(folder, size, int8.LARGEST_POOL) if folder else None
     return Options(
         size=size,
         batch=args.batch,
@@ -332,7 +334,7 @@ def _options(args: argparse.Namespace, pack: Pack, plan: plan_options.PlanOption
         thresholds=thresholds(args),
         frames=args.golden_frames,
         threads=args.threads,
-        calibration=golden.read_folder(Path(args.calibration), size) if args.calibration else None,
+        calibration=frames,
         int8_frames=args.int8_frames,
         keep=tuple(args.int8_keep),
         int8_search=not args.no_int8_search,
@@ -388,16 +390,13 @@ def main(argv: list[str] | None = None) -> int:
         command.error("--refit and the TensorRT options are for --backend tensorrt")
     # A handful of frames: more threads save little, and cost much where adaptation shares the cores.
     torch.set_num_threads(args.threads or 1)
-    try:
-        with Bars(lines=False) as bars:
-            result = _run(args, plan, bars)
-    except (ExportError, PackError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if args.json:
-        print(json.dumps(asdict(result), default=str))
-    else:
-        print(show(result))
+    return finish(lambda: _print(args, plan), (ExportError, PackError))
+
+
+def _print(args: argparse.Namespace, plan: plan_options.PlanOptions) -> int:
+    with Bars(lines=False) as bars:
+        result = _run(args, plan, bars)
+    print(json.dumps(asdict(result), default=str) if args.json else show(result))
     return 0
 
 

@@ -323,7 +323,11 @@ def _answers(
             # A fixed batch is filled with the same frame: only the first answer counts.
             feed = np.repeat(frames[index : index + 1], batch, axis=0)
             start = time.perf_counter()
-            answer = engine.run({INPUT: feed}, contract.outputs)
+            try:
+                answer = engine.run({INPUT: feed}, contract.outputs)
+            except Exception as error:  # every library raises its own
+                why = one_line(error)[:200]
+                raise ExportError(f"the engine cannot answer golden frame {index}: {why}") from error
             seconds.append(time.perf_counter() - start)
             if not all(np.isfinite(a).all() for a in answer.values() if a.dtype.kind == "f"):
                 raise ExportError(f"the engine's answer to golden frame {index} is not finite")

@@ -18,7 +18,7 @@ import onnx
 from export import golden, parity, triton
 from export.errors import ExportError, one_line
 from export.graph import Contract
-from export.inspect import inspect_onnx, read_onnx, sample_inputs
+from export.inspect import describe_onnx, external, parse_onnx, read_file, sample_inputs
 from export.publish import Published, libraries, model_name, publish
 from runtime.config import EngineConfig
 from runtime.engines import load
@@ -49,9 +49,9 @@ def publish_onnx(
             one that ONNX Runtime refuses or whose answers are not finite.
     """
     path, model = Path(file), model_name(name)
-    graph = read_onnx(path)
-    outside = [i.name for i in graph.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL]
-    if outside:
+    content = read_file(path)  # once: what is looked at is what is published
+    graph = parse_onnx(content, path)
+    if outside := external(graph):
         raise ExportError(
             f"{str(path)!r} keeps {len(outside)} weights in other files; a version is one file: "
             "save it with onnx.save(onnx.load(FILE), NEW)"
@@ -75,9 +75,8 @@ def publish_onnx(
     described = triton.config(model, "onnxruntime", inputs, outputs)
     if config is not None:
         described = triton.merged(golden.read_text(Path(config)), str(config), described)
-    content = path.read_bytes()
     seconds, contract = _run_once(content, graph, size)
-    facts = inspect_onnx(path)
+    facts = describe_onnx(graph, path)
     manifest: dict[str, Any] = {
         "task": "foreign",
         "engine": {

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from export.errors import ExportError
+from export.errors import ExportError, one_line
 from export.graph import Contract, ServingGraph
 from export.progress import Callback
 from networks.base import SegmentationNetwork
+from networks.images import ImageError, read_image
 from networks.pack import Pack, PackSpec
 
 #: More than this many frames would only make every load of the version slower.
@@ -77,9 +78,13 @@ def answers(
     found: dict[str, list[np.ndarray]] = {name: [] for name in contract.compared}
     for index, frame in enumerate(frames):
         progress("torch", index, len(frames))
-        with torch.inference_mode():
-            logits = graph.logits(torch.from_numpy(frame.copy())[None])
-            given = graph.answers(logits, frame.shape[:2])
+        try:
+            with torch.inference_mode():
+                logits = graph.logits(torch.from_numpy(frame.copy())[None])
+                given = graph.answers(logits, frame.shape[:2])
+        except RuntimeError as error:  # too little memory, most of all
+            why = one_line(error)[:200]
+            raise ExportError(f"torch cannot run the network on golden frame {index}: {why}") from error
         if not all(bool(torch.isfinite(part).all()) for part in logits):
             raise ExportError(f"the network's answer to golden frame {index} is not finite; train it again")
         for name, tensor in zip(contract.outputs, given, strict=True):
@@ -89,28 +94,27 @@ def answers(
     return {name: np.stack(parts) for name, parts in found.items()}
 
 
-def read_folder(folder: Path, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [n,H,W,3]: every image of a folder, in name order, at `size`.  Raises: ExportError."""
+def read_folder(folder: Path, size: tuple[int, int], most: int) -> np.ndarray:
+    """uint8 [n,H,W,3]: images of a folder in name order, evenly spaced where there are more than `most`, at
+    `size`.  Raises: ExportError.
+    """
     if not folder.is_dir():
         raise ExportError(f"{str(folder)!r} is not a folder of images")
-    images = []
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in IMAGES:
-            continue
-        try:
-            with Image.open(file) as image:
-                resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
-                images.append(np.asarray(resized))
-        except OSError as error:
-            raise ExportError(f"{str(file)!r} cannot be read as an image") from error
-    if not images:
+    files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in IMAGES]
+    if not files:
         raise ExportError(f"{str(folder)!r} holds no image ({', '.join(IMAGES)})")
-    return np.stack(images)
+    index = np.linspace(0, len(files) - 1, min(len(files), most)).astype(int)
+    try:
+        return np.stack([read_image(files[i], size) for i in index])
+    except ImageError as error:
+        raise ExportError(str(error)) from error
 
 
 def read_text(file: Path) -> str:
     """Raises: ExportError for what is no readable text."""
     try:
+        if not file.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("it is no plain file")
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(f"{str(file)!r} cannot be read: {error}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -23,11 +23,16 @@ from onnx import TensorProto, helper
 
 from export.errors import ExportError, one_line
 from export.lint import lint
+from networks.command import finish
 from networks.pack import PackError, load_pack
 from runtime.errors import Refused
 from runtime.repository import Repository
 
 Report = dict[str, Any]
+#: What protobuf can hold.
+LARGEST_FILE = (2 << 30) - 1
+#: Values of one made-up input: 256 Mi, an open batch of one frame is far below.
+MOST_VALUES = 1 << 28
 
 
 def inspect(path: Path | str, *, lineage: bool = False, profile: bool = False) -> Report:
@@ -189,7 +194,11 @@ def _table(value: Any) -> Report:
 
 
 def inspect_onnx(path: Path, *, profile: bool = False) -> Report:
-    model = read_onnx(path)
+    return describe_onnx(read_onnx(path), path, profile=profile)
+
+
+def describe_onnx(model: onnx.ModelProto, path: Path, *, profile: bool = False) -> Report:
+    """`inspect_onnx` of a graph that was read from `path`."""
     graph = model.graph
     found = lint(model)
     weights = [i for i in graph.initializer if not i.name.startswith("const.")]
@@ -208,7 +217,8 @@ def inspect_onnx(path: Path, *, profile: bool = False) -> Report:
         "nodes": len(graph.node),
         "operators": dict(Counter(n.op_type for n in graph.node).most_common()),
         "initialisers": len(graph.initializer),
-        "parameters": int(sum(np.prod(i.dims, dtype=np.int64) for i in weights)),
+        "parameters": sum(math.prod(i.dims) for i in weights),
+        "external": external(model),
         "types": dict(kinds),
         "precision": "int8" if quantised else ("fp16" if kinds.get("FLOAT16") else "fp32"),
         # Weights that keep their names and values can be replaced; quantised ones carry scales with them.
@@ -221,16 +231,46 @@ def inspect_onnx(path: Path, *, profile: bool = False) -> Report:
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
-    """Raises: ExportError for a file that is no ONNX graph."""
+    """The graph alone; weights in other files are not looked for.  Raises: ExportError."""
+    return parse_onnx(read_file(path), path)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an ONNX file.  Raises: ExportError for what cannot be one."""
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        if not path.is_file():  # a pipe or device would be read for ever
+            raise ExportError(f"{str(path)!r} " + ("is no plain file" if path.exists() else "does not exist"))
+        if path.stat().st_size > LARGEST_FILE:
+            raise ExportError(f"{str(path)!r} has more than {LARGEST_FILE >> 20} MiB, which no ONNX file can")
+        return path.read_bytes()
     except OSError as error:
         raise ExportError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+
+
+def parse_onnx(content: bytes, path: Path) -> onnx.ModelProto:
+    """The graph in the bytes of `path`.  Raises: ExportError for a file that is no ONNX graph."""
+    try:
+        model = onnx.ModelProto.FromString(content)
     except (DecodeError, ValueError) as error:
         raise ExportError(f"{str(path)!r} is not an ONNX file: {one_line(error)[:160]}") from error
     if not model.graph.node or not model.opset_import:
         raise ExportError(f"{str(path)!r} is not an ONNX file: it holds no graph")
     return model
+
+
+def external(model: onnx.ModelProto) -> list[str]:
+    """Names of the tensors whose values are in other files: initialisers, constants, those of subgraphs."""
+    graphs = [model.graph]
+    found: list[str] = []
+    for graph in graphs:  # grows: subgraphs are looked at in their turn
+        held = [*graph.initializer, *(t for s in graph.sparse_initializer for t in (s.values, s.indices))]
+        for node in (*graph.node, *(n for f in model.functions for n in f.node if graph is model.graph)):
+            for a in node.attribute:
+                sparse = [a.sparse_tensor, *a.sparse_tensors]
+                held += [a.t, *a.tensors, *(t for s in sparse for t in (s.values, s.indices))]
+                graphs += [g for g in (a.g, *a.graphs) if g.node or g.initializer]
+        found += [t.name for t in held if t.data_location == TensorProto.EXTERNAL or t.external_data]
+    return found
 
 
 def _value(value: onnx.ValueInfoProto) -> Report:
@@ -240,7 +280,10 @@ def _value(value: onnx.ValueInfoProto) -> Report:
 
 
 def sample_inputs(model: onnx.ModelProto, size: tuple[int, int] = (256, 256)) -> dict[str, np.ndarray]:
-    """Seeded random inputs; open dimensions become 1, open image sides `size`."""
+    """Seeded random inputs; open dimensions become 1, open image sides `size`.
+
+    Raises: ExportError for inputs that cannot be made up.
+    """
     known = {i.name for i in model.graph.initializer}
     rng = np.random.default_rng(0)
     result = {}
@@ -254,7 +297,15 @@ def sample_inputs(model: onnx.ModelProto, size: tuple[int, int] = (256, 256)) ->
             if dim == 0:
                 inside = [a for a in range(1, len(dims)) if dims[a] == 0]
                 shape[axis] = size[min(inside.index(axis), 1)] if axis in inside and len(dims) == 4 else 1
-        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        if min(shape, default=1) < 0 or math.prod(shape) > MOST_VALUES:
+            raise ExportError(
+                f"input {value.name!r} has the shape {shape}: 0 to {MOST_VALUES:,} values can be made up; "
+                "export the graph for another size"
+            )
+        try:
+            dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        except KeyError:
+            raise ExportError(f"input {value.name!r} has a type that onnx does not know") from None
         if np.issubdtype(dtype, np.floating):
             result[value.name] = rng.random(shape).astype(dtype)
         elif dtype == np.bool_:
@@ -277,7 +328,7 @@ def profile_onnx(path: Path, model: onnx.ModelProto, runs: int = 5) -> Report:
         options.intra_op_num_threads = 1
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it says it also raises
         try:
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             feed = sample_inputs(model)
@@ -417,6 +468,8 @@ def _show_onnx(r: Report) -> list[str]:
     for side in ("inputs", "outputs"):
         for value in r[side]:
             lines.append(f"  {side[:-1]:<10}  {value['name']}: {value['type']} {value['shape']}")
+    if r["external"]:
+        lines.append(f"  external    {len(r['external'])} tensors in other files, first {r['external'][0]!r}")
     lines.append("  operators   " + ", ".join(f"{op} {n}" for op, n in r["operators"].items()))
     lines.append(f"  refit       {'by name' if r['refittable'] else 'no: build again'}")
     errors, warnings = r["tensorrt"]["errors"], r["tensorrt"]["warnings"]
@@ -455,15 +508,14 @@ exit codes: 0 read and intact, 1 unreadable or damaged (one line on stderr says 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        report = inspect(args.path, lineage=args.lineage, profile=args.profile)
-    except ExportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return finish(lambda: _run(args), (ExportError,))
+
+
+def _run(args: argparse.Namespace) -> int:
+    report = inspect(args.path, lineage=args.lineage, profile=args.profile)
     print(json.dumps(report) if args.json else show(report))
     if report["kind"] == "version" and not report["intact"]:
-        print(f"error: {report['path']}: {report['damage']}", file=sys.stderr)
-        return 1
+        raise ExportError(f"{report['path']}: {report['damage']}")
     return 0
 
 

@@ -35,7 +35,9 @@ import onnx
 from PIL import Image
 
 from export.errors import ExportError, one_line
+from export.ort import Runner
 from export.progress import Callback, silent
+from networks.images import ImageError, read_image
 
 if TYPE_CHECKING:
     from networks.pack import Pack
@@ -70,9 +72,11 @@ def candidates(pack: Pack, size: tuple[int, int], limit: int = LARGEST_POOL) -> 
     paths = [frame for frame, _ in pack.replay("train")]
     if paths:
         index = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).astype(int))
-        images = [Image.open(paths[i]).convert("RGB") for i in index]
-    else:
-        images = [Image.fromarray(frame) for frame in pack.golden()[:limit]]
+        try:
+            return np.stack([read_image(paths[i], size) for i in index])
+        except ImageError as error:
+            raise ExportError(f"replay frame {error}") from error
+    images = [Image.fromarray(frame) for frame in pack.golden()[:limit]]
     if not images:
         return np.zeros((0, *size, 3), np.uint8)
     wanted = (size[1], size[0])
@@ -164,7 +168,7 @@ def quantise(
 
     least = None
     if any(o.name == _LABELS for o in model.graph.output):
-        shares = class_shares(_labels(model, frames, batch, threads, progress), classes)
+        shares = class_shares(_labels(model, frames, threads, progress), classes)
         chosen = choose_frames(shares, count)
         least = [float(shares[chosen].mean(0).min()), float(shares.mean(0).min())]
     else:  # edges alone: nothing to balance by
@@ -234,22 +238,13 @@ def _batches(frames: np.ndarray, batch: int | None) -> Iterator[tuple[np.ndarray
         yield np.concatenate([part, filling]), len(part)
 
 
-def _labels(
-    model: onnx.ModelProto, frames: np.ndarray, batch: int | None, threads: int, progress: Callback
-) -> np.ndarray:
+def _labels(model: onnx.ModelProto, frames: np.ndarray, threads: int, progress: Callback) -> np.ndarray:
     """uint8 [n,H,W]: what the float32 model answers."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    answers: list[np.ndarray] = []
-    for part, new in _batches(frames, batch):
-        answers.extend(session.run([_LABELS], {_INPUT: part})[0][:new])
-        progress("frames", len(answers), len(frames))
+    runner = Runner(model, threads)
+    answers = []
+    for done, frame in enumerate(frames, 1):
+        answers.append(runner.run(frame[None], [_LABELS])[_LABELS][0])
+        progress("frames", done, len(frames))
     return np.stack(answers)
 
 

@@ -53,6 +53,9 @@ class _Facts:
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.nodes = list(graph.node)
+        for node in self.nodes:  # grows: what is inside an If or a Loop is parsed as well
+            for a in node.attribute:
+                self.nodes += [n for g in (a.g, *a.graphs) for n in g.node]
         self.constants = {i.name: i for i in graph.initializer}
         self.types = {
             v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)

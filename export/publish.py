@@ -95,6 +95,7 @@ def publish(
     """Write the files and let the version appear.  Raises: ExportError; nothing is left behind then."""
     try:
         home = repository if isinstance(repository, Repository) else Repository(repository)
+        home.sweep()  # what builds that were killed left behind
         with _staged(home, model) as staged:
             for name, content in files.items():
                 (staged / name).write_bytes(content)
@@ -102,9 +103,10 @@ def publish(
         return Published(model, version, home.directory(model, version), home.manifest(model, version))
     except OSError as error:
         where = error.filename or getattr(repository, "path", repository)
-        raise ExportError(
-            f"repository {str(where)!r} cannot be written: {error.strerror or error}; nothing was published"
-        ) from error
+        blocked = isinstance(error, FileExistsError)
+        why = "it is no directory, or another file is in its place" if blocked else error.strerror or error
+        what = f"repository {str(where)!r} cannot be written"
+        raise ExportError(f"{what}: {why}; nothing was published") from error
     except (ValueError, Refused) as error:
         raise ExportError(f"model {model!r} cannot be published: {one_line(error)}") from error
 

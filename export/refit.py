@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -43,6 +42,7 @@ from export.plan_options import PlanOptions
 from export.progress import Bars, Callback, silent
 from export.publish import Published, from_pack, publish, reference_file
 from export.tensorrt import refit_plan
+from networks.command import finish
 from networks.pack import Pack, PackError, load_pack
 from runtime.engines.tensorrt_library import TensorRTError
 from runtime.errors import Refused
@@ -230,25 +230,27 @@ def main(argv: list[str] | None = None) -> int:
     args = command.parse_args(argv)
     if not 1 <= args.golden_frames <= golden.LARGEST:
         command.error(f"--golden-frames {args.golden_frames}: 1 to {golden.LARGEST}")
+    if args.threads < 0:
+        command.error(f"--threads {args.threads}: must not be negative")
     torch.set_num_threads(args.threads or 1)
-    try:
-        if not Path(args.repository).is_dir():
-            raise ExportError(f"repository {args.repository!r} does not exist")
-        with Bars(lines=False) as bars:
-            published = refit(
-                args.repository,
-                args.model,
-                args.version,
-                load_pack(args.pack),
-                thresholds=thresholds(args),
-                frames=args.golden_frames,
-                threads=args.threads,
-                host_code=args.allow_host_code,
-                progress=bars,
-            )
-    except (ExportError, PackError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return finish(lambda: _run(args), (ExportError, PackError))
+
+
+def _run(args: argparse.Namespace) -> int:
+    if not Path(args.repository).is_dir():
+        raise ExportError(f"repository {args.repository!r} does not exist")
+    with Bars(lines=False) as bars:
+        published = refit(
+            args.repository,
+            args.model,
+            args.version,
+            load_pack(args.pack),
+            thresholds=thresholds(args),
+            frames=args.golden_frames,
+            threads=args.threads,
+            host_code=args.allow_host_code,
+            progress=bars,
+        )
     print(json.dumps(asdict(published), default=str) if args.json else show(published))
     return 0
 

@@ -11,7 +11,7 @@ Knows ONNX and ONNX Runtime; nothing of packs or engines.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ import onnx
 
 from export import parity
 from export.errors import ExportError
-from export.graph import INPUT, Contract
+from export.graph import Contract
+from export.ort import Runner
 from export.parity import Thresholds
 from export.progress import Callback
 
@@ -76,12 +77,12 @@ def choose(
     mixer = Mixer(original, quantised)
     frames = frames[:MOST]
     ends = [0, len(frames) - 1]  # one of those held out and one of those compared
-    truth = _run(original, frames, contract.outputs, threads)
+    truth = Runner(original, threads).run(frames, contract.outputs)
     strict = stricter(thresholds)
 
     def misses(keep: Sequence[str]) -> list[str]:
         mixed = mixer.mix(set(mixer.names) - set(keep))
-        answers = _run(mixed, frames, contract.compared, threads)
+        answers = Runner(mixed, threads).run(frames, contract.compared)
         missed: list[str] = parity.judge(parity.compare(answers, truth, contract), strict)["missed"]
         return missed
 
@@ -92,7 +93,7 @@ def choose(
     measured = "probabilities" if "probabilities" in contract.outputs else "edges"
     for done, name in enumerate(mixer.names):
         progress("sensitivity", done, len(mixer.names))
-        answer = _run(mixer.mix({name}), frames[ends], (measured,), threads)[measured]
+        answer = Runner(mixer.mix({name}), threads).run(frames[ends], (measured,))[measured]
         costs[name] = float(np.abs(answer.astype(np.float32) - truth[measured][ends]).mean())
     progress("sensitivity", len(mixer.names), len(mixer.names))
     order = sorted(costs, key=lambda name: -costs[name])
@@ -199,18 +200,3 @@ class Mixer:
         return result
 
 
-def _run(
-    model: onnx.ModelProto, frames: np.ndarray, names: Sequence[str], threads: int
-) -> Mapping[str, np.ndarray]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
-    parts = [session.run(list(names), {INPUT: np.repeat(f[None], batch, axis=0)}) for f in frames]
-    return {name: np.stack([part[i][0] for part in parts]) for i, name in enumerate(names)}

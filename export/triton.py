@@ -58,6 +58,8 @@ def tensors(values: Sequence[onnx.ValueInfoProto]) -> list[Tensor]:
             )
         if not kind.HasField("shape"):
             raise ExportError(f"tensor {value.name!r} has no rank; run onnx.shape_inference on the file")
+        if not value.name.isprintable():
+            raise ExportError(f"tensor {value.name!r} has a name that config.pbtxt cannot hold; rename it")
         shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
         result.append(Tensor(value.name, _TYPES[kind.elem_type], shape))
     return result
@@ -80,12 +82,17 @@ def config(model: str, kind: str, inputs: list[Tensor], outputs: list[Tensor]) -
     for field, group in (("input", inputs), ("output", outputs)):
         for tensor in group:
             dims = tensor.shape[1:] if batched else tensor.shape
-            lines += [f"{field} {{", f'  name: "{tensor.name}"', f"  data_type: {tensor.type}"]
+            lines += [f"{field} {{", f"  name: {_quoted(tensor.name)}", f"  data_type: {tensor.type}"]
             lines.append(f"  dims: [ {', '.join(map(str, dims))} ]")
             lines.append("}")
     if batched:
         lines.append("dynamic_batching { }")
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def merged(given: str, file: str, generated: str) -> str:

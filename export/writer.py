@@ -27,6 +27,7 @@ from export.errors import ExportError, one_line
 from export.fold import Folding
 from export.graph import INPUT, Contract
 from networks.base import SegmentationNetwork
+from networks.images import MOST_PIXELS
 from networks.pack import PackSpec
 
 OPSETS = (17, 18, 19, 20)
@@ -560,6 +561,11 @@ def write(
     multiple = network.size_multiple
     if height % multiple or width % multiple or height <= 0 or width <= 0:
         raise ExportError(f"size {height}x{width} must be a multiple of {multiple} for {spec.network}")
+    if (batch or 1) * height * width > MOST_PIXELS:
+        raise ExportError(
+            f"{batch or 1} of {height}x{width} are more than {MOST_PIXELS} pixels a call: "
+            "take fewer frames or smaller ones"
+        )
     graph = Graph(opset)
     served = network.fused()
     folding = Folding(served, served.TASKS[contract.task])

@@ -68,6 +68,6 @@ def create(name: str, *, classes: int, **arguments: Any) -> SegmentationNetwork:
         raise ValueError(f"network {name!r}: classes must be an integer from 1 to 255, not {classes!r}")
     try:
         network: SegmentationNetwork = cls(classes=classes, **arguments)
-    except TypeError as error:
+    except (TypeError, RuntimeError, ArithmeticError, LookupError) as error:  # torch's, for impossible sizes
         raise ValueError(f"network {name!r} refuses its arguments {arguments}: {error}") from error
     return network

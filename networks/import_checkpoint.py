@@ -13,19 +13,18 @@ import importlib
 import json
 import pickle
 import re
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 import networks
+from networks.command import finish
+from networks.images import ImageError, read_image
 from networks.labels import SPACES
 from networks.pack import Pack, PackError, PackSpec, write_pack
 
@@ -55,28 +54,27 @@ def read_state(path: Path) -> dict[str, Tensor]:
             with warnings.catch_warnings():  # torch's guesses about an odd file; our refusal says enough
                 warnings.simplefilter("ignore")
                 state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-    ) as error:
+    except Exception as error:  # a damaged pickle can make torch raise anything
         raise CheckpointError(f"checkpoint {str(path)!r} {_why(error)}") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not state or not all(map(_is_array, state.values())):
         raise CheckpointError(
-            f"checkpoint {str(path)!r} is not a state_dict (names to tensors); save one with "
+            f"checkpoint {str(path)!r} is not a state_dict (names to dense tensors); save one with "
             "torch.save(network.state_dict(), file)"
         )
+    state = {str(name): value for name, value in state.items()}
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     # Some releases are in half precision; a pack is float32.
-    return {str(k): v.float() if v.is_floating_point() else v for k, v in state.items()}
+    return {name: v.float() if v.is_floating_point() else v for name, v in state.items()}
+
+
+def _is_array(value: Any) -> bool:
+    """A tensor with its values in memory: no sparse, quantised or meta one."""
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+    return dense and value.device.type == "cpu"
 
 
 def _why(error: Exception) -> str:
@@ -153,14 +151,10 @@ def _with_counters(state: dict[str, Tensor], spec: PackSpec) -> dict[str, Tensor
 
 def read_frames(files: list[Path], size: tuple[int, int]) -> np.ndarray | None:
     """uint8 [n,H,W,3] RGB, resized to `size`; None for an empty list.  Raises: CheckpointError."""
-    frames = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                resized = image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BILINEAR)
-                frames.append(np.asarray(resized))
-        except (OSError, UnidentifiedImageError) as error:
-            raise CheckpointError(f"golden frame {str(file)!r} cannot be read as an image") from error
+    try:
+        frames = [read_image(file, size) for file in files]
+    except ImageError as error:
+        raise CheckpointError(f"golden frame {error}") from error
     return np.stack(frames) if frames else None
 
 
@@ -240,26 +234,26 @@ exit codes: 0 the pack was written, 1 refused (one line on stderr says why), 2 w
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        pack = import_checkpoint(
-            args.network,
-            args.file,
-            classes=args.classes,
-            out=args.out,
-            size=args.size,
-            arguments=dict(args.set),
-            name=args.name,
-            version=args.version,
-            mean=args.mean,
-            std=args.std,
-            channel_order=args.channel_order,
-            training=args.training,
-            licence=args.licence,
-            golden=read_frames(args.golden, args.size),
-        )
-    except (CheckpointError, PackError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return finish(lambda: _run(args), (CheckpointError, PackError))
+
+
+def _run(args: argparse.Namespace) -> int:
+    pack = import_checkpoint(
+        args.network,
+        args.file,
+        classes=args.classes,
+        out=args.out,
+        size=args.size,
+        arguments=dict(args.set),
+        name=args.name,
+        version=args.version,
+        mean=args.mean,
+        std=args.std,
+        channel_order=args.channel_order,
+        training=args.training,
+        licence=args.licence,
+        golden=read_frames(args.golden, args.size),
+    )
     facts = {
         "pack": str(pack.path),
         "sha256": pack.sha256,

@@ -32,13 +32,14 @@ from typing import Any
 import numpy as np
 import tomli_w
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 import networks
 from networks.base import SegmentationNetwork
+from networks.images import MOST_PIXELS, ImageError, read_image
 
 SCHEMA = 1
 TASKS = ("segmentation", "edges", "joint")
@@ -101,10 +102,12 @@ class PackSpec:
         for key in ("arguments", "adaptation"):
             if not isinstance(getattr(self, key), dict):
                 return f"{key} must be a table, not {getattr(self, key)!r}"
+        if taken := {"name", "classes"} & set(self.arguments):
+            return f"arguments may not hold {min(taken)!r}: it is said elsewhere"
         if self.task not in TASKS:
             return f"task {self.task!r} is unknown; known: {', '.join(TASKS)}"
-        if not 1 <= len(self.classes) <= 255 or not all(isinstance(c, str) and c for c in self.classes):
-            return "classes must be 1 to 255 names"
+        if not 1 <= len(self.classes) <= 255 or not all(map(_is_name, self.classes)):
+            return "classes must be 1 to 255 names of one line"
         if len(set(self.classes)) != len(self.classes):
             return "classes names a class twice"
         if len(self.colours) != len(self.classes):
@@ -115,6 +118,8 @@ class PackSpec:
             return reason
         if len(self.size) != 2 or not all(isinstance(v, int) and v > 0 for v in self.size):
             return f"size must be (height, width) in pixels, not {self.size!r}"
+        if self.size[0] * self.size[1] > MOST_PIXELS:
+            return f"size {self.size[0]}x{self.size[1]} has more than {MOST_PIXELS} pixels"
         for key in ("mean", "std"):
             values = getattr(self, key)
             if len(values) != 3 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
@@ -129,8 +134,8 @@ class PackSpec:
 
     def _edge_problem(self) -> str:
         names, limits = self.edge_classes, self.edge_thresholds
-        if not all(isinstance(c, str) and c for c in names) or len(set(names)) != len(names):
-            return "edge_classes must be distinct names"
+        if not all(map(_is_name, names)) or len(set(names)) != len(names):
+            return "edge_classes must be distinct names of one line"
         if not all(isinstance(t, float) and 0 < t < 1 for t in limits):
             return f"edge_thresholds must be numbers between 0 and 1, not {list(limits)}"
         wanted = len(names or self.classes)
@@ -152,7 +157,7 @@ class PackSpec:
         """Raises: PackError for anything but the fields of this schema."""
         try:
             values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise PackError(f"model.toml is not TOML: {one_line(error)}") from error
         schema = values.pop("schema", None)
         if schema != SCHEMA:
@@ -363,7 +368,7 @@ def _read_index(folder: Path) -> list[dict[str, str]]:
         return []
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PackError(f"replay/index.json is not JSON: {one_line(error)}") from error
     for entry in entries if isinstance(entries, list) else [None]:
         if not isinstance(entry, dict) or not all(
@@ -385,7 +390,7 @@ def _check_arrays(pack: Pack) -> None:
     classes = len(pack.spec.classes)
     try:
         prior, reference = pack.prior(), pack.reference()
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except Exception as error:  # numpy, zipfile and zlib each raise their own
         # numpy takes what is no archive for a pickle and offers to load it unsafely: not passed on.
         reason = "it is no archive of arrays" if "pickle" in str(error) else one_line(error)
         raise PackError(f"prior.npz or reference.npz cannot be read: {reason}") from error
@@ -425,7 +430,9 @@ def write_pack(
             f"pack {str(target)!r} exists already; packs are never overwritten, choose another path"
         )
     try:
-        check_state(state, spec.create())
+        with torch.device("meta"):
+            network = spec.create()
+        check_state(state, network)
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
         staging.mkdir()
@@ -512,10 +519,9 @@ def _write_png(file: Path, image: np.ndarray, channels: int) -> None:
 
 def _read_frame(file: Path) -> np.ndarray:
     try:
-        with Image.open(file) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise PackError(f"{file.name} cannot be read as an image: {one_line(error)}") from error
+        return read_image(file)
+    except ImageError as error:
+        raise PackError(str(error)) from error
 
 
 def tree_hash(folder: Path) -> str:
@@ -556,6 +562,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
+
+
+def _is_name(value: Any) -> bool:
+    """What labels.txt can hold as one line."""
+    return isinstance(value, str) and value.isprintable() and value.strip() == value != ""
 
 
 def _some(names: list[str], limit: int = 3) -> str:

@@ -182,3 +182,44 @@ def test_help_reads_like_a_manual_page(capsys):
     text = capsys.readouterr().out
     assert "examples:" in text
     assert "exit codes:" in text
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {0: torch.zeros(3)},
+        {"a": torch.zeros(3).to_sparse()},
+        {"a": torch.zeros(3, device="meta")},
+        {"a": torch.zeros(3, dtype=torch.complex64)},
+        {"state_dict": {"state_dict": 1}},
+        [torch.zeros(3)],
+    ],
+    ids=["number", "sparse", "meta", "complex", "nested", "list"],
+)
+def test_tensors_that_are_no_arrays_and_names_that_are_none(state, tmp_path, capsys):
+    torch.save(state, tmp_path / "x.pth")
+    refused(capsys, tmp_path, "roadnet", tmp_path / "x.pth", "--classes", "street")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_file_with_flipped_bytes_ends_in_one_line(seed, tmp_path, capsys):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "x.pth")
+    content = bytearray((tmp_path / "x.pth").read_bytes())
+    rng = np.random.default_rng(seed)
+    for place in rng.integers(0, len(content), 20):
+        content[place] = rng.integers(0, 256)
+    (tmp_path / "x.pth").write_bytes(content)
+    refused(capsys, tmp_path, "roadnet", tmp_path / "x.pth", "--classes", "street")
+
+
+@pytest.mark.parametrize("words", ["classes=9", "name=x", "width=-3", "width=1e99", "=", "width"])
+def test_arguments_that_make_no_network(words, tmp_path, capsys):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "x.pth")
+    refused(capsys, tmp_path, "roadnet", tmp_path / "x.pth", "--classes", "street", "--set", words)
+
+
+def test_a_golden_picture_that_is_none(tmp_path, capsys):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "x.pth")
+    (tmp_path / "a.png").write_bytes(b"")
+    words = ("roadnet", tmp_path / "x.pth", "--classes", "street", "--golden", tmp_path / "a.png")
+    assert "golden frame" in refused(capsys, tmp_path, *words)

@@ -176,7 +176,7 @@ class TestADescriptionThatIsWrong:
 class TestTheOtherFiles:
     def test_a_golden_frame_that_is_no_image(self, path):
         (path / "golden" / "0001.png").write_bytes(b"nonsense")
-        refuses(path, r"0001\.png cannot be read as an image")
+        refuses(path, r"0001\.png' cannot be read as an image")
 
     def test_a_missing_replay_file(self, path):
         (path / "replay" / "labels" / "0002.png").unlink()
@@ -236,3 +236,35 @@ class TestWriting:
         frame, label = np.zeros((64, 96, 3), np.uint8), np.zeros((64, 96), np.uint8)
         with pytest.raises(PackError, match="split 'test' is unknown"):
             write_pack(tmp_path / "p", spec, state, replay=[(frame, label, "test")])
+
+
+@pytest.mark.parametrize("name", ["ro\nad", "a\u2028b", " road", "", "\t"])
+def test_a_class_name_that_labels_txt_cannot_hold(spec, name):
+    for key in ("classes", "edge_classes"):
+        with pytest.raises(PackError, match="of one line"):
+            dataclasses.replace(spec, **{key: (name, *spec.classes[1:])})
+    assert dataclasses.replace(spec, classes=("道路 1", *spec.classes[1:])).classes[0] == "道路 1"
+
+
+def test_arguments_do_not_say_twice_what_is_said_elsewhere(spec):
+    with pytest.raises(PackError, match="'classes'"):
+        dataclasses.replace(spec, arguments={"classes": 3})
+
+
+@pytest.mark.parametrize("width", [-3, "a", 1.5, [8]])
+def test_arguments_that_make_no_network(spec, width):
+    with pytest.raises(PackError, match="refuses its arguments"):
+        dataclasses.replace(spec, arguments={"width": width}).create()
+
+
+def test_files_that_are_nested_too_deeply_or_lie(path):
+    (path / "model.toml").write_text("schema = 1\na = " + "[" * 100_000)
+    refuses(path, "is not TOML")
+
+
+def test_an_archive_with_a_flipped_bit(path):
+    file = path / "reference.npz"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+    refuses(path, "reference.npz cannot be read")

@@ -360,3 +360,28 @@ def test_lines_of_the_history_that_are_none_are_skipped(tmp_path):
     lines = [*map(json.dumps, bad), "{", json.dumps(good)]
     (home / "history.jsonl").write_text("\n".join(lines))
     assert Repository(tmp_path).history("net") == [good]
+
+
+def test_a_version_that_fails_leaves_the_models_own_files_as_they_were(repository, monkeypatch):
+    put(repository)
+    home = repository.path / "road"
+    before = {path.name: path.read_bytes() for path in home.iterdir() if path.is_file()}
+    staged = repository.stage("road")
+    (staged / "model.onnx").write_bytes(b"x")
+
+    def full(*names):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("runtime.repository.os.rename", full)
+    with pytest.raises(OSError, match="No space"):
+        repository.publish("road", staged, {}, "another", ["another"])
+    monkeypatch.undo()
+    repository.abandon(staged)
+    assert {path.name: path.read_bytes() for path in home.iterdir() if path.is_file()} == before
+    assert repository.versions("road") == [1]
+
+
+def test_a_model_that_never_got_a_version_leaves_nothing(repository):
+    staged = repository.stage("new")
+    repository.abandon(staged)
+    assert list(repository.path.iterdir()) == []
