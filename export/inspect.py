@@ -250,7 +250,7 @@ def read_file(path: Path) -> bytes:
 def parse_onnx(content: bytes, path: Path) -> onnx.ModelProto:
     """The graph in the bytes of `path`.  Raises: ExportError for a file that is no ONNX graph."""
     try:
-        model = onnx.ModelProto.FromString(content)
+        model: onnx.ModelProto = onnx.ModelProto.FromString(content)
     except (DecodeError, ValueError) as error:
         raise ExportError(f"{str(path)!r} is not an ONNX file: {one_line(error)[:160]}") from error
     if not model.graph.node or not model.opset_import:

@@ -550,14 +550,14 @@ def _replaced(contents: dict[Path, bytes]) -> Iterator[None]:
             _replace(path, content)
         yield
     except BaseException:
-        for path, content in before.items():
+        for path, old in before.items():
             with contextlib.suppress(OSError):
                 if path.read_bytes() != contents[path]:
                     continue  # not reached yet, or another publisher's by now
-                if content is None:
+                if old is None:
                     path.unlink()
                 else:
-                    _replace(path, content)
+                    _replace(path, old)
         raise
 
 
