@@ -34,6 +34,8 @@ class EngineConfig:
     concurrency  runs at the same time per model; the threads are shared out between them
     nice         priority of the thread that loads, checks and shadows a candidate (0..19)
     load_timeout seconds within which a candidate must be loaded and checked
+    hang         seconds after which a run that has not ended is taken for one that never will: far beyond the
+                 slowest run on a busy machine, because a version is rolled back for it; 0 = never
     device       "cpu", or "cuda" where onnxruntime-gpu is installed
     host_code    load version-compatible TensorRT plans: they bring machine code for this process, so only
                  signed versions are then loaded (security.trusted_keys)
@@ -43,6 +45,7 @@ class EngineConfig:
     concurrency: int = 1
     nice: int = 10
     load_timeout: float = 120.0
+    hang: float = 15.0
     device: str = "cpu"
     host_code: bool = False
 
@@ -311,6 +314,8 @@ class ServerConfig:
         for key, value, low in (("port", self.port, 0), ("metrics_port", self.metrics_port, -1)):
             if not low <= value <= 65535:
                 raise ConfigError(f"{key} = {value}: must be from {low} to 65535")
+        if not 0.0 <= self.engine.hang < math.inf:
+            raise ConfigError(f"engine.hang = {self.engine.hang}: must be 0 or above")
         if not 0.0 < self.shadow.duty <= 1.0:
             raise ConfigError(f"shadow.duty = {self.shadow.duty}: must be above 0 and at most 1")
         if not 0.0 <= self.tracing.rate <= 1.0:

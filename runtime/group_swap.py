@@ -406,8 +406,8 @@ class GroupController:
                 members[name] = (_version(c.host.live), _version(c.host.previous))
             return GroupStatus(
                 group=self.name,
-                ready=not reason,
-                reason=reason,
+                ready=not (reason or self.host.stuck),
+                reason=reason or self.host.stuck,
                 generation=generation.number if generation is not None and not reason else 0,
                 previous=before.version if before is not None else 0,
                 members=members,

@@ -125,6 +125,12 @@ class FrameGroup:
             except GroupError as error:
                 return str(error)
 
+    @property
+    def stuck(self) -> str:
+        """Why a group with a live generation does not answer; "" when it does."""
+        found = ((name, self._hosts[name].stuck) for name in self.names if name in self._hosts)
+        return next((f"member '{name}': {stuck}" for name, stuck in found if stuck), "")
+
     def loaded(self) -> list[GroupSlot]:
         """The generations that answer requests: the live one first, then the one before while it is warm."""
         with self._slots:
@@ -217,11 +223,11 @@ class FrameGroup:
         slot = self._pin(request.version)
         try:
             names = requests.names(request, slot, self.name)
-            requests.inputs(request, slot.engine.spec, self.name)
+            arrays = requests.inputs(request, slot.engine.spec, self.name)
             checked = time.monotonic_ns()
             outputs: dict[str, tuple[str, Array]] = {}
             stages = Durations(compute_input=checked - begun)
-            for model, part in self._parts(request, slot, names).items():
+            for model, part in self._parts(request, slot, names, arrays).items():
                 answer = self._hosts[model].infer(
                     part, deadline=deadline, on_job=on_job, pinned=slot.members[model]
                 )
@@ -258,9 +264,9 @@ class FrameGroup:
             return slot
 
     def _parts(
-        self, request: InferRequest, slot: GroupSlot, names: Sequence[str]
+        self, request: InferRequest, slot: GroupSlot, names: Sequence[str], arrays: Mapping[str, Array]
     ) -> dict[str, InferRequest]:
-        """The request that each member gets."""
+        """The request that each member gets, with tensors that are decoded already."""
         asked = {output.name: output for output in request.outputs}
         parts: dict[str, InferRequest] = {}
         left = list(names)
@@ -270,7 +276,11 @@ class FrameGroup:
             left = [name for name in left if name not in mine]
             wanted = [asked.get(name) or OutputRequest(name) for name in mine]
             if wanted:
-                inputs = [replace(tensor) for tensor in request.inputs if spec.input(tensor.name) is not None]
+                inputs = [
+                    replace(tensor, data=arrays[tensor.name])
+                    for tensor in request.inputs
+                    if spec.input(tensor.name) is not None
+                ]
                 parts[model] = replace(request, model=model, version="", inputs=inputs, outputs=wanted)
         return parts
 

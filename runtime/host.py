@@ -46,7 +46,8 @@ class ModelHost:
     def __init__(self, name: str, config: ServerConfig, lock: threading.RLock | None = None) -> None:
         self.name = name
         self.account = Account()
-        self.reason = "no version has been loaded"  # why the model is not ready, while it is not
+        self.reason = "no version has been loaded"  # why no version is live, while none is
+        self.stuck = ""  # why the live one does not answer, while it does not
         self.unloaded: tuple[int, ...] = ()  # versions that answered until the model was unloaded
         self.observers: tuple[Callable[[Observation], None], ...] = ()
         self._config = config
@@ -186,6 +187,28 @@ class ModelHost:
                 known = self._statistics.setdefault(version, Statistics())
         return known
 
+    # -- runs that do not come back (runtime/hangs.py) -----------------------------------
+
+    def runs(self) -> list[tuple[Job, Slot]]:
+        """What is inside an engine now, and whose engine."""
+        found = [(job, job.payload.slot) for job in self._scheduler.runs()]
+        return [(job, slot) for job, slot in found if slot is not None]
+
+    def give_up(self, job: Job) -> bool:
+        """A run of a version that is not live hangs: the live one gets its permit.  False: it has ended."""
+        return self._scheduler.give_up(job, lambda: _does_not_end(self.name, job.payload.slot.version))
+
+    def hold_back(self, hung: int, limit: float) -> None:
+        """So many runs of the live version hang.  Where none can begin, who waits is refused: it might wait
+        for ever.
+        """
+        live = self._live
+        if live is None or hung < self._config.engine.concurrency:
+            self.stuck = ""
+            return
+        self.stuck = f"a run of version {live.version} has not ended after {limit:g} s; roll back"
+        self._scheduler.refuse_waiting(lambda: _does_not_end(self.name, live.version))
+
     # -- observers -------------------------------------------------------------------
 
     def previous_or_refuse(self) -> Slot:
@@ -282,7 +305,7 @@ class ModelHost:
     def _execute(self, jobs: list[Job]) -> Callable[[], None]:
         """One run for all of the jobs.  Returns what is left to do when the next run may begin."""
         work: _Work = jobs[0].payload
-        slot = self._hold(work)
+        slot = work.slot = self._hold(work)
         try:
             begun, cpu = time.monotonic_ns(), time.thread_time_ns()
             inputs = work.inputs
@@ -329,11 +352,13 @@ class ModelHost:
 
     def _hold(self, work: _Work) -> Slot:
         """The slot of this run, held.  Decided here, at the start of the run, not when the request came."""
-        if work.pinned is not None:  # it may have been retired since it was pinned, and answers all the same
-            work.pinned.hold_again()
-            return work.pinned
         while True:
-            slot = self.slot("" if work.version is None else str(work.version))
+            slot = work.pinned or self.slot("" if work.version is None else str(work.version))
+            if slot.hung and slot is not self._live:  # each request would take a thread that never comes back
+                raise _does_not_end(self.name, slot.version)
+            if work.pinned is not None:  # it may have been retired since then, and answers all the same
+                slot.hold_again()
+                return slot
             if slot.hold():
                 return slot
 
@@ -357,6 +382,11 @@ class ModelHost:
                 observer(observation)
             except Exception:  # observers may fail, serving may not
                 self.unobserve(observer)
+
+
+def _does_not_end(model: str, version: int) -> ServiceError:
+    message = f"a run of '{model}' version {version} does not end; the request was not run"
+    return ServiceError(Code.UNAVAILABLE, message, "engine")
 
 
 def _number(request: InferRequest, key: str) -> float:

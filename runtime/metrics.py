@@ -7,6 +7,7 @@ Triton's (`nv_inference_*`); ours begin with `roadworthy_`.
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -117,7 +118,7 @@ class Metrics:
         def gauge(name: str, text: str) -> GaugeMetricFamily:
             return GaugeMetricFamily(name, text, labels=("model",))
 
-        ready = gauge("roadworthy_model_ready", "1 when a version is live")
+        ready = gauge("roadworthy_model_ready", "1 when a version is live and answers")
         live = gauge("roadworthy_live_version", "The live version; 0 = none")
         previous = gauge("roadworthy_previous_version", "The version kept warm; 0 = none")
         frozen = gauge("roadworthy_frozen", "1 when flips are frozen")
@@ -125,9 +126,12 @@ class Metrics:
         watching = gauge("roadworthy_watching", "1 inside the watch window of a flip")
         pending = gauge("nv_inference_pending_request_count", "Requests that wait for an engine")
         memory = gauge("roadworthy_declared_memory_bytes", "Memory declared for the loaded versions")
-        families = (ready, live, previous, frozen, pinned, watching, pending, memory)
+        hung = gauge("roadworthy_hung", "1 when a run of a loaded version has not come back (engine.hang)")
+        longest = gauge("roadworthy_longest_run_seconds", "Age of the oldest run in progress; 0 = none")
+        families = (ready, live, previous, frozen, pinned, watching, pending, memory, hung, longest)
         for status in self._service.status():
-            waiting = self._service.host(status.model).pending
+            host = self._service.host(status.model)
+            oldest = min((job.started for job, _ in host.runs()), default=None)
             values = (
                 status.ready,
                 status.live,
@@ -135,8 +139,10 @@ class Metrics:
                 status.frozen,
                 status.pinned,
                 status.watching,
-                waiting,
+                host.pending,
                 status.memory_bytes,
+                any(slot.hung for slot in host.loaded()),
+                (time.monotonic_ns() - oldest) / 1e9 if oldest is not None else 0.0,
             )
             for family, value in zip(families, values, strict=True):
                 family.add_metric((status.model,), float(value))

@@ -36,6 +36,7 @@ class Job:
         "arrived",
         "batch_key",
         "cancelled",
+        "company",
         "deadline",
         "error",
         "expires",
@@ -81,6 +82,11 @@ class Job:
         self.wake: _thread.LockType | None = None  # held while it waits
         self.result: Any = None
         self.error: BaseException | None = None
+        self.company: list[Job] = []  # of one that leads: those that share its run, itself first
+
+    @property
+    def done(self) -> bool:
+        return self.state == _DONE
 
 
 class Scheduler:
@@ -99,7 +105,7 @@ class Scheduler:
         self._levels: dict[int, deque[Job]] = {}  # in order of priority
         self._delayed: deque[Job] = deque()  # those whose time is over and whose policy is DELAY
         self._waiting = 0
-        self._running = 0
+        self._leading: set[Job] = set()  # each has one permit
 
     @property
     def plan(self) -> Plan:
@@ -139,13 +145,37 @@ class Scheduler:
                 self._remove(job)
                 self._finish(job, _cancelled())
 
+    # -- runs that do not come back ---------------------------------------------------
+
+    def runs(self) -> list[Job]:
+        """Those in progress, each by the job that leads it."""
+        with self._lock:
+            return list(self._leading)
+
+    def give_up(self, job: Job, error: Callable[[], ServiceError]) -> bool:
+        """Hands on the permit of a run that has not ended; who shares it is refused with `error()`.  Its own
+        thread stays where it is.  False when the run has ended.
+        """
+        with self._lock:
+            if not self._hand_on(job):
+                return False
+            for each in job.company[1:]:
+                self._finish(each, error())
+            return True
+
+    def refuse_waiting(self, error: Callable[[], ServiceError]) -> None:
+        with self._lock:
+            for job in self._queued():
+                self._remove(job)
+                self._finish(job, error())
+
     # -- the queue; all of it under the lock -----------------------------------------
 
     def _admit(self, job: Job) -> None:
         if job.cancelled:
             raise _cancelled()
-        if self._running < self._concurrency and not self._waiting:
-            self._running += 1
+        if len(self._leading) < self._concurrency and not self._waiting:
+            self._leading.add(job)
             job.state = _LEADS
             return
         plan = self._plan
@@ -217,6 +247,19 @@ class Scheduler:
                 job, ServiceError(Code.UNAVAILABLE, f"{job.label}Request timeout expired", "timeout")
             )
 
+    def _hand_on(self, job: Job) -> bool:
+        """The permit of `job` to whoever runs next; False when it has none any more."""
+        if job not in self._leading:
+            return False
+        self._leading.remove(job)
+        following = self._next()
+        if following is not None:
+            self._leading.add(following)
+            following.state = _LEADS
+            assert following.wake is not None
+            following.wake.release()
+        return True
+
     @staticmethod
     def _finish(job: Job, error: BaseException | None) -> None:
         job.error = error
@@ -248,7 +291,7 @@ class Scheduler:
         wake.acquire()
 
     def _lead(self, job: Job) -> None:
-        jobs = [job]
+        job.company = jobs = [job]
         after: Callable[[], None] | None = None
         try:
             if job.batch_key is not None and self._plan.max_batch > 1:
@@ -261,17 +304,14 @@ class Scheduler:
             for each in jobs:
                 each.error = each.error or error
         with self._lock:
-            following = self._next()
-            if following is None:
-                self._running -= 1
-            else:
-                following.state = _LEADS
-                assert following.wake is not None
-                following.wake.release()
-            for each in jobs:
-                each.state = _DONE
-                if each is not job and each.wake is not None:
-                    each.wake.release()
+            told = not self._hand_on(job)  # it was given up, and the others know
+            job.state = _DONE
+            job.company = []  # it is in there itself, and would outlive its caller
+            for each in jobs[1:]:
+                if not told:
+                    each.state = _DONE
+                    if each.wake is not None:
+                        each.wake.release()
         if after is not None:
             after()
 

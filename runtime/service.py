@@ -25,6 +25,7 @@ from runtime.events import Bus, Event
 from runtime.exclusive import Exclusive
 from runtime.group_swap import GroupController, GroupTicket
 from runtime.groups import FrameGroup
+from runtime.hangs import Hangs
 from runtime.host import Answer, InferRequest, ModelHost, parse_version
 from runtime.memory import Ledger
 from runtime.monitors import Monitors
@@ -91,6 +92,7 @@ class Service:
         self._lock = threading.Lock()
         self._hosts: dict[str, ModelHost] = {}
         self._controllers: dict[str, SwapController] = {}
+        self._hangs = Hangs(lambda: self.hosts().values(), config.engine.hang or 1e9, self._tell_hang)
         self._groups = {
             name: GroupController(name, members, self.repository, config, self.bus)
             for name, members in config.groups.items()
@@ -129,6 +131,11 @@ class Service:
         for model in models:
             if self._chosen_to_serve(model) and model not in self._controllers:
                 self._open(model).start()
+        if self.config.engine.hang > 0:
+            self._hangs.start()
+
+    def _tell_hang(self, model: str, version: int, what: str) -> None:
+        self.controllers()[model].note(version, "hang", what)
 
     def configure(self, config: ServerConfig) -> list[str]:
         """Takes [guard], [shadow], [watch], [swap], [drift] and keep_versions, and reads every config.pbtxt
@@ -179,6 +186,7 @@ class Service:
         return idle
 
     def close(self) -> None:
+        self._hangs.stop()
         self.monitors.close()
         self.regions.close()
         if self.tracing is not None:
@@ -342,9 +350,12 @@ class Service:
     # -- metadata --------------------------------------------------------------------
 
     def ready(self) -> bool:
-        """Every model has a live version (and there is at least one), and the server is not draining."""
+        """Every model has a live version that answers (and there is at least one), and the server is not
+        draining.
+        """
         hosts = self.served()
-        return bool(hosts) and not self.draining and all(host.live is not None for host in hosts.values())
+        well = all(host.live is not None and not host.stuck for host in hosts.values())
+        return bool(hosts) and not self.draining and well
 
     def model_ready(self, model: str, version: str) -> bool:
         """As Triton: an unknown model is not ready, which is no error; a malformed version is."""
@@ -353,10 +364,9 @@ class Service:
         if host is None or self.draining:
             return False
         try:
-            host.slot(version)
+            return not host.slot(version).hung and not host.stuck
         except ServiceError:
             return False
-        return True
 
     def slot(self, model: str, version: str) -> Slot:
         """The slot that would answer; raises ServiceError in Triton's order: version, model, loaded."""
@@ -496,8 +506,8 @@ def _status(controller: SwapController, ledger: Ledger) -> ModelStatus:
     live, previous, ticket = host.live, host.previous, controller.current
     return ModelStatus(
         model=host.name,
-        ready=live is not None,
-        reason="" if live is not None else host.reason,
+        ready=live is not None and not host.stuck,
+        reason=host.stuck if live is not None else host.reason,
         live=live.version if live is not None else 0,
         previous=previous.version if previous is not None else 0,
         pinned=controller.pinned,

@@ -52,6 +52,7 @@ class Slot:
         self.run_ms: deque[float] = deque(maxlen=256)  # wall time of the last runs; appended without a lock
         self.cpu_ms: deque[float] = deque(maxlen=256)
         self.failures = 0  # requests that the engine failed
+        self.hung = False  # a run of it has not come back (runtime/hangs.py)
         self._lock = threading.Lock()
         self._held = 0
         self._retired = False

@@ -298,7 +298,7 @@ class SwapController:
                     candidate.close()
                     raise
             except Refused as refusal:
-                self._note(number, refusal.check, f"not kept warm: {refusal.reason}")
+                self.note(number, refusal.check, f"not kept warm: {refusal.reason}")
                 return
             with self._lock:
                 now = self.host.live
@@ -419,7 +419,7 @@ class SwapController:
         except Refused as refusal:
             if required:
                 raise
-            self._note(version, refusal.check, refusal.reason)  # the group's record is what counts
+            self.note(version, refusal.check, refusal.reason)  # the group's record is what counts
 
     def record_back(self, version: int, extra: dict[str, Any]) -> None:
         self._record(version, None, extra)
@@ -482,7 +482,7 @@ class SwapController:
                 if each.pinned or each.host.previous is None:
                     why = "is pinned" if each.pinned else "nothing is kept warm"
                     why = why if each is self else f"'{each.model}': {why}"
-                    self._note(slot.version, check, f"would have been rolled back but {why}: {reason}")
+                    self.note(slot.version, check, f"would have been rolled back but {why}: {reason}")
                     return
             roll_back(together, self.ties, check, reason, detail)
 
@@ -547,7 +547,7 @@ class SwapController:
                 for number in adapted[: max(0, len(adapted) - keep)]:
                     if number not in wanted:
                         gone[number] = self._repository.put_aside(self.model, number)
-                        self._note(number, "pruned", f"deleted: the newest {keep} of {len(adapted)} are kept")
+                        self.note(number, "pruned", f"deleted: the newest {keep} of {len(adapted)} are kept")
         finally:
             for path in gone.values():  # out of sight already, and maybe large: not under the lock
                 self._repository.remove(path)
@@ -607,12 +607,11 @@ class SwapController:
         except Refused as refusal:
             raise ServiceError(Code.INTERNAL, str(refusal), "record") from refusal
         flags = {"pinned": self._pinned, "frozen": self._frozen, "frozen_reason": self._frozen_reason}
-        self._note(live.version if live else 0, "", reason, flags)  # from here they come back: last_live
+        self.note(live.version if live else 0, "", reason, flags)  # from here they come back: last_live
         self._changed.notify_all()
 
-    def _note(
-        self, version: int, check: str, reason: str, detail: dict[str, Any] | None = None
-    ) -> None:
+    def note(self, version: int, check: str, reason: str, detail: dict[str, Any] | None = None) -> None:
+        """Something a person should know, for the history and whoever watches."""
         self._emit(Event(self.model, version, State.NOTE, check, reason, detail or {}))
 
     def _emit(self, event: Event, ticket: Ticket | None = None) -> None:

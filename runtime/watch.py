@@ -102,6 +102,18 @@ class Watch(threading.Thread):
                 self._roll_back(self.slot, *verdict, detail)
                 return
             self._ended.wait(1.0 / limits.max_fps)
+        while not self._ended.is_set() and self._running_since(until):  # begun in the window, judged after it
+            if self.slot.hung:
+                self._roll_back(self.slot, *self._hangs(), {"looked_at": looked, "bad": bad})
+                return
+            self._ended.wait(0.25)
+
+    def _running_since(self, moment: float) -> bool:
+        """Whether a run of the version that began before `moment` has not ended."""
+        return any(slot is self.slot and job.started < moment * 1e9 for job, slot in self._host.runs())
+
+    def _hangs(self) -> tuple[str, str]:
+        return "watch-hang", f"a run has not ended after {self._config.engine.hang:g} s"
 
     def _fault(self, task: Task, looks: Looks, answer: Mapping[str, Array]) -> str | None:
         """What is wrong with an answer, whatever is on the frame."""
@@ -123,6 +135,8 @@ class Watch(threading.Thread):
         self, start: Any, now: Any, looked: int, bad: int, worst: str, with_confidence: int
     ) -> tuple[str, str] | None:
         limits, before = self._config.watch, self._before
+        if self.slot.hung:
+            return self._hangs()
         failed = self.slot.failures
         total = failed + now.success - start.success
         if failed >= limits.min_frames and failed > limits.max_error_share * total:

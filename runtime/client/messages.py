@@ -318,7 +318,7 @@ def refusal(error: grpc.RpcError) -> Rejected | None:
     code = error.code()
     details = error.details() or ""
     # UNAVAILABLE is gRPC's own word for a lost connection; the server says it for these only.
-    ours = ("shutting down", "Request timeout expired", "a late frame")
+    ours = ("shutting down", "Request timeout expired", "a late frame", "the request was not run")
     said = code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in ours)
     return Rejected(details, code.name) if code in _REFUSALS or said else None
 

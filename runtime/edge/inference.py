@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -88,31 +88,43 @@ class InferenceEdge:
     # -- inference -------------------------------------------------------------------
 
     def model_infer(self, message: bytes, context: Any) -> bytes:
-        remaining = context.time_remaining()
-        # gRPC says "no deadline" with one that is centuries away
-        deadline = None if remaining is None or remaining > 1e8 else time.monotonic() + remaining
-
         def on_job(cancel: Any) -> None:
             if not context.add_callback(cancel):
                 cancel()
 
-        return self.infer(message, deadline=deadline, on_job=on_job, context=context)
+        return self.infer(message, deadline=_deadline(context), on_job=on_job, context=context)
 
     def model_stream_infer(self, messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        """Requests answered in the order they come; a refusal is an answer and does not end the stream."""
+        """Requests answered in the order they come; a refusal is an answer and does not end the stream.  One
+        that waits when the stream ends is dropped.
+        """
+        deadline = _deadline(context)
+        waiting: list[Callable[[], None]] = []  # how to cancel the request that is under way
+
+        def end() -> None:
+            for cancel in tuple(waiting):
+                cancel()
+
+        def on_job(cancel: Callable[[], None]) -> None:
+            waiting[:] = [cancel]
+            if not context.is_active():
+                cancel()
+
+        context.add_callback(end)
         for message in messages:
             try:
-                yield self._streamed(message, context)
+                yield self._streamed(message, context, deadline, on_job)
             except ServiceError as error:
                 refusal = pb.ModelStreamInferResponse(error_message=error.message)
                 refusal.infer_response.id = _id(message)
                 yield refusal.SerializeToString()
 
-    def _streamed(self, message: bytes, context: Any) -> bytes:
+    def _streamed(self, message: bytes, context: Any, deadline: float | None, on_job: Any) -> bytes:
         # Each answer is whole, and says so.  Serialised messages merge when they are joined.
+        answer = self.infer(message, deadline=deadline, on_job=on_job, context=context)
         final = pb.ModelInferResponse()
         final.parameters["triton_final_response"].bool_param = True
-        return wire.join(b"", 2, [self.infer(message, context=context) + final.SerializeToString()])
+        return wire.join(b"", 2, [answer + final.SerializeToString()])
 
     def infer(
         self, message: bytes, *, deadline: float | None = None, on_job: Any = None, context: Any = None
@@ -141,6 +153,12 @@ class InferenceEdge:
         if trace is not None:
             trace.answered(answer)
         return encode(answer)
+
+
+def _deadline(context: Any) -> float | None:
+    """A time.monotonic(); gRPC says "no deadline" with one that is centuries away."""
+    remaining = context.time_remaining()
+    return None if remaining is None or remaining > 1e8 else time.monotonic() + remaining
 
 
 def _id(message: bytes) -> str:

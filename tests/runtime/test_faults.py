@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 import time
+import urllib.request
 
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import inference_pb2 as pb
+from protos.inference_pb2_grpc import GRPCInferenceServiceStub
 from runtime.client import Client, Rejected
+from runtime.config import WatchConfig
+from runtime.hangs import Hangs
 from tests.runtime import builders as b
 
 FRAME = np.zeros((*b.SIZE, 3), np.uint8)
@@ -67,6 +73,138 @@ def test_a_live_engine_that_hangs_holds_up_its_own_model_and_nothing_else(reposi
     assert time.monotonic() - begun < 5  # ... and does not wait for it
     now = account.snapshot()
     assert now.accepted == now.answered + sum(now.rejected.values()) + now.in_flight == 3
+
+
+def hanging(quick, **watch):
+    """Runs hang from half a second on; a drain does not wait for them."""
+    engine = dataclasses.replace(quick.engine, hang=0.5)
+    return dataclasses.replace(quick, engine=engine, watch=WatchConfig(**watch), drain=0.3)
+
+
+def test_a_live_engine_that_hangs_in_its_watch_window_is_rolled_back(repository, quick, serve, gate):
+    """And the model answers, though the thread of the run that hangs is lost."""
+    b.publish(repository)
+    server = serve(hanging(quick, seconds=0.2))  # the hang begins in the window and is known after it
+    host = server.service.host("road")
+    with Client(server.target) as client, Client(server.target) as hung:
+        assert list(client.promote("road", b.publish(repository)))[-1].state == "LIVE"
+        hang(server, gate)
+        with pytest.raises((Rejected, grpc.RpcError), match="Deadline Exceeded"):
+            hung.infer("road", FRAME, timeout=0.1)
+        until(lambda: host.live.version == 1)
+        answer = client.infer("road", FRAME, timeout=10)  # waits for the permit at most
+        assert answer.version == 1
+        assert server.service.ready()
+        back = [e for e in client.history("road") if e.state == "ROLLED_BACK"]
+        assert [(e.version, e.check) for e in back] == [(2, "watch-hang")]
+        assert "has not ended after 0.5 s" in back[0].reason
+        account = server.service.host("road").account.snapshot()
+        assert account.in_flight == 1  # it is still in there, and the books say so
+        gate.set()
+        until(lambda: host.account.snapshot().in_flight == 0)
+
+
+def test_a_live_engine_that_hangs_outside_of_it_is_seen_and_nothing_piles_up(repository, quick, serve, gate):
+    b.publish(repository)
+    server = serve(hanging(quick, seconds=0.0))
+    hang(server, gate)
+    host = server.service.host("road")
+    ends = []
+
+    def send():
+        with Client(server.target) as client:
+            try:
+                ends.append(client.infer("road", FRAME).version)  # no deadline at all
+            except Rejected as refusal:
+                ends.append(refusal.reason)
+
+    senders = [threading.Thread(target=send, daemon=True) for _ in range(5)]
+    for sender in senders:
+        sender.start()
+    until(lambda: len(ends) == 4)  # one is in the engine; those that wait are told
+    assert set(ends) == {"a run of 'road' version 1 does not end; the request was not run"}
+    with Client(server.target) as client, grpc.insecure_channel(server.target) as channel:
+        kserve = GRPCInferenceServiceStub(channel)
+        assert not kserve.ModelReady(pb.ModelReadyRequest(name="road")).ready
+        assert not kserve.ServerReady(pb.ServerReadyRequest()).ready
+        assert kserve.ServerLive(pb.ServerLiveRequest()).live
+        check = health_pb2_grpc.HealthStub(channel).Check
+        not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
+        until(lambda: check(health_pb2.HealthCheckRequest()).status == not_serving)
+        status = client.status()["models"]["road"]
+        assert (status["ready"], status["live"]) == (False, 1)
+        assert "has not ended after 0.5 s; roll back" in status["reason"]
+        assert [(e.check, e.version) for e in client.history("road") if e.state == "NOTE"] == [("hang", 1)]
+        text = urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics").read().decode()
+        assert 'roadworthy_hung{model="road"} 1.0' in text
+        assert 'roadworthy_model_ready{model="road"} 0.0' in text
+        (longest,) = re.findall(r'roadworthy_longest_run_seconds{model="road"} (\S+)', text)
+        assert 0.5 < float(longest) < 60
+        gate.set()  # it comes back after all
+        until(lambda: len(ends) == 5 and ends[-1] == 1)
+        until(server.service.ready)
+        assert client.infer("road", FRAME, timeout=10).version == 1
+        assert [e.reason for e in client.history("road")][-1] == "it runs again"
+    assert host.account.snapshot().in_flight == 0
+
+
+def test_a_warm_version_that_hangs_does_not_take_the_live_one_along(repository, quick, serve, gate):
+    b.publish(repository)
+    server = serve(hanging(quick, seconds=0.0))
+    hang(server, gate)  # the one that will be warm
+    with Client(server.target) as client, Client(server.target) as hung:
+        assert list(client.promote("road", b.publish(repository)))[-1].state == "LIVE"
+        with pytest.raises((Rejected, grpc.RpcError), match="Deadline Exceeded"):
+            hung.infer("road", FRAME, version=1, timeout=0.1)
+        assert client.infer("road", FRAME, timeout=10).version == 2  # as soon as it has the permit
+        with pytest.raises(Rejected, match="version 1 does not end"):
+            client.infer("road", FRAME, version=1, timeout=10)
+        assert server.service.ready()
+
+
+def test_only_time_that_was_watched_counts_as_hanging(repository, quick, serve, gate):
+    """A process that was stopped for an hour has not hung for an hour."""
+    b.publish(repository)
+    server = serve(dataclasses.replace(quick, drain=0.3))
+    hang(server, gate)
+    host = server.service.host("road")
+    with Client(server.target) as client, pytest.raises((Rejected, grpc.RpcError), match="Deadline"):
+        client.infer("road", FRAME, timeout=0.1)
+    told = []
+    hangs = Hangs(lambda: [host], 15.0, lambda *what: told.append(what))
+    begun = host.runs()[0][0].started
+    for _ in range(14):
+        hangs.look(1.0)
+    assert time.monotonic_ns() > begun
+    assert (told, host.stuck) == ([], "")
+    hangs.look(1.0)
+    assert (told, host.stuck) == ([], "")
+    hangs.look(1.0)
+    assert told == [("road", 1, "a run has not ended after 15 s")]
+    assert host.stuck
+
+
+def test_a_stream_whose_client_is_gone_does_not_wait_behind_an_engine_that_hangs(
+    repository, quick, serve, gate
+):
+    """One request hangs; the other streams' requests wait, until their streams end by deadline or word."""
+    b.publish(repository)
+    server = serve(dataclasses.replace(quick, drain=0.3))
+    hang(server, gate)
+    account = server.service.host("road").account
+    host = server.service.host("road")
+    with grpc.insecure_channel(server.target) as channel:
+        call = channel.stream_stream(STREAM)
+        first = call(iter([request()]))
+        until(lambda: len(host.runs()) == 1)
+        waiting = [call(iter([request()])), call(iter([request()]), timeout=0.5)]
+        until(lambda: host.pending == 2)
+        waiting[0].cancel()
+        until(lambda: host.pending == 0)
+        until(lambda: account.snapshot().in_flight == 1)
+        first.cancel()
+    rejected = account.snapshot().rejected
+    assert rejected.get("cancelled", 0) + rejected.get("deadline", 0) == 2
 
 
 def test_after_a_hang_the_model_answers_again_and_the_account_is_whole(repository, quick, serve, gate):

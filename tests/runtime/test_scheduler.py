@@ -56,6 +56,44 @@ def until(condition):
         time.sleep(0.001)
 
 
+def test_a_run_that_is_given_up_hands_its_permit_on_once():
+    """Who shares the run is told, who waits runs, and its end, when it comes, disturbs nobody."""
+    gates = {name: threading.Event() for name in "abcd"}
+
+    def execute(jobs):
+        assert gates[jobs[0].payload].wait(10)
+        for job in jobs:
+            job.result = job.payload
+
+    scheduler = Scheduler(execute, Plan.of(QueueConfig(max_batch=2, batch_delay=5.0)), 1)
+    first = Caller(scheduler, Job("a", batch_key=1))
+    company = Caller(scheduler, Job("b", batch_key=1))  # it fills the batch that waits for one
+    until(lambda: len(first.job.company) == 2)
+    third = Caller(scheduler, Job("c"))
+    until(lambda: scheduler.pending == 1)
+    assert scheduler.runs() == [first.job]
+    assert scheduler.give_up(first.job, lambda: ServiceError(Code.UNAVAILABLE, "hangs", "engine"))
+    assert not scheduler.give_up(first.job, lambda: ServiceError(Code.UNAVAILABLE, "hangs", "engine"))
+    company.join(5)
+    assert company.error.message == "hangs"
+    until(lambda: scheduler.runs() == [third.job])
+    fourth = Caller(scheduler, Job("d"))
+    until(lambda: scheduler.pending == 1)
+    gates["a"].set()
+    first.join(5)
+    assert first.result == "a"
+    assert first.job.done
+    assert (scheduler.runs(), scheduler.pending) == ([third.job], 1)  # it had no permit to hand on
+    scheduler.refuse_waiting(lambda: ServiceError(Code.UNAVAILABLE, "hangs", "engine"))
+    fourth.join(5)
+    assert fourth.error.message == "hangs"
+    gates["c"].set()
+    third.join(5)
+    assert (third.result, scheduler.runs()) == ("c", [])
+    gates["d"].set()
+    assert scheduler.submit(Job("d")) == "d"
+
+
 def start(config, jobs, concurrency=1):
     """The first job runs (and blocks); the rest wait in order."""
     engine = Engine()
