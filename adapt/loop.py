@@ -1,6 +1,8 @@
 """The on-device loop: collect → decide → round → build → submit → report, as long as the vehicle lives.
 
     collect   frames of a source pass the rules into the frame store
+    respond   the road changed (`adapt.respond`): back to the version that knows this one, or new batch
+              statistics at once, from a dozen frames, through the round, build and swap below
     decide    enough new frames, drift, a schedule or a command; the vehicle allows it and the budget lasts
     round     `adapt.round`, in pieces: paused when the vehicle drives off or the budget is spent, resumed to
               the same result; between the pieces the server's latency decides about pauses
@@ -23,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,8 @@ from adapt.files import write_json
 from adapt.frames import FrameStore, StoredFrame, StoreError, confidence_summary
 from adapt.politeness import gpu_background
 from adapt.remote import Command, Silent
+from adapt.respond import RESPONSES, Responder, refresh_config
+from adapt.road import RoadConfig
 from adapt.round import RoundConfig, RoundError, RoundPaused, RoundResult, adapt
 from adapt.selection import Rules
 from adapt.sources import Captured, Source, SourceError
@@ -90,6 +95,9 @@ class LoopConfig:
     CUDA memory.
     swap_timeout: seconds a submitted version may take to be decided.  retry: seconds after a round that
     failed.
+    respond: to a change of road, of RESPONSES: not at all; by going back to the version that knows the road;
+    or, where none does, by new batch statistics as well.  road: when it counts as another one.
+    refresh_driving: batch statistics may be refreshed whatever the vehicle says (the budget still holds).
     """
 
     model: str
@@ -112,12 +120,17 @@ class LoopConfig:
     gpu_fraction: float | None = None
     swap_timeout: float = 600.0
     retry: float = 60.0
+    respond: str = "off"
+    road: RoadConfig = field(default_factory=RoadConfig)
+    refresh_driving: bool = False
     round: RoundConfig = field(default_factory=RoundConfig)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.on) - set(TRIGGERS))
         if unknown or not self.on:
             raise LoopError(f"rounds on {', '.join(unknown) or 'nothing'}: choose of {', '.join(TRIGGERS)}")
+        if self.respond not in RESPONSES:
+            raise LoopError(f"respond {self.respond!r}: choose one of {', '.join(RESPONSES)}")
         if self.frames < 1 or self.every <= 0 or self.rest < 0:
             raise LoopError("frames is 1 or more, every above 0, rest 0 or more")
 
@@ -191,6 +204,7 @@ class Loop:
         self._phase = self._stage = ""
         self._new: list[StoredFrame] = []
         self._rows_at: float | None = None  # when they were read; None = to be read
+        self.responder = self._open_responder()
 
     # -------------------------------------------------------------------------------------------- state
     def _read(self) -> dict[str, Any]:
@@ -218,12 +232,12 @@ class Loop:
             )
         return dict(state)
 
-    def _keep(self, **more: Any) -> None:
+    def keep(self, **more: Any) -> None:
         self.state = {**self.state, **more}
         write_json(self.workdir / "loop.json", self.state)
 
     def _go(self, phase: str, **more: Any) -> None:
-        self._keep(phase=phase, since=datetime.now(UTC).isoformat(timespec="seconds"), **more)
+        self.keep(phase=phase, since=datetime.now(UTC).isoformat(timespec="seconds"), **more)
 
     @property
     def folder(self) -> Path:
@@ -234,6 +248,20 @@ class Loop:
         self.source.close()
         self.store.close()
         os.close(self._lock)
+
+    # -------------------------------------------------------------------------------------------- the road
+    def _open_responder(self) -> Responder | None:
+        if self.config.respond == "off" or self.imports is not None:
+            return None
+        try:
+            return Responder(self)
+        except ValueError as error:
+            self.say(f"no response to a change of road: {error}")
+            return None
+
+    @property
+    def _refreshing(self) -> bool:
+        return bool(self.state.get("kind") == "refresh")
 
     # -------------------------------------------------------------------------------------------- store
     def _open_store(self) -> FrameStore:
@@ -282,6 +310,8 @@ class Loop:
         self._rows_at = None if kept.id is not None else self._rows_at
         if kept.id is None:
             self._refuse(kept.rule or "rules")
+        elif self.responder is not None:
+            self.responder.see(captured)
         return kept.id is not None
 
     def _mend_store(self) -> None:
@@ -329,7 +359,7 @@ class Loop:
                 state, _, reason = edges.partition(": ")
                 return self._end(state, None, reason=reason)
             started = time.monotonic()
-            self._report("build")
+            self.report("build")
             version = self._build(result.pack, self.config.model, _adaptation(result), result.report["gate"])
             members = {self.config.model: version}
             if edges is not None and self.edges is not None:
@@ -346,12 +376,17 @@ class Loop:
         self._fresh = self.clock()
         self._import()
         while True:
+            kind = "refresh"
+            trigger, rows = self.responder.due() if self.responder is not None else ("", [])
+            if trigger:
+                break
+            kind = "train"
             trigger, rows = self._decide()
             if trigger:
-                waits = self._forbidden()
+                waits = self.forbidden()
                 if not waits:
                     break
-                self._report("waiting", note=waits, budget={"paused": waits})
+                self.report("waiting", note=waits, budget={"paused": waits})
                 if self.is_once and self.meter.exceeded():
                     raise Paused(waits)
             self._pump(0.2)
@@ -360,7 +395,7 @@ class Loop:
                 raise LoopError(f"{found}, {self._wanted()} are wanted: give more, or a smaller --frames")
         self.trigger = trigger
         self.bars("collect", len(rows), len(rows))
-        self._go("round", frames=[row.id for row in rows], trigger=trigger, marker="", stuck=0)
+        self._go("round", frames=[row.id for row in rows], trigger=trigger, kind=kind, marker="", stuck=0)
         self._asked = ""
 
     def _wanted(self) -> int:
@@ -380,9 +415,9 @@ class Loop:
             self._refuse("switched-off")
         elif captured is not None and self._keep_frame(captured):
             self._fresh = self.clock()
-            rows = self._unused()
+            rows = self.unused()
             self.bars("collect", min(len(rows), self.config.frames), self.config.frames, dropped=self.lost)
-        self._report("collect")
+        self.report("collect")
 
     def _import(self) -> None:
         """Everything of the files given with --from, once; a kill in between costs no frame twice."""
@@ -395,16 +430,16 @@ class Loop:
                     self._keep_frame(captured)
                     if source.read % 16 == 0:  # fewer than the store compares with: none comes twice
                         done[name] = source.read
-                        self._keep(imported=done)
+                        self.keep(imported=done)
                         self.bars(f"read {Path(name).name}", source.read, source.read)
                     self._hear(running=False)
             finally:
                 source.close()
             done[name] = source.read
-            self._keep(imported=done)
+            self.keep(imported=done)
         self.imports = None
 
-    def _unused(self) -> list[StoredFrame]:
+    def unused(self) -> list[StoredFrame]:
         """Frames no round has used, oldest first; read again when one was kept, and every few seconds."""
         now = self.clock()
         if self._rows_at is None or now - self._rows_at > LOOK:
@@ -418,11 +453,13 @@ class Loop:
                 rows = []
             self._new = [row for row in rows if row.id > used.get(row.source, base)]
             self._rows_at = now
-        return self._new
+        if self.responder is None:
+            return self._new
+        return [row for row in self._new if not self.responder.is_past(row)]
 
     def _candidates(self) -> list[list[StoredFrame]]:
         """New frames, by camera unless cameras may mix; most frames first."""
-        rows = self._unused()
+        rows = self.unused()
         if self.config.mix:
             return [rows]
         by: dict[str, list[StoredFrame]] = {}
@@ -463,7 +500,7 @@ class Loop:
         if "schedule" in config.on and len(most) >= config.enough:
             began = float(self.state.get("finished", 0.0))
             if not began:  # the first one after the first `every`
-                self._keep(finished=time.time())
+                self.keep(finished=time.time())
             elif time.time() - began >= config.every:
                 return "schedule", most[-config.frames :]
         return "", most
@@ -487,8 +524,10 @@ class Loop:
         }
 
     # -------------------------------------------------------------------------------------------- permission
-    def _forbidden(self) -> str:
+    def forbidden(self, *, refresh: bool = False) -> str:
         """Why no work may be done now; "" where it may."""
+        if refresh and self.config.refresh_driving:
+            return self.meter.exceeded()
         return self.config.conditions.refuses(self.vehicle) or self.meter.exceeded()
 
     def _piece(self, stage: str, done: int, total: int, **numbers: float) -> None:
@@ -500,10 +539,10 @@ class Loop:
         now = self.clock()
         if now - self._looked >= LOOK or "loss" in numbers:
             self._looked = now
-            why = self._forbidden() or self.meter.memory_exceeded()
+            why = self.forbidden(refresh=self._refreshing) or self.meter.memory_exceeded()
             if why and done < total:
                 raise RoundPaused(why)
-        self._report("round", stage=stage, done=done, total=total, numbers=numbers)
+        self.report("round", stage=stage, done=done, total=total, numbers=numbers)
         if self.throttle is not None:
             self.meter.rested(self.throttle())
 
@@ -517,9 +556,9 @@ class Loop:
     def _obey(self, command: Command, running: bool) -> None:
         if command.kind == "set_collection":
             self.collecting = bool(command.values.get("on", False))
-            self._keep(collecting=self.collecting)
+            self.keep(collecting=self.collecting)
             self.remote.answer(command, True)
-            self._report(self._phase or "collect", force=True)
+            self.report(self._phase or "collect", force=True)
         elif command.kind == "start_round":
             most = max((len(rows) for rows in self._candidates()), default=0)
             if running or self.state["phase"] != "collect":
@@ -531,28 +570,28 @@ class Loop:
                 self.remote.answer(command, False, few)
             else:
                 self._asked = str(command.values.get("reason", "")) or "no reason given"
-                waits = self._forbidden()
+                waits = self.forbidden(refresh=self._refreshing)
                 self.remote.answer(command, True, f"it waits: {waits}" if waits else "")
         elif command.kind == "cancel_round":
             if self.state["phase"] != "round":
                 self.remote.answer(command, False, f"no round is running (phase {self.state['phase']})")
             else:
                 self.remote.answer(command, True)
-                self._keep(cancelled=True)
+                self.keep(cancelled=True)
                 raise _Cancelled("cancelled by command")
         else:
             self.remote.answer(command, False, f"this adapter does not know {command.kind!r}")
 
     # -------------------------------------------------------------------------------------------- the round
-    def _left(self, *, readable: bool = False) -> list[StoredFrame]:
+    def left(self, *, readable: bool = False) -> list[StoredFrame]:
         """Of the round's frames those that are there; with `readable` those whose pictures can be read."""
         ids = set(self.state["frames"])
         rows = [row for row in self.store.rows() if row.id in ids]
         return [row for row in rows if self._is_readable(row)] if readable else rows
 
     def _rows(self, *, readable: bool = False) -> list[StoredFrame]:
-        """`_left`; where they are not all of them, the round begins anew with these."""
-        rows = self._left(readable=readable)
+        """`left`; where they are not all of them, the round begins anew with these."""
+        rows = self.left(readable=readable)
         if len(rows) < len(self.state["frames"]):
             # The frames were evicted, deleted or damaged; the round that used them cannot be repeated.
             if (self.folder / "state.json").is_file():
@@ -571,14 +610,14 @@ class Loop:
         """The round's result, after as many sessions as it takes; or "CANCELLED: …", "FAILED: …"."""
         with contextlib.suppress(StoreError):
             # Frames went: the round may have come to its end before they did.
-            lost = len(self._left()) < len(self.state["frames"])
+            lost = len(self.left()) < len(self.state["frames"])
             if lost and (done := _finished(self.folder)) is not None:
                 return done
+        config = refresh_config(self.config.round) if self._refreshing else self.config.round
         made: RoundResult | str = self._sessions(
             f"round {self.state['round']}", self.folder, self._rows,
             lambda rows: adapt(
-                self.pack, self.store.frames(rows), config=self.config.round, out=self.folder,
-                progress=self._piece,
+                self.pack, self.store.frames(rows), config=config, out=self.folder, progress=self._piece
             ),
         )  # fmt: skip
         return made
@@ -634,17 +673,17 @@ class Loop:
                 stages = []
             marker = json.dumps([folder.name, stages, steps[:1], len(steps)])
         same = bool(marker) and marker == self.state.get("marker")
-        self._keep(marker=marker, stuck=self.state.get("stuck", 0) + 1 if same else 0)
+        self.keep(marker=marker, stuck=self.state.get("stuck", 0) + 1 if same else 0)
         return bool(self.state["stuck"] >= STUCK - 1)
 
     def _allowed(self) -> None:
         """Wait until the vehicle and the budget allow work, with an ear for commands; no frame is taken."""
-        while waits := self._forbidden():
-            self._report("paused", note=waits, budget={"paused": waits})
+        while waits := self.forbidden(refresh=self._refreshing):
+            self.report("paused", note=waits, budget={"paused": waits})
             if self.is_once and self.meter.exceeded():
                 raise Paused(f"round {self.state['round']}: {waits}")
             self._hear_while(1.0)
-        self._report("round", force=True)
+        self.report("round", force=True)
 
     def _hear_while(self, seconds: float) -> None:
         """Wait, with an ear for commands."""
@@ -660,10 +699,10 @@ class Loop:
             self.sleep(min(left, 0.25))
 
     def _edges_round(self, result: RoundResult) -> Any:
-        """The edges on the same frames, in sessions as the round's; None where none may go live; or
-        "CANCELLED: …".
+        """The edges on the same frames, in sessions as the round's: the result; None where none may go live;
+        or "CANCELLED: …".
         """
-        if self.edges is None:
+        if self.edges is None or self._refreshing:  # a refresh is of the segmentation alone
             return None
         from adapt.data.base import DataError
         from adapt.edges_round import EdgeRoundError, adapt_edges
@@ -674,7 +713,7 @@ class Loop:
         said, made = "", None
         try:
             made = self._sessions(
-                f"edges of round {self.state['round']}", self.folder / "edges", self._left,
+                f"edges of round {self.state['round']}", self.folder / "edges", self.left,
                 lambda rows: adapt_edges(
                     pack, [resize_frame(frame, pack.spec.size) for frame in self.store.frames(rows)],
                     config=member.config, out=self.folder / "edges", progress=self._piece,
@@ -691,7 +730,7 @@ class Loop:
         elif made is not None and (not made.accepted or made.pack is None):
             failed = [f"{c['name']}: {c['reason']}" for c in made.report["gate"]["checks"] if not c["passed"]]
             said = f"refused by their gate: {'; '.join(failed)}"
-        self._keep(edges=said or "accepted")
+        self.keep(edges=said or "accepted")
         if said:
             self.say(f"edges {said}; the segmentation goes on alone")
             return None
@@ -715,48 +754,55 @@ class Loop:
         return version
 
     def _submit(self, result: RoundResult) -> dict[str, Any]:
-        import grpc
-
-        from runtime.client import Rejected
-
         version = int(self.state["version"])
         members = {str(k): int(v) for k, v in self.state.get("members", {}).items()}
         started = time.monotonic()
         events: list[dict[str, Any]] = []
         state, reason = "UNKNOWN", "the server ended the stream without a decision"
-        self._report("submit", force=True)
+        self.report("submit", force=True)
         while state == "UNKNOWN" and time.monotonic() < started + self.config.swap_timeout:
             decided = self._decided(version)
             if decided is not None:
                 state, reason = decided
                 break
-            try:
-                if self.edges is not None and len(members) > 1:
-                    stream = self.client.submit_group(self.edges.group, members)
-                else:
-                    stream = self.client.submit(self.config.model, version)
-                for event in stream:
-                    events.append({k: getattr(event, k) for k in ("time", "state", "check", "reason")})
-                    words = " ".join(part for part in (event.check, event.reason) if part)
-                    self.say(f"version {getattr(event, 'version', version)}: {event.state} {words}".rstrip())
-                    ours = getattr(event, "model", self.config.model) == self.config.model
-                    if event.state == "REJECTED" or (event.state == "LIVE" and ours):
-                        state, reason = event.state, words
-                        break
-            except Rejected as error:
-                if error.code != "UNAVAILABLE":
-                    state, reason = "REJECTED", error.reason
-                    break
-                self.sleep(1.0)
-            except grpc.RpcError as error:  # the server went away: it comes back, or the time runs out
-                reason = _details(error)
-                self.say(f"submit: {reason}; trying again")
-                self.sleep(1.0)
+            if self.edges is not None and len(members) > 1:
+                said, decision, words = self.follow(
+                    partial(self.client.submit_group, self.edges.group, members)
+                )
+            else:
+                said, decision, words = self.follow(partial(self.client.submit, self.config.model, version))
+            events, reason = events + said, words
+            if decision != "UNKNOWN":
+                state = decision
+                break
+            self.say(f"submit: {words}; trying again")  # the server comes back, or the time runs out
+            self.sleep(1.0)
             self._hear(running=True)
         return self._end(
             state, result, reason=reason, version=version, members=members, events=events,
             swap_seconds=round(time.monotonic() - started, 3),
         )  # fmt: skip
+
+    def follow(self, submit: Callable[[], Any]) -> tuple[list[dict[str, Any]], str, str]:
+        """(events, "LIVE", "REJECTED" or "UNKNOWN", why) of one submission, said as they come."""
+        import grpc
+
+        from runtime.client import Rejected
+
+        events: list[dict[str, Any]] = []
+        try:
+            for event in submit():
+                events.append({k: getattr(event, k) for k in ("time", "state", "check", "reason")})
+                words = " ".join(part for part in (event.check, event.reason) if part)
+                self.say(f"version {getattr(event, 'version', '')}: {event.state} {words}".rstrip())
+                ours = getattr(event, "model", self.config.model) == self.config.model
+                if event.state == "REJECTED" or (event.state == "LIVE" and ours):
+                    return events, event.state, words
+        except Rejected as error:
+            return events, "UNKNOWN" if error.code == "UNAVAILABLE" else "REJECTED", error.reason
+        except grpc.RpcError as error:  # the server went away
+            return events, "UNKNOWN", _details(error)
+        return events, "UNKNOWN", "the server ended the stream without a decision"
 
     def _decided(self, version: int) -> tuple[str, str] | None:
         """What became of a version that was submitted before the loop was killed."""
@@ -784,9 +830,12 @@ class Loop:
             digits = folder.name.partition("-")[2].partition(".")[0]
             if not digits.isdigit() or int(digits) >= number - 1:
                 continue
-            for name in ("labels-*", "pack", "*.pt.labels"):
-                for part in folder.glob(f"**/{name}"):
-                    shutil.rmtree(part, ignore_errors=True)
+            for part in (
+                *folder.glob("**/labels-*"),
+                *folder.glob("**/pack"),
+                *folder.glob("**/*.pt.labels"),
+            ):
+                shutil.rmtree(part, ignore_errors=True)
             for part in (*folder.glob("**/*.pt"), *folder.glob("**/state.json")):
                 part.unlink(missing_ok=True)
 
@@ -806,6 +855,7 @@ class Loop:
             "round": number,
             "state": state,
             "trigger": self.state.get("trigger", ""),
+            "kind": self.state.get("kind", "train"),
             "parent": self.pack.sha256,
             "pack": str(result.pack.path) if result and result.pack else "",
             "frames": len(self.state["frames"]),
@@ -826,16 +876,23 @@ class Loop:
                 shutil.rmtree(part, ignore_errors=True)
             for part in self.folder.glob("**/checkpoint.pt"):
                 part.unlink(missing_ok=True)
+        refreshing = self._refreshing
+        if self.responder is not None:
+            self.responder.learn(state, result, int(more.get("version", 0)), refreshing)
         used = dict(self.state.get("used") or {})
-        ids = set(self.state["frames"])
+        # What refreshed the statistics is still news to the round that follows.
+        ids = set() if refreshing else set(self.state["frames"])
         with contextlib.suppress(StoreError):  # a store that is gone holds no frame to use twice
             for row in self.store.rows():
                 if row.id in ids:
                     used[row.source] = max(used.get(row.source, 0), row.id)
-        kept = {k: v for k, v in self.state.items() if k in ("schema", "pack", "imported", "collecting")}
+        lasting = {"schema", "pack", "imported", "collecting", "road_since", "answers"}
+        if refreshing:  # rest and schedule count from rounds of training
+            lasting |= {"finished"}
+        kept = {k: v for k, v in self.state.items() if k in lasting}
         self.state = {
-            **kept, "round": number + 1, "used": used, "finished": time.time(), "last": state,
-            "used_up_to": max(self.state["frames"], default=0),
+            "finished": 0.0 if refreshing else time.time(), **kept, "round": number + 1, "used": used,
+            "last": state, "used_up_to": max(ids, default=int(self.state.get("used_up_to", 0))),
         }  # fmt: skip
         self._rows_at = None
         self._go("collect")
@@ -845,11 +902,11 @@ class Loop:
                 "version": int(more.get("version", 0)), "finished": time.time(),
             }
         )  # fmt: skip
-        self._report("collect", force=True)
+        self.report("collect", force=True)
         return report
 
     # -------------------------------------------------------------------------------------------- reporting
-    def _report(
+    def report(
         self, phase: str, *, stage: str = "", done: int = 0, total: int = 0,
         numbers: dict[str, float] | None = None, note: str = "", budget: dict[str, Any] | None = None,
         force: bool = False,
@@ -876,7 +933,7 @@ class Loop:
             },
         }  # fmt: skip
         if phase == "collect":
-            parts["progress"] = min(1.0, len(self._unused()) / self.config.frames)
+            parts["progress"] = min(1.0, len(self.unused()) / self.config.frames)
         if stage:
             parts["round"] = {
                 "round": self.state["round"], "stage": stage, "step": done, "of": total,

@@ -1,0 +1,193 @@
+"""The loop's answer to a change of road: refreshed at once, trained afterwards, and back where it was."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from adapt.budget import Budget
+from adapt.limits import Limits
+from adapt.loop import Loop, LoopConfig, LoopError
+from adapt.road import RELEASED
+from adapt.vehicle import Conditions
+from tests.adapt.conftest import toy_scene
+from tests.adapt.test_loop import FAST, Clock, Line
+
+# What the gate says of a toy is not asked here: it lets everything through.
+LAX = Limits(
+    static=1.0, dead=1.0, foreign=1.0, flip_drop=1.0, parent_flip_drop=2.0, agreement=0.0, variety=0.0,
+    kept=0.0, largest=1.0, source_drop=1.0, translated_drop=1.0, temporal_drop=1.0, confidence_jump=1.0,
+    calibration_rise=1.0, teacher=0.0, statistics_gain=-1.0, distance=9.0,
+)  # fmt: skip
+QUICK = replace(FAST, limits=LAX)
+
+
+class Road:
+    """A camera on a road of stretches: ("day" | "dark", frames) each; then it is silent."""
+
+    finished = False
+
+    def __init__(self, clock: Clock, *stretches: tuple[str, int], seed: int = 300) -> None:
+        self.clock = clock
+        self.left = [name for name, count in stretches for _ in range(count)]
+        self.seed = seed
+
+    def get(self, timeout: float):
+        if not self.left:
+            self.clock.sleep(timeout)
+            return None
+        self.seed += 1
+        return SimpleNamespace(
+            frame=toy_scene(self.seed, dark=self.left.pop(0) == "dark")[0], time=time.time(), source="front",
+            model="road", version=1, labels=None, confidence=None, place=None, collect=None, dropped=0,
+        )  # fmt: skip
+
+    def close(self) -> None: ...
+
+
+class Server:
+    """Decides as told; remembers what it was asked."""
+
+    def __init__(self, *decisions: str) -> None:
+        self.asked: list = []
+        self.decisions = list(decisions)
+
+    def _say(self, *asked):
+        self.asked.append(asked)
+        state = self.decisions.pop(0) if self.decisions else "LIVE"
+        yield SimpleNamespace(time=0.0, state=state, check="shadow", reason="played", version=0)
+
+    def submit(self, model, version):
+        return self._say("submit", version)
+
+    def reset(self, model):
+        return self._say("reset")
+
+
+def make(pack, tmp_path, clock, road, server, **more) -> Loop:
+    versions = iter(range(2, 99))
+    given = {k: more.pop(k) for k in ("remote", "vehicle") if k in more}
+    told = {
+        "model": "road", "frames": 100, "near": -1, "round": QUICK, "enough": 10, "respond": "refresh", **more
+    }  # fmt: skip
+    return Loop(
+        server, pack, tmp_path / "repo", tmp_path / "work", LoopConfig(**told), source=road, clock=clock,
+        progress=lambda *a, **k: None, say=lambda text: None, sleep=clock.sleep,
+        build=lambda *a: next(versions), **given,
+    )  # fmt: skip
+
+
+def until_silent(loop: Loop, seconds: float = 3.0) -> None:
+    """Go on collecting until nothing comes any more."""
+
+    class Silence(Exception):
+        pass
+
+    def sleep(for_: float) -> None:
+        if loop.clock.now > seconds:
+            raise Silence
+        loop.clock.now += max(for_, 0.01)
+
+    loop.clock.now, loop.source.clock = 0.0, SimpleNamespace(sleep=sleep)
+    with pytest.raises(Silence):
+        loop.once()
+
+
+def test_a_new_road_is_answered_with_statistics_then_training_and_the_old_one_with_what_was(
+    toy_pack, tmp_path
+):
+    clock, server = Clock(), Server()
+    road = Road(clock, ("day", 12), ("dark", 32), ("day", 12))
+    loop = make(toy_pack, tmp_path, clock, road, server, frames=30)
+    first = loop.once()
+    assert (first["kind"], first["state"], first["frames"]) == ("refresh", "LIVE", 12), first["reason"]
+    assert first["trigger"].startswith("road: no known road is near")
+    assert first["adaptation"]["chosen"] == "statistics"
+    assert first["adaptation"]["stages"]["adabn"]["kept"] == 0.3
+    second = loop.once()
+    assert (second["kind"], second["trigger"]) == ("train", "frames")
+    assert second["frames"] == 30, "twelve of the refresh and eighteen more: none from before the change"
+    assert loop.state["used"] == {"front": 42}
+    live = int(loop.state["answers"])
+    until_silent(loop)
+    assert server.asked[-1] == ("reset",), "day again: the released pack answers"
+    assert loop.state["answers"] == RELEASED
+    lines = [json.loads(line) for line in (tmp_path / "work" / "roads.jsonl").read_text().splitlines()]
+    assert [(line["version"], line["state"]) for line in lines] == [(RELEASED, "LIVE")]
+    loop.source = Road(clock, ("dark", 16), seed=800)
+    until_silent(loop)
+    assert server.asked[-1] == ("submit", live), "nothing is learnt again that is known"
+
+
+def test_what_was_known_is_known_after_a_restart(toy_pack, tmp_path):
+    clock, server = Clock(), Server()
+    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 12)), server)
+    assert loop.once()["state"] == "LIVE"
+    loop.close()
+    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 12), ("day", 12), ("dark", 12)), server)
+    until_silent(loop)
+    assert server.asked == [("submit", 2), ("reset",), ("submit", 2)]
+
+
+def test_a_version_the_server_does_not_want_back_is_forgotten(toy_pack, tmp_path):
+    clock, server = Clock(), Server("LIVE", "LIVE", "REJECTED")
+    road = Road(clock, ("dark", 12), ("day", 12), ("dark", 24))
+    loop = make(toy_pack, tmp_path, clock, road, server)
+    assert loop.once()["state"] == "LIVE"
+    until_silent(loop)
+    assert server.asked == [("submit", 2), ("reset",), ("submit", 2)]
+    assert loop.responder.response.versions() == set()
+
+
+def test_what_somebody_else_chose_is_not_undone_on_this_road(toy_pack, tmp_path, monkeypatch):
+    clock, server = Clock(), Server()
+    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 12)), server)
+    loop.once()
+    monkeypatch.setattr(type(loop.responder), "answering", lambda self: RELEASED)  # rolled back, or reset
+    loop.source = Road(clock, ("dark", 19), seed=500)
+    until_silent(loop)
+    assert server.asked == [("submit", 2)]
+    assert loop.responder.response.versions() == set()
+
+
+def test_a_refresh_waits_for_the_vehicle_unless_it_may_drive(toy_pack, tmp_path):
+    car = SimpleNamespace(
+        read=lambda: SimpleNamespace(parked=False, charging=None, battery=None, temperature=None)
+    )
+    clock, line = Clock(), Line()
+    told = {"vehicle": car, "conditions": Conditions(parked=True)}
+    loop = make(toy_pack, tmp_path / "a", clock, Road(clock, ("dark", 12)), Server(), remote=line, **told)
+    until_silent(loop)
+    assert any(r.get("note") == "refresh: not parked" for r in line.reports)
+    loop = make(
+        toy_pack, tmp_path / "b", clock, Road(clock, ("dark", 12)), Server(), refresh_driving=True, **told
+    )  # fmt: skip
+    assert (loop.once()["kind"], loop.state["phase"]) == ("refresh", "collect")
+    loop = make(
+        toy_pack, tmp_path / "c", clock, Road(clock, ("dark", 12)), Server(), refresh_driving=True,
+        budget=Budget(seconds=0.0), **told,
+    )  # fmt: skip
+    until_silent(loop)
+    assert not list((tmp_path / "c" / "work").glob("round-*"))
+
+
+def test_only_going_back_may_be_asked_for(toy_pack, tmp_path):
+    clock = Clock()
+    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 19)), Server(), respond="back")
+    until_silent(loop)
+    assert not list((tmp_path / "work").glob("round-*"))
+    with pytest.raises(LoopError, match="choose one of off, back, refresh"):
+        LoopConfig(model="road", respond="sometimes")
+
+
+def test_a_refresh_neither_uses_frames_up_nor_counts_as_a_round_for_rest_and_schedule(toy_pack, tmp_path):
+    clock = Clock()
+    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 32)), Server(), rest=3600.0, frames=30)
+    assert loop.once()["kind"] == "refresh"
+    assert loop.state["finished"] == 0.0
+    assert loop.once()["kind"] == "train"
+    assert time.time() - loop.state["finished"] < 60
