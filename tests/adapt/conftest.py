@@ -77,3 +77,12 @@ def toy_pack_without_replay(toy_pack, tmp_path_factory) -> Pack:
 @pytest.fixture(scope="session")
 def dark_frames() -> list[np.ndarray]:
     return [toy_scene(200 + i, dark=True)[0] for i in range(14)]
+
+
+@pytest.fixture(scope="session")
+def joint_pack(tmp_path_factory) -> Pack:
+    """A tiny network that knows the bands and their edges by day, with replay and hold-out."""
+    from tests.adapt import edges_toys
+
+    torch.set_num_threads(1)
+    return edges_toys.joint_pack(tmp_path_factory.mktemp("packs") / "joint")
