@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from export import golden, heads, int8, parity, plan_options, writer
+from export import golden, heads, int8, parity, plan_options, sensitivity, writer
 from export.engine import (
     Engine,
     Options,
@@ -224,6 +224,8 @@ published), 2 wrong usage, 130 interrupted, 143 terminated (nothing was publishe
     add("--int8-keep", action="append", default=[], metavar="REGEX", help="int8: weights that stay float")
     search = "int8: refuse where parity is missed, instead of finding convolutions that must stay float"
     add("--no-int8-search", action="store_true", help=search)
+    budget = f"int8: seconds that finding them may take; then the best so far ({sensitivity.BUDGET:g})"
+    add("--int8-budget", type=finite, default=sensitivity.BUDGET, metavar="SECONDS", help=budget)
     add("--refit", action="store_true", help="tensorrt: weights can be replaced later")
     add("--threads", type=int, default=0, metavar="N", help="threads of the compared engine (all, at most 4)")
     add("--json", action="store_true", help="print one JSON object: model, version, path, manifest")
@@ -338,6 +340,7 @@ def _options(args: argparse.Namespace, pack: Pack, plan: plan_options.PlanOption
         int8_frames=args.int8_frames,
         keep=tuple(args.int8_keep),
         int8_search=not args.no_int8_search,
+        int8_budget=args.int8_budget,
         refit=args.refit,
         plan=plan,
     )
@@ -378,6 +381,8 @@ def main(argv: list[str] | None = None) -> int:
             command.error(f"{named}: an ONNX file is published as it is; only packs are built")
     if args.threads < 0:
         command.error(f"--threads {args.threads}: must not be negative")
+    if args.int8_budget <= 0:
+        command.error(f"--int8-budget {args.int8_budget:g}: must be above 0")
     if not args.repository and args.backend != "tensorrt-rtx":
         command.error("--repository DIR is needed")
     if not 1 <= args.golden_frames <= golden.LARGEST:

@@ -53,6 +53,7 @@ class Options:
     int8_frames how many of them
     keep        int8: regular expressions of weights that stay float
     int8_search int8: where parity is missed, find further convolutions that must stay float
+    int8_budget seconds that this may take
     refit       tensorrt: mark the weights as replaceable
     plan        tensorrt: how it builds
     """
@@ -72,6 +73,7 @@ class Options:
     int8_frames: int = int8.DEFAULT_COUNT
     keep: tuple[str, ...] = ()
     int8_search: bool = True
+    int8_budget: float = sensitivity.BUDGET
     refit: bool = False
     plan: PlanOptions = field(default_factory=PlanOptions)
 
@@ -190,7 +192,14 @@ def _in_8_bits(
     found = int8.quantise(graph, frames, keep=options.keep, **how)
     limits = parity.wanted("int8", options.thresholds)
     choice = sensitivity.choose(
-        graph, found.model, unseen, contract, limits, threads=options.threads or 1, progress=progress
+        graph,
+        found.model,
+        unseen,
+        contract,
+        limits,
+        threads=options.threads or 1,
+        budget=options.int8_budget,
+        progress=progress,
     )
     if choice.keep:
         exactly = tuple(f"^{re.escape(name)}$" for name in choice.keep)

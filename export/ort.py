@@ -14,14 +14,19 @@ from export.errors import ExportError, one_line
 
 
 class Runner:
-    """One graph under the graph contract, ready to be asked.  Raises: ExportError where it is refused."""
+    """One graph under the graph contract, ready to be asked.  Raises: ExportError where it is refused.
 
-    def __init__(self, model: onnx.ModelProto, threads: int = 1) -> None:
+    `optimise` False: sooner ready, for a graph that is asked once or twice.
+    """
+
+    def __init__(self, model: onnx.ModelProto, threads: int = 1, *, optimise: bool = True) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what it says it also raises
+        if not optimise:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(

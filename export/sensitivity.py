@@ -11,7 +11,8 @@ Knows ONNX and ONNX Runtime; nothing of packs or engines.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,9 @@ from export.progress import Callback
 #: Frames held out at most, and frames that a choice is made on at most.
 FRAMES = 4
 MOST = 12
+#: Seconds that a search may take, and the part of them for measuring one convolution after another.
+BUDGET = 300.0
+MEASURING = 0.6
 #: Part of what the thresholds allow: torch decides in the end, here it is the float graph.
 MARGIN = 0.85
 
@@ -60,7 +64,9 @@ def choose(
     thresholds: Thresholds,
     *,
     threads: int = 1,
+    budget: float = BUDGET,
     progress: Callback,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Choice:
     """The fewest convolutions, costliest first, that must stay float for parity with the float graph.
 
@@ -69,11 +75,15 @@ def choose(
         quantised: the same with Q/DQ nodes, as `export.int8` makes it.
         frames: uint8 [n,H,W,3], not those that were calibrated on; at most `MOST` of them are used.
         thresholds: what the engine must reach; `MARGIN` of what they allow is asked for here.
+        budget: seconds of `clock` after which no further graph is tried, one that is being tried is finished.
+            Convolutions that were not measured by then stay in 8 bits, and of the choices that reach parity
+            the best so far is answered; the report says that it is not `complete`.
     Returns:
         nothing to keep where all may be quantised.
     Raises:
-        ExportError: not even half of the convolutions can be quantised.
+        ExportError: not even half of the convolutions can be quantised, or none was found within the budget.
     """
+    started = clock()
     mixer = Mixer(original, quantised)
     frames = frames[:MOST]
     ends = [0, len(frames) - 1]  # one of those held out and one of those compared
@@ -88,34 +98,65 @@ def choose(
 
     first = misses(())
     if not first:
-        return Choice((), {"automatic": 0, "missed": []})
-    costs = {}
+        return Choice((), {"automatic": 0, "missed": [], "complete": True})
+    costs: dict[str, float] = {}
     measured = "probabilities" if "probabilities" in contract.outputs else "edges"
-    for done, name in enumerate(mixer.names):
-        progress("sensitivity", done, len(mixer.names))
-        answer = Runner(mixer.mix({name}), threads).run(frames[ends], (measured,))[measured]
+    for name in spread(mixer.names):
+        if clock() - started > MEASURING * budget:
+            break
+        progress("sensitivity", len(costs), len(mixer.names))
+        alone = Runner(mixer.mix({name}), threads, optimise=False)
+        answer = alone.run(frames[ends], (measured,))[measured]
         costs[name] = float(np.abs(answer.astype(np.float32) - truth[measured][ends]).mean())
-    progress("sensitivity", len(mixer.names), len(mixer.names))
+    progress("sensitivity", len(costs), len(mixer.names))
+    count = len(mixer.names)
     order = sorted(costs, key=lambda name: -costs[name])
-    low, high = 0, len(order) // 2  # `low` misses; `high` is hoped to reach
+    low, high = 0, min(len(order), count // 2)  # `low` misses; `high` is hoped to reach
     if missed := misses(order[:high]):
+        if len(order) < count:
+            raise ExportError(
+                f"int8 misses parity, and {budget:g} s were enough to measure {len(order)} of {count} "
+                "convolutions: search longer (--int8-budget), at a smaller size, or use fp32"
+            )
         raise ExportError(
-            f"int8 misses parity with half of the {len(order)} convolutions in float: {missed[0]}; "
+            f"int8 misses parity with half of the {count} convolutions in float: {missed[0]}; "
             "use fp32, or calibrate on frames of the road (--calibration)"
         )
-    while high - low > 1:
+    while high - low > 1 and clock() - started <= budget:
+        progress("fewest", count - (high - low), count)
         middle = (low + high) // 2
         if misses(order[:middle]):
             low = middle
         else:
             high = middle
+    progress("fewest", count, count)
     report = {
         "automatic": high,
         "missed": first,
         "costs": {name: round(costs[name], 8) for name in order[: high + 5]},
         "frames": len(frames),
+        "measured": len(order),
+        "seconds": round(clock() - started, 1),
+        "complete": len(order) == count and high - low <= 1,
     }
     return Choice(tuple(order[:high]), report)
+
+
+def spread(names: Sequence[str]) -> list[str]:
+    """All of them, the ends first and then always the middle of what is left: the first few, wherever one
+    stops, are spread over all.
+    """
+    places = sorted(range(len(names)), key=lambda i: (_halvings(i, len(names)), i))
+    return [names[i] for i in places]
+
+
+def _halvings(index: int, count: int) -> int:
+    """How often [0, count - 1] is halved until `index` is an end."""
+    low, high, depth = 0, count - 1, 0
+    while index not in (low, high):
+        middle, depth = (low + high) // 2, depth + 1
+        low, high = (low, middle) if index <= middle else (middle, high)
+    return depth
 
 
 def stricter(thresholds: Thresholds) -> Thresholds:

@@ -79,6 +79,59 @@ def test_the_convolution_whose_scale_is_wrong_is_the_first_to_stay_float(pack):
     assert found.report["automatic"] == len(found.keep) < 5
 
 
+class Clock:
+    """A second passes each time somebody looks."""
+
+    def __init__(self):
+        self.time = 0.0
+
+    def __call__(self):
+        self.time += 1
+        return self.time
+
+
+def test_a_search_out_of_time_answers_the_best_so_far(pack):
+    original, quantised, victim = spoiled(pack)
+    count = len(Mixer(original, quantised).names)
+    contract = Contract("segmentation", pack.spec.classes)
+    wanted = Thresholds(agreement=0.85, boundary=0.5, confidence_mean=12.0)
+    # Time to measure all of them, and for one step of the bisection.
+    budget = (count + 2) / sensitivity.MEASURING
+    long = choose(
+        original, quantised, FRAMES, contract, wanted, progress=silent, clock=Clock(), budget=10 * count
+    )
+    short = choose(
+        original, quantised, FRAMES, contract, wanted, progress=silent, clock=lambda: 0.0, budget=1e-9
+    )
+    assert long.report["complete"]
+    assert short.keep == long.keep  # a clock that stands still never ends it
+    few = choose(
+        original, quantised, FRAMES, contract, wanted, progress=silent, clock=Clock(), budget=budget
+    )
+    assert few.report["measured"] == count
+    assert victim in few.keep
+    assert len(long.keep) <= len(few.keep) <= count // 2
+
+
+def test_a_search_without_time_says_how_far_it_came(pack):
+    original, quantised, _ = spoiled(pack)
+    contract = Contract("segmentation", pack.spec.classes)
+    wanted = Thresholds(agreement=0.99999, boundary=0.99999, confidence_mean=0.001)
+    with pytest.raises(ExportError, match=r"enough to measure 2 of \d+ convolutions.*--int8-budget"):
+        choose(original, quantised, FRAMES, contract, wanted, progress=silent, clock=Clock(), budget=4)
+
+
+def test_those_measured_first_are_spread_over_all():
+    for count in (1, 2, 3, 7, 16, 123):
+        names = [str(i) for i in range(count)]
+        order = [int(name) for name in sensitivity.spread(names)]
+        assert sorted(order) == list(range(count))
+        for few in (3, 5, 9, 17):
+            places = sorted(order[:few])
+            if few < count:
+                assert max(np.diff(places)) <= 2 * (count - 1) / (few - 1) + 1
+
+
 def test_nothing_is_kept_where_parity_is_met(graphs, pack):
     little = Thresholds(agreement=0.0, boundary=0.0, confidence_mean=255)
     found = choose(*graphs, FRAMES, Contract("segmentation", pack.spec.classes), little, progress=silent)
