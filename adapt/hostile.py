@@ -1,6 +1,6 @@
-"""Are these frames of a road at all?  A covered lens, a stuck camera, a patch that never moves, a screen, two
-cameras under one name, damaged pictures, a strobe: a round that would learn from them is declined, with the
-reason, before any work is done.
+"""Are these frames of a road at all?  A covered or dazzled lens, a stuck camera, a recording in a loop, a
+patch or a watermark that never moves, a screen, two cameras under one name, damaged pictures, a strobe: a
+round that would learn from them is declined, with the reason, before any work is done.
 
 Looks at pixels alone: no network, no label, no file.  Every limit stands in `adapt.limits.Limits`; how often
 each look declines an attack and how often an honest drive is measured by ``python -m bench.hostile``
@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
+from adapt.damage import damaged
 from adapt.limits import Check, Limits
 
 __all__ = [
-    "camera_features", "damaged", "dead_share", "grid_peak", "look", "order", "populations", "static_share",
+    "camera_features", "damaged", "dead_share", "grid_peak", "look", "order", "overlay_share", "populations",
+    "repeated_share", "static_share",
 ]  # fmt: skip
 
 WIDTH = 128  # pixels across at which layouts are compared
@@ -47,6 +49,12 @@ def look(
         "frames-contrast", flat, limits.bad_frames,
         f"{100 * flat:.0f}% of the frames show nothing (luma deviation under {limits.contrast:g}): "
         "is the lens covered?",
+    )  # fmt: skip
+    glare = float(np.mean([(x >= limits.clipped).mean() > limits.glare for x in luma]))
+    check(
+        "frames-glare", glare, limits.bad_frames,
+        f"{100 * glare:.0f}% of the frames are white in more than {100 * limits.glare:.0f}% of the picture: "
+        "is the camera dazzled, or its exposure stuck?",
     )  # fmt: skip
     still = float(np.mean([np.abs(a - b).mean() < limits.motion for a, b in pairwise(luma)] or [0]))
     check(
@@ -75,6 +83,17 @@ def look(
         f"{100 * stuck:.1f}% of the picture are edges that stay where they are while the rest moves: "
         "a sticker, dirt, or the frame of a screen?",
     )  # fmt: skip
+    drawn = overlay_share(small.mean(-1), limits)
+    check(
+        "frames-overlay", drawn, limits.overlay,
+        f"{100 * drawn:.1f}% of the picture are edges drawn over whatever is behind them: a watermark, a "
+        "display, drops on the lens?",
+    )  # fmt: skip
+    again = repeated_share(np.stack([_small(frames[i], 32).mean(-1) for i in views]), limits)
+    check(
+        "frames-repeated", again, limits.repeated,
+        f"{100 * again:.0f}% of the views were there before, with others between: a recording in a loop?",
+    )  # fmt: skip
     dead = dead_share(small.mean(-1), limits)
     check(
         "frames-covered", dead, limits.dead,
@@ -91,9 +110,15 @@ def look(
     def strong(a: np.ndarray, b: np.ndarray) -> bool:
         return bool(abs(a - b).max() > limits.strobe * max(a.max(), b.max(), 1.0))
 
-    words = "brightness alternates: a strobe?"
-    _alternation(check, "frames-strobe", brightness[:, None], limits, words, least=strong)
-    words = "two kinds of pictures alternate: two cameras under one name?"
+    # Of pictures that were never one after the other nothing can alternate.
+    single = order(everything.mean(-1)) > limits.order
+    apart, minority, mixing, (a, b) = populations(brightness[:, None])
+    detail = f"{100 * minority:.0f}% in the smaller group, separation {apart:.2f}, mixing {mixing:.2f}"
+    found = apart > limits.apart and minority >= limits.minority and mixing >= limits.mixing and strong(a, b)
+    words = f"brightness alternates: a strobe? {detail}" if found else f"one kind of light ({detail})"
+    if found and single:
+        found, words = False, f"single pictures, no drive: not asked whether the light flickers ({detail})"
+    check("frames-strobe", apart, limits.apart, words, passed=not found)
     worst, seen = (0.0, 0.0, 0.0), ""
     for name, feature in camera_features(frames).items():
         apart, minority, mixing, _ = populations(feature[:, None])
@@ -102,8 +127,9 @@ def look(
     detail = f"{seen}: separation {worst[0]:.2f}, {100 * worst[1]:.0f}% in one group, mixing {worst[2]:.2f}"
     found = worst[0] > limits.apart
     words = f"two kinds of pictures alternate, two cameras under one name? ({detail})"
-    if found and order(everything.mean(-1)) > limits.order:
-        # Of pictures that were never one after the other nothing can alternate.
+    if found and len(frames) < limits.crowd:
+        found, words = False, f"too few pictures to tell cameras apart ({detail})"
+    elif found and single:
         found, words = False, f"single pictures, no drive: not asked whether of one camera ({detail})"
     elif not found:
         words = f"one kind of pictures ({detail})"
@@ -131,24 +157,6 @@ def order(luma: np.ndarray, reach: int = 2) -> float:
         chance = np.array([math.comb(n - 2 - k, m - 1) / math.comb(n - 1, m) for k in range(n - 1)])
         ratio.append(float(apart[near].min()) / max(float(others @ chance), 1e-9))
     return float(np.median(ratio))
-
-
-def _alternation(
-    check: Callable[..., None],
-    name: str,
-    features: np.ndarray,
-    limits: Limits,
-    words: str,
-    *,
-    least: Callable[[np.ndarray, np.ndarray], bool] | None = None,
-) -> None:
-    apart, minority, mixing, (a, b) = populations(features)
-    found = apart > limits.apart and minority >= limits.minority and mixing >= limits.mixing
-    if found and least is not None:
-        found = least(a, b)
-    detail = f"{100 * minority:.0f}% in the smaller group, separation {apart:.2f}, mixing {mixing:.2f}"
-    check(name, apart, limits.apart, f"{words} {detail}" if found else f"one kind of pictures ({detail})",
-          passed=not found)  # fmt: skip
 
 
 def _small(frame: np.ndarray, width: int = WIDTH) -> np.ndarray:
@@ -198,8 +206,8 @@ def static_share(luma: np.ndarray, limits: Limits) -> float:
 def dead_share(luma: np.ndarray, limits: Limits) -> float:
     """Share of the picture's middle, where the road and its sides pass by, that stays as it is.
 
-    A pixel is dead when nine in ten of the frames have it within `limits.dead_levels` of its median; glare
-    and black are no evidence.
+    A pixel is dead when nine in ten of the frames have it within `limits.dead_levels` of its median.  Glare
+    is no evidence, and black is none where all is dark: at night a road can be.
 
     Args:
         luma: float32 [N,h,w], frames of a moving vehicle.
@@ -208,7 +216,43 @@ def dead_share(luma: np.ndarray, limits: Limits) -> float:
     band = luma[:, h * 2 // 5 : h * 3 // 4]
     middle = np.median(band, axis=0)
     still = (np.abs(band - middle) <= limits.dead_levels).mean(0) >= 0.9
-    return float((still & (middle > 8) & (middle < 247)).mean())
+    bright = not still.all() and float(np.median(middle[~still])) >= limits.daylight
+    return float((still & ((middle > 8) | bright) & (middle < 247)).mean())
+
+
+def overlay_share(luma: np.ndarray, limits: Limits) -> float:
+    """Share of the picture, without its lowest quarter, where an edge always goes the same way.
+
+    What is drawn over the picture, half transparent too, adds the same step to whatever is behind it: there
+    the median over the frames of the signed difference of two neighbouring pixels is large against its
+    deviation.  A street's own edges come and go.
+
+    Args:
+        luma: float32 [N,h,w], frames of a moving vehicle.
+    """
+    drawn = np.zeros(luma.shape[1:], bool)
+    for axis in (1, 2):
+        step = np.diff(luma, axis=axis)
+        middle = np.median(step, axis=0)
+        spread = 1.4826 * np.median(np.abs(step - middle), axis=0) + 0.5  # of rounding alone
+        found = (np.abs(middle) > limits.overlay_step) & (np.abs(middle) > limits.overlay_ratio * spread)
+        drawn[: found.shape[0], : found.shape[1]] |= found
+    return float(drawn[: drawn.shape[0] * 3 // 4].mean())
+
+
+def repeated_share(luma: np.ndarray, limits: Limits) -> float:
+    """Share of views that come again, noise aside, with at least two others between.
+
+    Args:
+        luma: float32 [N,h,w] of different views, small enough to average noise away.
+    """
+    n = len(luma)
+    found = 0
+    for i in range(n):
+        others = [j for j in range(n) if abs(i - j) > 2]
+        apart = np.abs(luma[others] - luma[i]).mean((1, 2))
+        found += bool(apart.size and apart.min() < limits.same_view)
+    return found / max(n, 1)
 
 
 def _modes(luma: np.ndarray, width: float = 8.0) -> tuple[np.ndarray, np.ndarray]:
@@ -262,8 +306,9 @@ def grid_peak(frames: Sequence[np.ndarray], most: int = 24) -> float:
 def camera_features(frames: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """Numbers that belong to a camera and its mount more than to the street, float64 [N] each.
 
-    Colour balance, sharpness, light above against below, and the principal axes of the layout with brightness
-    and contrast taken out.  (Centre against edges was tried: cars ahead come and go, and make it alternate.)
+    Colour balance and where it is, sharpness, light above against below, and the principal axes of the
+    layout with brightness and contrast taken out.  (Centre against edges was tried: cars
+    ahead come and go, and make it alternate.)
     """
     small = np.stack([_small(f, 32) for f in frames]).astype(np.float64)
     mean = small.mean((1, 2)) + 1.0
@@ -281,34 +326,17 @@ def camera_features(frames: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         near, far = np.abs(np.diff(x, axis=1)).mean(), np.abs(x[:, 4:] - x[:, :-4]).mean()
         fine.append(np.log((near + 0.1) / (far + 0.1)))
     found["sharpness"] = np.array(fine)
+    h4, w4 = (n // 4 * 4 for n in luma.shape[1:])
+    chroma = (small[..., 0] - small[..., 2])[:, :h4, :w4].reshape(len(luma), h4 // 4, 4, w4 // 4, 4)
+    chroma = chroma.mean((2, 4)).reshape(len(luma), -1)
+    # Where it is warm and where cold, with the mean left in: exchanged channels turn the sign.
+    found["colours' places"] = chroma @ np.linalg.svd(chroma, full_matrices=False)[2][0]
     layout = ((luma - level[:, None, None]) / spread[:, None, None]).reshape(len(luma), -1)
     layout = layout - layout.mean(0)
     axes = np.linalg.svd(layout, full_matrices=False)[2][:2]
     for i, axis in enumerate(axes):
         found[f"layout {i + 1}"] = layout @ axis
     return found
-
-
-def damaged(frame: np.ndarray, before: np.ndarray | None, limits: Limits) -> str:
-    """What is wrong with a single picture, in words; "" where nothing is.
-
-    Half decoded: rows of one colour from some row down to the bottom, which no sensor delivers (black and
-    white are left out: night and glare do).  Torn: rows equal those of the frame before to the bit while
-    others do not.
-    """
-    row = frame.reshape(frame.shape[0], -1, 3)
-    plain = (row.max(1).astype(np.int16) - row.min(1)).max(-1) <= 2
-    level = row.mean((1, 2))
-    bottom = plain & (level > 8) & (level < 247)
-    rows = len(plain) if bottom.all() else int(np.argmin(bottom[::-1]))
-    if rows >= limits.damaged_rows * len(plain):
-        return f"the lowest {100 * rows / len(plain):.0f}% of a picture are one colour: half decoded?"
-    if before is not None and before.shape == frame.shape:
-        busy = row.max((1, 2)).astype(np.int16) - row.min((1, 2)) > 8
-        equal = (frame == before).all((1, 2)) & busy
-        if limits.damaged_rows <= equal.sum() / max(int(busy.sum()), 1) <= 1 - limits.damaged_rows:
-            return f"{100 * equal.mean():.0f}% of a picture's rows are the last picture's: torn?"
-    return ""
 
 
 def populations(features: np.ndarray) -> tuple[float, float, float, tuple[np.ndarray, np.ndarray]]:

@@ -87,8 +87,8 @@ class Limits:
     damaged: float = 0.1
     # A picture is damaged where this share of its rows is.
     damaged_rows: float = 0.1
-    # Rows of one colour in the midst of a picture, and borders of rows that jump: on honest frames none of the
-    # first, and two of the second in at most 2 % of a drive's frames; lost parts make both in every one.
+    # Rows of one colour in the midst of a picture, and borders of rows that jump: on honest frames none of
+    # the first, and two of the second in at most 2 % of a drive's frames; lost parts make both in every one.
     plain_rows: float = 0.05
     jumps: int = 2
     # A frame is another view when this share of its pixels changed: what stands is no evidence of a sticker.
@@ -102,14 +102,14 @@ class Limits:
     static_edge: float = 20.0
     # Share of the upper three quarters such edges may take.
     static: float = 0.005
-    # Levels by which an edge must always go the same way to be drawn over the picture, by how many deviations,
-    # and the share of the upper three quarters that may: measured, honest drives 0.002, a watermark 0.03, drops
-    # and a display 0.02 in most drives.
+    # Levels by which an edge must always go the same way to be drawn over the picture, by how many
+    # deviations, and the share of the upper three quarters that may: measured, honest drives 0.002, a
+    # watermark 0.03, drops and a display 0.02 in most drives.
     overlay_step: float = 10.0
     overlay_ratio: float = 2.0
     overlay: float = 0.006
-    # Mean levels within which two views are one, and the share of views that may come again: on honest drives an
-    # eighth do (at a light), in a loop all.
+    # Mean levels within which two views are one, and the share of views that may come again: on honest
+    # drives an eighth do (at a light), in a loop all.
     same_view: float = 0.6
     repeated: float = 0.4
     # Median of what lives in the middle of the picture from which black that never changes is no night.
@@ -126,6 +126,8 @@ class Limits:
     # once and stays (0.1), cameras alternate (1 to 2); measured, one honest CamVid window came to 0.54.
     minority: float = 0.15
     mixing: float = 0.7
+    # Fewer pictures than this fall into two groups by chance: of 45 windows of 12 frames, three did.
+    crowd: int = 20
     # `hostile.order` over which these are single pictures and no drive, of which no camera can be told:
     # measured, sets of unrelated pictures 0.97 and more, drives with a second between frames, of one camera
     # or of two by turns, at most 0.88.

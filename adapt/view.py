@@ -114,7 +114,9 @@ def _picture(path: Path) -> np.ndarray | None:
 
 def rounds(workdir: Path, recording: Recording) -> int:
     """Every finished round of a work folder; gives how many.  Raises ViewError where there is none."""
-    folders = sorted(p.parent for p in workdir.glob("round-*/report.json"))
+    # Not those that the loop has put aside (round-0002.lost-…).
+    found = (p.parent for p in workdir.glob("round-*/report.json"))
+    folders = sorted(p for p in found if p.name.removeprefix("round-").isdigit())
     for number, folder in enumerate(folders, 1):
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         file = folder / "loop.json"

@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageDraw, ImageFile, ImageFont
 
 __all__ = ["ATTACKS", "interleaved"]
 
@@ -181,6 +181,91 @@ def mixed_upside_down(frames: Frames, rng: np.random.Generator) -> list[np.ndarr
     return interleaved(frames, [np.ascontiguousarray(f[::-1, ::-1]) for f in frames], rng)
 
 
+def dazzled(frames: Frames, rng: np.random.Generator) -> list[np.ndarray]:
+    """Exposure that runs away, slowly: ten times too bright in the end."""
+    return [_noisy(f * (1 + 9.0 * i / (len(frames) - 1)), rng) for i, f in enumerate(frames)]
+
+
+def _drawn(frames: Frames, text: str, size: int, at: tuple[float, float]) -> np.ndarray:
+    """float32 [H,W,1] 0..1: where the text is."""
+    h, w = frames[0].shape[:2]
+    image = Image.new("L", (w, h))
+    where = (w * at[0], h * at[1])
+    ImageDraw.Draw(image).text(where, text, fill=255, font=ImageFont.load_default(max(size, 8)))
+    return np.asarray(image, np.float32)[..., None] / 255
+
+
+def watermark(frames: Frames, rng: np.random.Generator) -> list[np.ndarray]:
+    """Words across the picture that let it shine through."""
+    mask = 0.4 * _drawn(frames, "DEMO VERSION", frames[0].shape[0] // 6, (0.12, 0.3))
+    return [_noisy(f * (1 - mask) + 255 * mask, rng) for f in frames]
+
+
+def display(frames: Frames, rng: np.random.Generator) -> list[np.ndarray]:
+    """Time and speed drawn in above, the digits change."""
+    out = []
+    for i, f in enumerate(frames):
+        words = f"12:{i // 60:02d}:{i % 60:02d}  {30 + int(rng.integers(0, 9))} km/h"
+        mask = _drawn(frames, words, frames[0].shape[0] // 12, (0.03, 0.03))
+        out.append(_noisy(f * (1 - mask) + 255 * mask, rng))
+    return out
+
+
+def drops(frames: Frames, rng: np.random.Generator) -> list[np.ndarray]:
+    """Rain or dirt on the lens: 25 soft spots that stay."""
+    h, w = frames[0].shape[:2]
+    y, x = np.mgrid[:h, :w]
+    mask = np.zeros((h, w))
+    for _ in range(25):
+        cy, cx, r = rng.uniform(0, h * 0.75), rng.uniform(0, w), rng.uniform(0.02, 0.06) * h
+        mask = np.maximum(mask, np.clip(1.3 - np.hypot(y - cy, x - cx) / r, 0, 1))
+    mask = 0.8 * mask[..., None]
+    return [_noisy(f * (1 - mask) + np.array([70, 65, 60]) * mask, rng) for f in frames]
+
+
+def taped(frames: Frames, rng: np.random.Generator) -> list[np.ndarray]:
+    """Black tape over the left third."""
+    return [np.where(np.arange(f.shape[1])[:, None] < f.shape[1] // 3, 0, f).astype(np.uint8) for f in frames]
+
+
+def lost_parts(frames: Frames, rng: np.random.Generator) -> list[np.ndarray]:
+    """Three bands of every second picture are from elsewhere in it: parts of a stream were lost."""
+    out = [f.copy() for f in frames]
+    for f in out[1::2]:
+        h, w = f.shape[:2]
+        for _ in range(3):
+            y, n = int(rng.integers(0, h - 16)) // 8 * 8, int(rng.integers(1, 3)) * 8
+            moved = np.roll(f[y : y + n], int(rng.integers(w // 4, 3 * w // 4)), axis=1)
+            f[y : y + n] = np.clip(moved.astype(int) + rng.integers(-60, 60, 3), 0, 255)
+    return out
+
+
+def grey_parts(frames: Frames, rng: np.random.Generator) -> list[np.ndarray]:
+    """The same, and the decoder put one colour there."""
+    out = [f.copy() for f in frames]
+    for f in out[1::2]:
+        for y in rng.integers(0, f.shape[0] - 16, 3) // 8 * 8:
+            f[y : y + 16] = rng.integers(20, 230, 3)
+    return out
+
+
+def looped(frames: Frames, rng: np.random.Generator) -> list[np.ndarray]:
+    """A recording of at most 20 frames again and again, with noise."""
+    most = min(20, len(frames) // 2)
+    return [_noisy(frames[i % most], rng, 3.0) for i in range(len(frames))]
+
+
+def half_frozen(frames: Frames, rng: np.random.Generator) -> list[np.ndarray]:
+    """The upper half stays as it was in the first picture."""
+    half = frames[0].shape[0] // 2
+    return [np.concatenate([frames[0][:half], f[half:]]) for f in frames]
+
+
+def exchanged(frames: Frames, rng: np.random.Generator) -> list[np.ndarray]:
+    """Red and blue are exchanged in four frames of ten."""
+    return [np.ascontiguousarray(f[..., ::-1]) if rng.random() < 0.4 else f.copy() for f in frames]
+
+
 # name: (function, the looks of which one should decline it)
 ATTACKS: dict[str, tuple[Attack, tuple[str, ...]]] = {
     "black": (black, ("frames-contrast",)),
@@ -200,4 +285,14 @@ ATTACKS: dict[str, tuple[Attack, tuple[str, ...]]] = {
     "mixed-in-turn": (mixed_in_turn, ("frames-sources",)),
     "mixed-by-chance": (mixed_by_chance, ("frames-sources",)),
     "mixed-upside-down": (mixed_upside_down, ("frames-sources",)),
+    "dazzled": (dazzled, ("frames-glare", "frames-contrast")),
+    "watermark": (watermark, ("frames-overlay", "frames-static")),
+    "display": (display, ("frames-overlay", "frames-static")),
+    "drops": (drops, ("frames-overlay", "frames-static")),
+    "taped": (taped, ("frames-covered", "frames-overlay", "frames-static")),
+    "lost-parts": (lost_parts, ("frames-damaged",)),
+    "grey-parts": (grey_parts, ("frames-damaged",)),
+    "looped": (looped, ("frames-repeated", "frames-static")),
+    "half-frozen": (half_frozen, ("frames-static", "frames-damaged")),
+    "channels-exchanged": (exchanged, ("frames-sources",)),
 }

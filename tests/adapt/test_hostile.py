@@ -71,14 +71,61 @@ def test_one_change_for_good_is_not_two_cameras():
     assert refused(drive("day", seed=3)[:12] + drive("dusk", seed=4)[:12]) == {}
 
 
-@pytest.mark.parametrize("first", [0, 2000, 3000])
+@pytest.mark.parametrize("first", [2000, 7000, 27000])
 def test_single_pictures_are_no_two_cameras(first):
-    """A dozen unrelated streets, such as a folder of stills: what is alike in them alternates by chance."""
-    frames = [street.render(first + i, "day", (96, 192))[0] for i in range(12)]
+    """Unrelated streets, such as a folder of stills: what is alike in them alternates by chance."""
+    frames = [street.render(first + i, "day", (96, 192))[0] for i in range(20)]
     assert refused(frames) == {}
     sources = next(c for c in hostile.look(frames, LIMITS) if c.name == "frames-sources")
     assert sources.value > LIMITS.apart, "it would have been declined as a drive"
     assert "single pictures" in sources.reason
+
+
+def test_stills_by_day_and_night_are_no_strobe_and_a_drive_through_one_is():
+    """A folder of stills in no order mixes light and dark; the same of a drive is a light that flickers."""
+    rng = np.random.default_rng(6)
+    dark = rng.random(20) < 0.5
+    stills = [street.render(9600 + i, "night" if d else "day", (96, 192))[0] for i, d in enumerate(dark)]
+    assert refused(stills) == {}
+    flickering = [np.where(d, f * 0.3, f).astype(np.uint8) for d, f in zip(dark, drive("day"), strict=False)]
+    assert "frames-strobe" in refused(flickering)
+
+
+def test_too_few_pictures_fall_into_two_groups_by_chance():
+    """Two streets of six frames, as a refresh of batch statistics takes them."""
+    frames = [f for k in range(2) for f, _ in street.drive(600_000 + k, "day", 6, (64, 128), step=2.5)]
+    sources = next(c for c in hostile.look(frames, LIMITS) if c.name == "frames-sources")
+    assert sources.value > LIMITS.apart
+    assert sources.passed
+
+
+def test_overlay_share_sees_what_always_adds_the_same():
+    rng = np.random.default_rng(4)
+    behind = rng.uniform(0, 80, (24, 40, 60)).astype(np.float32)
+    mask = np.zeros((40, 60), np.float32)
+    mask[10:16, 20:32] = 0.6
+    through = behind * (1 - mask) + 255 * mask
+    # Its border: 12 pixels above and below, 6 left and right, in the upper 30 rows.
+    assert hostile.overlay_share(through, LIMITS) == pytest.approx(36 / (30 * 60), abs=0.003)
+    assert hostile.overlay_share(behind, LIMITS) < LIMITS.overlay
+
+
+def test_repeated_share_counts_what_comes_again():
+    rng = np.random.default_rng(5)
+    views = rng.uniform(0, 255, (12, 8, 16)).astype(np.float32)
+    assert hostile.repeated_share(views, LIMITS) == 0.0
+    again = np.concatenate([views, views[:4] + rng.normal(0, 0.3, (4, 8, 16))])
+    assert hostile.repeated_share(again, LIMITS) == 8 / 16
+    # A neighbour that looks the same is a vehicle that stands.
+    assert hostile.repeated_share(np.repeat(views[:6], 2, axis=0), LIMITS) == 0.0
+
+
+def test_black_that_stays_is_tape_by_day_and_nothing_at_night():
+    rng = np.random.default_rng(6)
+    for level, expected in ((120, 0.25), (15, 0.0)):
+        views = rng.uniform(0.5 * level, 1.5 * level, (12, 40, 80)).astype(np.float32)
+        views[:, :, :20] = 0
+        assert hostile.dead_share(views, LIMITS) == pytest.approx(expected, abs=0.01)
 
 
 def test_order_of_sequences_that_are_known():
@@ -138,6 +185,18 @@ def test_damage_is_named_and_night_is_none():
     night = a // 40
     night[30:] = 0
     assert hostile.damaged(night, None, LIMITS) == ""
+    sky = a.copy()
+    sky[:15] = 200  # even from the top down
+    assert hostile.damaged(sky, None, LIMITS) == ""
+    grey = a.copy()
+    grey[20:24] = 128
+    assert "one colour" in hostile.damaged(grey, None, LIMITS)
+    slope = np.linspace(0, 60, 40)[:, None, None] + rng.integers(0, 20, (40, 60, 3))
+    edge = slope + np.where(np.arange(40) < 20, 0, 90)[:, None, None]  # one edge across: a horizon
+    assert hostile.damaged(edge.astype(np.uint8), None, LIMITS) == ""
+    band = slope.copy()
+    band[16:24] += 90
+    assert "nothing to do with the next" in hostile.damaged(band.astype(np.uint8), None, LIMITS)
     torn = b.copy()
     torn[:15] = a[:15]
     assert "torn" in hostile.damaged(torn, a, LIMITS)

@@ -55,6 +55,13 @@ def test_every_part_of_a_round_is_shown(tmp_path):
         view.rounds(tmp_path / "empty", told)
 
 
+def test_a_round_that_was_put_aside_is_not_shown(tmp_path):
+    a_workdir(tmp_path)
+    (tmp_path / "round-0001").rename(tmp_path / "round-0001.lost-17")
+    a_workdir(tmp_path)
+    assert view.rounds(tmp_path, Told()) == 1
+
+
 def test_live_frames_with_their_answers(tmp_path):
     told = Told()
     frame = np.zeros((4, 6, 3), np.uint8)
