@@ -33,7 +33,7 @@ from adapt.budget import Budget, EnergyMeter, Meter
 from adapt.data.base import resize_frame
 from adapt.files import write_json
 from adapt.frames import FrameStore, StoredFrame, StoreError, confidence_summary
-from adapt.politeness import gpu_background
+from adapt.politeness import Starvation, gpu_background
 from adapt.remote import Command, Silent
 from adapt.respond import RESPONSES, Responder, refresh_config
 from adapt.road import RoadConfig
@@ -205,6 +205,7 @@ class Loop:
         self._new: list[StoredFrame] = []
         self._rows_at: float | None = None  # when they were read; None = to be read
         self.responder = self._open_responder()
+        self.starvation = Starvation()
 
     # -------------------------------------------------------------------------------------------- state
     def _read(self) -> dict[str, Any]:
@@ -542,7 +543,9 @@ class Loop:
             why = self.forbidden(refresh=self._refreshing) or self.meter.memory_exceeded()
             if why and done < total:
                 raise RoundPaused(why)
-        self.report("round", stage=stage, done=done, total=total, numbers=numbers)
+        if warning := self.starvation():
+            self.say(f"round {self.state['round']}, {stage} {done} of {total}: {warning}")
+        self.report("round", stage=stage, done=done, total=total, numbers=numbers, note=warning)
         if self.throttle is not None:
             self.meter.rested(self.throttle())
 

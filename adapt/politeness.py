@@ -10,10 +10,10 @@ import contextlib
 import ctypes
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["be_polite", "gpu_background"]
+__all__ = ["Starvation", "be_polite", "gpu_background"]
 
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _IDLE = 3 << 13  # IOPRIO_CLASS_IDLE
@@ -64,6 +64,55 @@ def be_polite(*, nice: int = 10, idle: bool = False, cores: Sequence[int] | None
         if os.getsid(0) == os.getpid():
             attempt("session", "19", Path("/proc/self/autogroup").write_text, "19")
     return said
+
+
+class Starvation:
+    """Says when work at low priority hardly gets the processor, so that a round without end is not silent.
+
+    Asked after each piece of work.  Of the time in which this thread wanted to run it ran a share: the kernel
+    counts both (/proc/self/schedstat); waiting for a GPU, a disk or in a pause is neither.  Under `least`
+    over `after` seconds of such time there is a warning, then again after as long.
+
+    Args:
+        stat: reads (seconds run, seconds waited to run); None where the system does not say.
+    """
+
+    def __init__(
+        self,
+        least: float = 0.1,
+        after: float = 600.0,
+        stat: Callable[[], tuple[float, float] | None] | None = None,
+    ) -> None:
+        self.least, self.after = least, after
+        self._stat = stat or run_and_wait
+        self._before = self._stat()
+
+    def __call__(self) -> str:
+        """The warning, one line with the remedy, or nothing."""
+        now = self._stat()
+        if now is None or self._before is None:
+            return ""
+        run, waited = (b - a for a, b in zip(self._before, now, strict=True))
+        if run + waited < self.after:
+            return ""
+        self._before = now
+        share = run / (run + waited)
+        if share >= self.least:
+            return ""
+        return (
+            f"work gets {100 * share:.0f}% of a core: other programs take the processor, and a round takes "
+            f"{1 / max(share, 0.001):.0f} times as long; give it a core of its own (--cores) or more weight "
+            "(--priority nice), or let it work while the vehicle is parked (--parked)"
+        )
+
+
+def run_and_wait() -> tuple[float, float] | None:
+    """Seconds that the main thread ran, and that it waited for a core though it wanted one."""
+    try:
+        run, waited, _ = Path("/proc/self/schedstat").read_text().split()
+        return int(run) / 1e9, int(waited) / 1e9
+    except (OSError, ValueError):
+        return None
 
 
 def _idle_disk() -> None:

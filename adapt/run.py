@@ -18,6 +18,7 @@ from adapt.loop import TRIGGERS, Loop, LoopConfig, LoopError, Paused
 from adapt.politeness import be_polite
 from adapt.presets import PRESETS, preset
 from adapt.progress import Bars
+from adapt.respond import RESPONSES
 from adapt.round import RoundConfig, RoundError
 from adapt.selection import Rules
 from adapt.sources import SourceError
@@ -32,7 +33,7 @@ examples:
       --workdir adapt-road --frames 60 --once
   # left running in a vehicle: on drift or command, only when parked and charging, an hour of work a day
   python -m adapt.run ... --on drift,command --vehicle /run/vehicle.json --parked --charging \\
-      --max-seconds 3600 --period 86400 --idle --patience 60
+      --max-seconds 3600 --period 86400 --patience 60
   # frames that are there already: a video, a recording, a folder
   python -m adapt.run ... --from front=drive.mp4 --from bag.mcap#/camera/front --frames 200 --once
   # the same without the pack's labelled source frames
@@ -173,6 +174,17 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--min-battery", type=float, metavar="X", help="only from this charge on, 0 to 1")
     g.add_argument("--max-temperature", type=float, metavar="C", help="only up to so many degrees")
 
+    g = p.add_argument_group("when the road changes (fog, dusk, another camera setting)")
+    g.add_argument(
+        "--respond", choices=RESPONSES,
+        help="refresh: batch statistics at once, from a dozen frames, the round follows; or back to the "
+        "version that knows the road. back: only the latter. (refresh; off with --once and --from)",
+    )  # fmt: skip
+    g.add_argument(
+        "--refresh-driving", action="store_true",
+        help="that refresh (seconds of work) may run whatever the vehicle says; the budget still holds",
+    )  # fmt: skip
+
     g = p.add_argument_group("budget")
     g.add_argument("--max-seconds", type=float, metavar="S", help="of work")
     g.add_argument("--max-steps", type=int, metavar="N", help="of training")
@@ -183,8 +195,12 @@ def parser() -> argparse.ArgumentParser:
 
     g = p.add_argument_group("serving first")
     g.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads (1)")
-    g.add_argument("--nice", type=int, default=10, metavar="N", help="politeness, 0 to 19 (10)")
-    g.add_argument("--idle", action="store_true", help="run only where nothing else wants the processor")
+    g.add_argument(
+        "--priority", choices=("idle", "nice"),
+        help="idle: runs only where nothing else wants the processor; nice: --nice alone (idle)",
+    )  # fmt: skip
+    g.add_argument("--nice", type=int, metavar="N", help="0 to 19; implies --priority nice (10)")
+    g.add_argument("--idle", action="store_true", help=argparse.SUPPRESS)  # the default by now
     g.add_argument("--cores", metavar="N,N,..", help="the only cores to use")
     g.add_argument(
         "--slow", type=float, default=0.0, metavar="R",
@@ -266,6 +282,8 @@ def loop_config(arguments: argparse.Namespace) -> LoopConfig:
             period=arguments.period,
         ),
         gpu_fraction=arguments.gpu_fraction, round=round_config(arguments),
+        respond=arguments.respond or ("off" if arguments.once or arguments.imports else "refresh"),
+        refresh_driving=arguments.refresh_driving,
     )  # fmt: skip
 
 
@@ -276,6 +294,10 @@ def main(argv: list[str] | None = None) -> int:
         command.error("--threads and --frames must be 1 or more")
     if arguments.slow and arguments.slow <= 1:
         command.error("--slow must be above 1, such as 1.15")
+    if arguments.priority == "idle" and arguments.nice is not None:
+        command.error("--nice belongs to --priority nice")
+    if arguments.priority is None:
+        arguments.priority = "nice" if arguments.nice is not None and not arguments.idle else "idle"
     edges = (arguments.edge_pack, arguments.edge_model, arguments.group)
     if any(edges) and not all(edges):
         command.error("--edge-pack, --edge-model and --group belong together")
@@ -312,7 +334,8 @@ def connect(arguments: argparse.Namespace) -> Any:
 
 def _main(arguments: argparse.Namespace) -> int:
     cores = [int(part) for part in arguments.cores.split(",")] if arguments.cores else None
-    be_polite(nice=arguments.nice, idle=arguments.idle, cores=cores)
+    nice = 10 if arguments.nice is None else arguments.nice
+    be_polite(nice=nice, idle=arguments.priority == "idle", cores=cores)
     import signal
 
     import torch

@@ -29,16 +29,16 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "road"
 VARIANTS: dict[str, list[str]] = {
-    "nice": ["--nice", "10"],
-    "idle": ["--idle"],
-    "idle+throttle": ["--idle", "--slow", "1.15"],
+    "default": [],
+    "default+throttle": ["--slow", "1.15"],
+    "nice": ["--priority", "nice"],
     "impolite": ["--nice", "0"],
 }
 
 EPILOG = """\
 examples:
   python -m bench.p99_training
-  python -m bench.p99_training --variants idle,idle+throttle --pairs 6 --seconds 10
+  python -m bench.p99_training --variants default,default+throttle,nice --pairs 6 --seconds 10
   python -m bench.p99_training --pack out/real/cityscapes --rate 5
 
 exit codes: 0 measured, 1 a process failed, 2 wrong usage
@@ -194,7 +194,7 @@ def measure(
             "training_share_of_a_core": round(worked / (a.pairs * (a.seconds + 0.7)), 3),
         }  # fmt: skip
         print(
-            f"{name:<15}{result['alone_ms'][50]:>9}{result['alone_ms'][99]:>9}{result['beside_ms'][50]:>11}"
+            f"{name:<18}{result['alone_ms'][50]:>9}{result['alone_ms'][99]:>9}{result['beside_ms'][50]:>11}"
             f"{result['beside_ms'][99]:>9}{result['p99_ratio']:>8}{result['training_share_of_a_core']:>10}",
             flush=True,
         )
@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--seconds", type=float, default=8.0, help="of a stretch (8)")
     p.add_argument("--frames", type=int, default=48)
     p.add_argument("--batch", default="3+3")
-    p.add_argument("--variants", default="nice,idle,idle+throttle")
+    p.add_argument("--variants", default="default,nice", help=f"of {', '.join(VARIANTS)} (default,nice)")
     a = p.parse_args(argv)
     names = a.variants.split(",")
     if unknown := set(names) - set(VARIANTS):
@@ -241,9 +241,9 @@ def main(argv: list[str] | None = None) -> int:
         try:
             service = Service(folder / "repo", folder / "serve.log")
             try:
-                print(f"{'':<15}{'alone':>18}{'beside training':>20}")
+                print(f"{'':<18}{'alone':>18}{'beside training':>20}")
                 heads = f"{'p50 ms':>9}{'p99 ms':>9}{'p50 ms':>11}{'p99 ms':>9}{'ratio':>8}{'training':>10}"
-                print(f"{'variant':<15}{heads}")
+                print(f"{'variant':<18}{heads}")
                 for name in names:
                     results.append(measure(service, a, folder, frames, name))
             finally:

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from adapt.politeness import Starvation, run_and_wait
 from adapt.remote import Remote
 from adapt.throttle import Throttle, ThrottleConfig
 
@@ -189,3 +190,22 @@ def test_a_line_to_a_real_server_reports_obeys_and_comes_back(tmp_path):
         ours.close()
         theirs.close()
         server.stop()
+
+
+def test_work_that_hardly_gets_the_processor_is_said_with_its_remedy():
+    told = iter([(0.0, 0.0), (10.0, 80.0), (12.0, 100.0), (13.0, 120.0), (113.0, 121.0), (114.0, 300.0)])
+    watch = Starvation(least=0.2, after=100.0, stat=lambda: next(told))
+    assert watch() == "", "90 seconds are too few to judge"
+    assert watch().startswith("work gets 11% of a core: other programs take the processor")
+    assert watch() == "", "said once, not after every step"
+    assert watch() == "", "100 of 102 seconds"
+    assert "--priority nice" in watch()
+    assert Starvation(stat=lambda: None)() == "", "a system that does not say"
+
+
+def test_the_kernel_counts_what_ran_and_what_waited():
+    before = run_and_wait()
+    end = time.thread_time() + 0.05
+    while time.thread_time() < end:
+        pass
+    assert run_and_wait()[0] - before[0] >= 0.04
