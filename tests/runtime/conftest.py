@@ -27,7 +27,7 @@ def quick(repository: Repository) -> ServerConfig:
         metrics_port=0,
         engine=EngineConfig(threads=1),
         shadow=ShadowConfig(frames=6, timeout=10.0, idle_timeout=0.2, min_frames=3),
-        watch=WatchConfig(seconds=5.0, max_fps=50.0),
+        watch=WatchConfig(seconds=60.0, max_fps=50.0),
     )
 
 

@@ -32,7 +32,7 @@ def server(repository, quick, serve):
     return serve(quick)
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -158,7 +158,7 @@ def test_a_lane_that_is_borrowed_while_its_stream_is_closed_is_given_up(large, m
         assert entered.wait(10)
         stream.close()
         go.set()
-        end = time.monotonic() + 5
+        end = time.monotonic() + 30
         while len(large.service.regions.status("")) != len(c._lanes._free):
             assert time.monotonic() < end
             time.sleep(0.01)

@@ -236,11 +236,12 @@ def test_a_live_version_that_stops_seeing_edges_is_rolled_back(repository, quick
         assert client.infer_tensors("edges", {"frame": fog[None]}).outputs["edge_bits"].any()
         *_, last = client.submit("edges", second)
         assert last.state == "LIVE", last
-        for _ in range(300):
-            if client.infer_tensors("edges", {"frame": fog[None]}).version == 1:
-                break
+        end = time.monotonic() + 40
+        while not (back := [e for e in client.history("edges") if e.state == "ROLLED_BACK"]):
+            assert time.monotonic() < end, "never rolled back"
+            client.infer_tensors("edges", {"frame": fog[None]})
             time.sleep(0.02)
-        (event,) = [e for e in client.history("edges") if e.state == "ROLLED_BACK"]
+        (event,) = back
         assert event.check == "watch-collapse"
 
 

@@ -249,19 +249,19 @@ def test_rollback_is_of_all_and_goes_back_to_the_number_it_had(repository, confi
 def test_what_one_watch_window_sees_rolls_all_back(repository, config, serve):
     """The edges of the new generation are gone in fog; its segmentation is well, and goes back too."""
     publish(repository, 0)
-    server = serve(dataclasses.replace(config, watch=WatchConfig(seconds=20.0, max_fps=50.0)))
+    server = serve(dataclasses.replace(config, watch=WatchConfig(seconds=60.0, max_fps=50.0)))
     members = publish(repository, 1) | {
         "edges": b.publish_edges(repository, "edges", b.edges(W, B, edge_bias=-11.0))
     }
     fog = (0.8 * 255 + 0.2 * FRAME).astype(np.uint8)
     assert server.service.submit_group("scene", members).result().state == "LIVE"
     with Client(server.target) as client:
-        for _ in range(400):
-            if client.infer("scene", fog, outputs=ALL).version == 1:
-                break
+        end = time.monotonic() + 40
+        while client.infer("scene", fog, outputs=ALL).version != 1:
+            assert time.monotonic() < end, "never rolled back"
             time.sleep(0.01)
         assert kind_of(ask(client)) == (0, 0)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while not (back := [e for e in repository.history("scene") if e["state"] == "ROLLED_BACK"]):
             assert time.monotonic() < until  # told after it is done
             time.sleep(0.01)
@@ -734,7 +734,7 @@ def test_kill_between_the_records_brings_up_one_generation(repository, config, s
         answer = ask(client)
         assert (answer.version, kind_of(answer)) == (generation, (generation - 1, generation - 1))
         if generation == 2:  # and the way back is warm again, of both
-            until = time.monotonic() + 10
+            until = time.monotonic() + 30
             while any(c.host.previous is None for c in server.service.controllers().values()):
                 assert time.monotonic() < until
                 time.sleep(0.01)

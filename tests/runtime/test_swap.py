@@ -367,11 +367,7 @@ def test_a_live_version_that_goes_bad_is_rolled_back_by_itself(repository, quick
         with client.watch("road") as events:
             frame, _ = b.blocks(np.random.default_rng(1))
             fog = (0.6 * 255 + 0.2 * frame).astype(np.uint8)
-            for _ in range(200):
-                answer = client.infer("road", fog)
-                if answer.version == 1:
-                    break
-                time.sleep(0.02)
+            wait(lambda: client.infer("road", fog).version == 1, 40)
             event = next(events)
         assert (event.state, event.version, event.check) == ("ROLLED_BACK", second, "watch-collapse")
         assert client.infer("road", fog).version == 1
@@ -401,7 +397,8 @@ def test_an_engine_that_throws_when_live_is_rolled_back(repository, quick, serve
         monkeypatch.setattr(server.service.host("road").live.engine, "run", broken)
         frame, _ = b.blocks(np.random.default_rng(1))
         failures = 0
-        for _ in range(200):
+        end = time.monotonic() + 40
+        while time.monotonic() < end:
             try:
                 if client.infer("road", frame).version == 1:
                     break
@@ -691,7 +688,7 @@ def test_history_tells_the_whole_story(repository, quick, serve):
         assert [e.state for e in client.history("road")] == [e["state"] for e in lines]
 
 
-def wait(condition, seconds=10.0):
+def wait(condition, seconds=30.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "never happened"

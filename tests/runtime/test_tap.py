@@ -96,7 +96,7 @@ def test_limits(repository, quick, serve):
             client.frames("road", max_fps=-1)
         with client.frames("road"), pytest.raises(Rejected, match="subscribers already"):
             client.frames("road")
-        end = time.monotonic() + 5
+        end = time.monotonic() + 30
         while server.service.tap.subscriptions:  # the first one's place is free again
             assert time.monotonic() < end
             time.sleep(0.01)
