@@ -22,7 +22,7 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -98,6 +98,8 @@ class LoopConfig:
     respond: to a change of road, of RESPONSES: not at all; by going back to the version that knows the road;
     or, where none does, by new batch statistics as well.  road: when it counts as another one.
     refresh_driving: batch statistics may be refreshed whatever the vehicle says (the budget still holds).
+    keep_versions: engine versions that rounds made and that stay in the repository, 0 = all; what is live,
+    the one before, pinned or released stays in any case.
     """
 
     model: str
@@ -123,6 +125,7 @@ class LoopConfig:
     respond: str = "off"
     road: RoadConfig = field(default_factory=RoadConfig)
     refresh_driving: bool = False
+    keep_versions: int = 0
     round: RoundConfig = field(default_factory=RoundConfig)
 
     def __post_init__(self) -> None:
@@ -131,6 +134,8 @@ class LoopConfig:
             raise LoopError(f"rounds on {', '.join(unknown) or 'nothing'}: choose of {', '.join(TRIGGERS)}")
         if self.respond not in RESPONSES:
             raise LoopError(f"respond {self.respond!r}: choose one of {', '.join(RESPONSES)}")
+        if self.keep_versions < 0:
+            raise LoopError(f"keep_versions {self.keep_versions}: a number of versions, 0 = all")
         if self.frames < 1 or self.every <= 0 or self.rest < 0:
             raise LoopError("frames is 1 or more, every above 0, rest 0 or more")
 
@@ -842,6 +847,20 @@ class Loop:
             for part in (*folder.glob("**/*.pt"), *folder.glob("**/state.json")):
                 part.unlink(missing_ok=True)
 
+    def _retire(self, models: Collection[str]) -> None:
+        """Have the server delete old versions; it knows which of them are still wanted."""
+        if not self.config.keep_versions:
+            return
+        for model in models:
+            try:
+                gone = self.client.prune(model, self.config.keep_versions)["deleted"]
+            except Exception as error:  # an older server, one without the right, or away: the next round asks
+                self.say(f"old versions of {model} stay: {_details(error)}")
+                return
+            if gone and self.responder is not None and model == self.config.model:
+                for version in gone:
+                    self.responder.response.forget(version)
+
     def _html(self) -> None:
         """The report for people; a round does not fail because its report could not be written."""
         from adapt.report.round import write
@@ -880,6 +899,8 @@ class Loop:
             for part in self.folder.glob("**/checkpoint.pt"):
                 part.unlink(missing_ok=True)
         refreshing = self._refreshing
+        if state == "LIVE":
+            self._retire(more.get("members") or {self.config.model: 0})
         if self.responder is not None:
             self.responder.learn(state, result, int(more.get("version", 0)), refreshing)
         used = dict(self.state.get("used") or {})

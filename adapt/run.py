@@ -185,6 +185,11 @@ def parser() -> argparse.ArgumentParser:
         help="that refresh (seconds of work) may run whatever the vehicle says; the budget still holds",
     )  # fmt: skip
 
+    p.add_argument(
+        "--keep-versions", type=int, default=16, metavar="N",
+        help="engine versions made by rounds that stay in the repository; 0: all (16)",
+    )  # fmt: skip
+
     g = p.add_argument_group("budget")
     g.add_argument("--max-seconds", type=float, metavar="S", help="of work")
     g.add_argument("--max-steps", type=int, metavar="N", help="of training")
@@ -283,7 +288,7 @@ def loop_config(arguments: argparse.Namespace) -> LoopConfig:
         ),
         gpu_fraction=arguments.gpu_fraction, round=round_config(arguments),
         respond=arguments.respond or ("off" if arguments.once or arguments.imports else "refresh"),
-        refresh_driving=arguments.refresh_driving,
+        refresh_driving=arguments.refresh_driving, keep_versions=arguments.keep_versions,
     )  # fmt: skip
 
 

@@ -54,7 +54,12 @@ class Server:
 
     def __init__(self, *decisions: str) -> None:
         self.asked: list = []
+        self.pruned: list = []
         self.decisions = list(decisions)
+
+    def prune(self, model, keep):
+        self.pruned.append((model, keep))
+        return {"deleted": [2], "kept": [3]}
 
     def _say(self, *asked):
         self.asked.append(asked)
@@ -191,3 +196,18 @@ def test_a_refresh_neither_uses_frames_up_nor_counts_as_a_round_for_rest_and_sch
     assert loop.state["finished"] == 0.0
     assert loop.once()["kind"] == "train"
     assert time.time() - loop.state["finished"] < 60
+
+
+def test_old_versions_are_pruned_after_a_round_went_live_and_their_roads_forgotten(toy_pack, tmp_path):
+    clock, server = Clock(), Server()
+    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 32)), server, keep_versions=4, frames=30)
+    loop.once()
+    assert server.pruned == [("road", 4)]
+    loop.once()
+    assert loop.responder.response.versions() == {3}
+    quiet = make(toy_pack, tmp_path / "b", clock, Road(clock, ("dark", 12)), Server())
+    quiet.once()
+    assert quiet.client.pruned == [], "nothing is deleted unless told"
+    server.prune = None  # a server that knows no such thing
+    loop.source = Road(clock, ("dark", 30), seed=900)
+    assert loop.once()["state"] == "LIVE"
