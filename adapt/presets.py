@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from adapt.labels.cbst import self_paced
 from adapt.round import RoundConfig, RoundError
 
 __all__ = ["PRESETS", "preset"]
@@ -22,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "cbst": {
         "adabn": False, "bn": "frozen", "schedule": "constant", "rate": 5e-5, "from_parent": False,
-        "portions": (0.2, 0.25, 0.3), "scale": (0.7, 1.3),
+        "portions": self_paced(0.2, 0.05, 0.5, 3), "scale": (0.7, 1.3),
     },
     "modern": {
         "ema": 0.99, "rare": 0.1, "rare_target": 0.1, "classmix": 0.5, "mrkld": 0.01,

@@ -20,6 +20,7 @@ import numpy as np
 from adapt.data.base import DataError, Dataset, Resized, Subset, open_dataset, refuse_overlap
 from adapt.evaluate.truth import Truth, mean_iou, plan
 from adapt.files import write_json
+from adapt.labels.cbst import self_paced
 from adapt.progress import Bars
 from adapt.round import RoundConfig, RoundError, adapt
 
@@ -76,8 +77,8 @@ def row_config(row: str, **changes: Any) -> RoundConfig:
     if row not in ("st", "cbst", "cbst-sp", "cbst-sp-mst"):
         raise RoundError(f"row {row!r}: choose source, st, cbst, cbst-sp or cbst-sp-mst")
     base = RoundConfig(
-        portions=(0.2, 0.25, 0.3), steps=1000, source=1, target=1, rate=5e-5, schedule="constant",
-        bn="frozen",
+        portions=self_paced(0.2, 0.05, 0.5, 3), steps=1000, source=1, target=1, rate=5e-5,
+        schedule="constant", bn="frozen",
         scale=(0.7, 1.3), adabn=False, from_parent=False, policy="st" if row == "st" else "cbst",
         prior="sp" in row.split("-"), label_flip=row.endswith("mst"), force=True,
         label_scales=(0.75, 1.0, 1.25) if row.endswith("mst") else (1.0,),

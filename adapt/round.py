@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,7 +33,7 @@ from adapt import batchnorm, gate, predict
 from adapt.data.base import read_frame, read_label, resize_frame, resize_label
 from adapt.files import write_json
 from adapt.labels import lrent
-from adapt.labels.cbst import ClassHistograms, pseudo_labels, st_threshold
+from adapt.labels.cbst import ClassHistograms, allowed_mask, pseudo_labels, st_threshold
 from adapt.labels.compat import CODES, PublishedThresholds, published_labels
 from adapt.layout import Layout
 from adapt.report.round import keep_pictures
@@ -44,8 +45,13 @@ from networks.pack import Pack, load_pack, normalise, write_pack
 __all__ = ["RoundConfig", "RoundError", "RoundPaused", "RoundResult", "adapt"]
 
 IGNORE = 255
+_COUNTS = {
+    "source": 0, "target": 1, "adabn_batch": 1, "infer_batch": 1, "checkpoint_every": 1, "replay_limit": 0,
+    "source_holdout": 0, "ignore_bottom": 0, "ignore_border": 0, "threads": 0, "seed": 0,
+}  # fmt: skip
 _BY_SOURCE_FRAMES = ("translated", "veto")  # ways to choose statistics that need labelled source frames
 Pair = tuple[np.ndarray, np.ndarray]
+Tags = Collection[int] | Collection[str] | np.ndarray
 
 
 class RoundError(Exception):
@@ -92,6 +98,7 @@ class RoundConfig:
         replay_limit: at most that many replay frames are read, 0 = all.
         source_holdout: at most that many hold-out frames of the source are scored at each stage, 0 = all.
         judge: decay of the mean of the weights that the gate compares a student with (`Optimisation.judge`).
+        absent: names of classes that cannot be here (a map, a geofence): no frame gets a label of them.
         ignore_bottom, ignore_border: rows at the bottom (own bonnet) and pixels at every edge without labels.
         checkpoint_every: steps between checkpoints.
         threads: torch threads, 0 = as they are.
@@ -142,6 +149,7 @@ class RoundConfig:
     source_free: bool | None = None
     replay_limit: int = 0
     source_holdout: int = 24
+    absent: tuple[str, ...] = ()
     ignore_bottom: int = 0
     ignore_border: int = 0
     infer_batch: int = 4
@@ -153,32 +161,51 @@ class RoundConfig:
     limits: gate.Limits = field(default_factory=gate.Limits)
 
     def __post_init__(self) -> None:
-        if not all(0 < p <= 1 for p in self.portions):
-            raise RoundError(f"portions {self.portions}: each is more than 0 and at most 1")
+        try:
+            self._check()
+        except (TypeError, ValueError) as error:  # text where a number belongs, a number where a list does
+            raise RoundError(str(error)) from error
+
+    def _check(self) -> None:
+        for name, least in _COUNTS.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise RoundError(f"{name} {value!r}: give a whole number, {least} or more")
+        for name, values, low, high in (
+            ("portions", self.portions, 0.0, 1.0), ("label_scales", self.label_scales, 0.0, 4.0),
+            ("holdout", (self.holdout,), 0.0, 0.9),
+        ):  # fmt: skip
+            if not all(low < v <= high for v in values):
+                raise RoundError(f"{name} {getattr(self, name)}: more than {low:g} and at most {high:g}")
+        if not self.label_scales or (self.adabn and not self.adabn_keep):
+            raise RoundError(
+                "label_scales and adabn_keep are not empty: [1.0] labels once, adabn=false is off"
+            )
+        if not all(0 <= keep <= 1 for keep in self.adabn_keep):
+            raise RoundError(f"adabn_keep {self.adabn_keep}: shares of the present statistics, 0 to 1")
+        if self.device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", self.device):
+            raise RoundError(f"device {self.device!r}: choose cpu, cuda or cuda:NUMBER")
         if self.adabn_by not in ("auto", "mirror", "shares", "translated", "veto"):
             raise RoundError(f"adabn_by {self.adabn_by!r}: choose auto, mirror, shares, translated or veto")
         if self.policy not in ("cbst", "st"):
             raise RoundError(f"policy {self.policy!r}: choose cbst or st")
         if self.compat and (self.compat not in CODES or self.prior):
             raise RoundError(f"compat {self.compat!r}: choose one of {', '.join(CODES)}, without prior")
+        if self.compat and (self.ignore_bottom or self.ignore_border or self.absent):
+            raise RoundError(f"compat {self.compat!r}: that code knows no absent classes and no masks")
         if isinstance(self.steps, tuple) and len(self.steps) != len(self.portions):
             raise RoundError(
                 f"steps {self.steps}: give one number, or one for each of {len(self.portions)} portions"
-            )
-        if self.target < 1 or self.source < 0:
-            raise RoundError(
-                f"a batch of {self.source} source and {self.target} target frames: target is at least 1"
             )
         if not 0 <= self.keep_parent < 1:
             raise RoundError(f"keep_parent {self.keep_parent}: a share of the weights, 0 to less than 1")
         if not 0 <= self.lrent < float("inf"):
             raise RoundError(f"lrent {self.lrent}: a weight of the entropy, 0 = off")
-        try:
-            if self.portions:
-                self.optimisation(0)
-            self.mixture(False)
-        except ValueError as error:
-            raise RoundError(str(error)) from error
+        for stage in range(len(self.portions)):
+            if not isinstance(self.steps_of(stage), int):
+                raise RoundError(f"steps {self.steps!r}: whole numbers")
+            self.optimisation(stage)
+        self.mixture(False)
 
     def steps_of(self, stage: int) -> int:
         """Optimiser steps of the training number `stage`."""
@@ -223,7 +250,7 @@ def adapt(
     config: RoundConfig | None = None,
     out: str | os.PathLike[str],
     progress: Progress = silent,
-    allowed: Sequence[Collection[int] | None] | None = None,
+    allowed: Sequence[Tags | None] | None = None,
     labelled: Sequence[Pair] | None = None,
     name: str | None = None,
 ) -> RoundResult:
@@ -235,7 +262,8 @@ def adapt(
         config: see `RoundConfig`.
         out: folder of this round: state, checkpoints, pseudo-labels, report.json and, if accepted, pack/.
         progress: told after every step; may raise RoundPaused, which goes to the caller.
-        allowed: for each frame the classes that may be in it (image tags), or None.
+        allowed: for each frame the classes that may be in it (image tags), as names, indices or a bool mask,
+            or None.
         labelled: a labelled target hold-out for the gate where somebody has one, (frame uint8 [H,W,3], label
             uint8 [H,W]) each; nothing is learnt from it.
         name: version of the new pack; by default the parent's with ".r" and a hash of the inputs.
@@ -277,7 +305,7 @@ class _Round:
         config: RoundConfig,
         out: Path,
         progress: Progress,
-        allowed: Sequence[Collection[int] | None] | None,
+        allowed: Sequence[Tags | None] | None,
         name: str | None,
         labelled: Sequence[Pair] = (),
     ) -> None:
@@ -301,7 +329,10 @@ class _Round:
         self.following = [self.frames[i + 1] if i + 1 < len(self.frames) else None for i in chosen]
         keep = [i for i in range(len(self.frames)) if i not in set(chosen.tolist())]
         self.target = [self.frames[i] for i in keep]
-        self.allowed = [None] * len(keep) if allowed is None else [allowed[i] for i in keep]
+        tags = [None] * len(keep) if allowed is None else [allowed[i] for i in keep]
+        if config.compat and any(t is not None for t in tags):
+            raise RoundError(f"compat {config.compat!r}: that code knows no image tags")
+        self.allowed = [self._tags(t) for t in tags]
         self.replay = [] if config.source_free else self._read_replay("train")
         self.source_holdout = _spread(self._read_replay("holdout"), config.source_holdout)
         if config.source_free is False and not self.replay:
@@ -318,6 +349,24 @@ class _Round:
         self.state: dict[str, Any] = {}
 
     # ------------------------------------------------------------------------------------ preparation
+    def _tags(self, tags: Tags | None) -> list[int] | None:
+        """Indices of the classes that may be in a frame, less those that cannot be here; None = all."""
+        classes = self.spec.classes
+        unknown = [c for c in self.config.absent if c not in classes]
+        if unknown:
+            raise RoundError(f"absent: the pack has no class {unknown[0]!r}; it has {', '.join(classes)}")
+        if tags is None and not self.config.absent:
+            return None
+        given: Any = range(len(classes)) if tags is None else tags
+        try:
+            if not isinstance(given, np.ndarray):
+                given = [classes.index(t) if isinstance(t, str) else t for t in given]
+            mask = allowed_mask(given, len(classes))
+        except (TypeError, ValueError) as error:
+            raise RoundError(f"tags {tags!r}: {error}; the pack has {', '.join(classes)}") from error
+        assert mask is not None
+        return [i for i in np.flatnonzero(mask).tolist() if classes[i] not in self.config.absent]
+
     def _read_replay(self, split: str) -> list[Pair]:
         listed = self.pack.replay(split)
         if self.config.replay_limit:
@@ -353,6 +402,11 @@ class _Round:
             mask[:border], mask[-border:], mask[:, :border], mask[:, -border:] = False, False, False, False
         if bottom:
             mask[-bottom:] = False
+        if not mask.any():
+            raise RoundError(
+                f"ignore_bottom {bottom} and ignore_border {border} leave nothing of a frame of "
+                f"{self.spec.size}: lower them"
+            )
         return mask
 
     def _layout(self) -> Layout | None:
@@ -371,7 +425,7 @@ class _Round:
         digest.update(json.dumps([self.pack.sha256, told], sort_keys=True, default=str).encode())
         for frame in self.frames:
             digest.update(hashlib.sha256(frame.tobytes()).digest())
-        digest.update(json.dumps([None if a is None else sorted(a) for a in self.allowed]).encode())
+        digest.update(json.dumps(self.allowed).encode())
         for frame, label in self.labelled:
             digest.update(hashlib.sha256(frame.tobytes() + label.tobytes()).digest())
         return digest.hexdigest()

@@ -17,6 +17,9 @@ IGNORE = 255
 
 def _pair(truth: Any, prediction: Any) -> tuple[np.ndarray, np.ndarray]:
     truth, prediction = np.asarray(truth), np.asarray(prediction)
+    for what, array in (("truth", truth), ("prediction", prediction)):
+        if array.dtype.kind not in "iub":  # a rounded probability would be scored as a class
+            raise ValueError(f"the {what} is {array.dtype}: give class indices, not scores (argmax first)")
     if truth.shape != prediction.shape:
         raise ValueError(
             f"truth has shape {truth.shape}, prediction {prediction.shape}: resize the prediction"
@@ -45,20 +48,19 @@ class Confusion:
         t, y = _pair(truth, prediction)
         keep = t != IGNORE
         t, y = t[keep].astype(np.int64), y[keep].astype(np.int64)
+        for what, found in (("the truth holds", t), ("a prediction is", y[y != IGNORE])):
+            odd = found[(found < 0) | (found >= self.classes)]
+            if odd.size:
+                raise ValueError(f"{what} class {odd[0]}, this score has {self.classes}: map the labels")
         y = np.where(y == IGNORE, self.classes, y)
-        if t.size:
-            if t.max() >= self.classes or t.min() < 0:
-                raise ValueError(
-                    f"the truth holds class {int(t.max())}, this score has {self.classes}: map the labels"
-                )
-            if y.max() > self.classes or y.min() < 0:
-                raise ValueError(f"a prediction is class {int(y.max())}, this score has {self.classes}")
         columns = self.classes + 1
         self.matrix += np.bincount(t * columns + y, minlength=self.matrix.size).reshape(self.matrix.shape)
         return self
 
     def merge(self, other: Confusion) -> Confusion:
         """Add another one's counts.  Returns self."""
+        if not isinstance(other, Confusion):
+            raise ValueError(f"cannot merge a {type(other).__name__}: expected a Confusion")
         if other.classes != self.classes:
             raise ValueError(f"cannot merge scores of {other.classes} and {self.classes} classes")
         self.matrix += other.matrix
@@ -100,6 +102,8 @@ class Calibration:
     """
 
     def __init__(self, bins: int = 15) -> None:
+        if bins < 1:
+            raise ValueError(f"{bins} bins: expected 1 or more")
         self.bins = bins
         self.count = np.zeros(bins, np.int64)
         self.right = np.zeros(bins, np.int64)
@@ -116,6 +120,8 @@ class Calibration:
         p = (c.astype(np.float64) + 0.5) / 255.5 if c.dtype == np.uint8 else c.astype(np.float64)
         keep = t != IGNORE
         t, y, p = t[keep], y[keep], p[keep]
+        if not ((p >= 0) & (p <= 1 + 1e-4)).all():  # softmax in float32 may round a hair over one
+            raise ValueError("a confidence is NaN or outside 0..1: give softmax maxima, or bytes (255·p)")
         index = np.minimum((p * self.bins).astype(np.int64), self.bins - 1)
         self.count += np.bincount(index, minlength=self.bins)
         self.right += np.bincount(index, weights=(t == y), minlength=self.bins).astype(np.int64)
@@ -124,6 +130,8 @@ class Calibration:
 
     def merge(self, other: Calibration) -> Calibration:
         """Add another one's counts.  Returns self."""
+        if not isinstance(other, Calibration):
+            raise ValueError(f"cannot merge a {type(other).__name__}: expected a Calibration")
         if other.bins != self.bins:
             raise ValueError(f"cannot merge calibrations of {other.bins} and {self.bins} bins")
         self.count += other.count

@@ -19,13 +19,14 @@ This module knows arrays.  It may not know networks, frames on disk or training.
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-__all__ = ["BINS", "IGNORE", "ClassHistograms", "pseudo_labels", "st_threshold"]
+__all__ = ["BINS", "IGNORE", "ClassHistograms", "pseudo_labels", "self_paced", "st_threshold"]
 
 BINS = 1 << 16
 IGNORE = 255
@@ -33,7 +34,12 @@ _SLACK = np.float32(1.0 + 1e-4)  # softmax in float32 may round a hair over one
 
 
 def _is_torch(array: Any) -> bool:
-    return type(array).__module__.partition(".")[0] == "torch"
+    return hasattr(array, "detach") and hasattr(array, "is_sparse")
+
+
+def _host(array: Any) -> Any:
+    """A tensor of any device as a NumPy array; anything else as it is."""
+    return array.detach().cpu().numpy() if _is_torch(array) else array
 
 
 # --------------------------------------------------------------------------------------- the kernels
@@ -65,15 +71,20 @@ def _check_map(p: Any, classes: int) -> None:
     if getattr(p, "ndim", 0) != 3 or p.shape[0] != classes:
         shape = tuple(getattr(p, "shape", ()))
         raise ValueError(f"the softmax map has shape {shape}, expected [{classes}, H, W], classes first")
-    if isinstance(p, np.ndarray) and p.dtype.kind not in "fiub":
-        raise ValueError(f"the softmax map is {p.dtype}: expected real numbers")
+    if _is_torch(p):
+        if p.is_complex() or p.is_sparse or p.is_meta:
+            raise ValueError(f"the softmax map is {p.dtype}, {p.layout} on {p.device}: expected real numbers")
+    elif not isinstance(p, np.ndarray) or p.dtype.kind not in "fiub" or isinstance(p, np.ma.MaskedArray):
+        what = "masked (use `valid`)" if isinstance(p, np.ma.MaskedArray) else getattr(p, "dtype", type(p))
+        raise ValueError(f"the softmax map is {what}: expected an array or tensor of real numbers")
 
 
 def check_prior(prior: Any, p: Any) -> None:
-    if tuple(prior.shape) != tuple(p.shape):
-        raise ValueError(
-            f"the spatial prior has shape {tuple(prior.shape)}, the map {tuple(p.shape)}: resize the prior"
-        )
+    shape = tuple(getattr(prior, "shape", ()))
+    if shape != tuple(p.shape):
+        raise ValueError(f"the spatial prior has shape {shape}, the map {tuple(p.shape)}: resize the prior")
+    if not _is_torch(prior) and prior.dtype.kind not in "fiub":
+        raise ValueError(f"the spatial prior is {prior.dtype}: expected real numbers")
     if not bool(((prior >= 0) & (prior <= float(_SLACK))).all()):
         raise ValueError("the spatial prior holds NaN or values outside 0..1: estimate it again")
 
@@ -82,7 +93,7 @@ def valid_mask(valid: Any, p: Any) -> np.ndarray | None:
     """bool [H,W]; a mask of another size would be read beyond its end."""
     if valid is None:
         return None
-    mask = np.ascontiguousarray(valid, np.bool_)
+    mask = np.ascontiguousarray(_host(valid), np.bool_)
     if mask.shape != tuple(p.shape[1:]):
         raise ValueError(f"`valid` has shape {mask.shape}, the map {tuple(p.shape[1:])}: crop it alike")
     return mask
@@ -92,7 +103,11 @@ def allowed_mask(allowed: Collection[int] | np.ndarray | None, classes: int) -> 
     """bool [C] from a set of class indices or a bool [C] array; None = every class may appear."""
     if allowed is None:
         return None
-    values = np.asarray(allowed if isinstance(allowed, np.ndarray) else list(allowed))
+    allowed = _host(allowed)
+    try:
+        values = np.asarray(allowed if isinstance(allowed, np.ndarray) else list(allowed))
+    except TypeError as error:
+        raise ValueError(f"`allowed` is {allowed!r}: give a set of class indices or a bool mask") from error
     if values.size and values.dtype.kind not in "iub":
         raise ValueError(f"`allowed` holds {values.tolist()}: give class indices or a bool mask")
     if values.dtype == np.bool_:
@@ -145,7 +160,8 @@ def _best_torch(p: Any, prior: Any, mask: np.ndarray | None) -> tuple[Any, Any]:
 
 
 def _numpy_map(p: Any) -> np.ndarray:
-    return np.ascontiguousarray(p, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 is no softmax either
+        return np.ascontiguousarray(_host(p), dtype=np.float32)
 
 
 def _torch_like(array: Any, p: Any) -> Any:
@@ -281,17 +297,17 @@ class ClassHistograms:
         1.0 where c was never predicted, or so rarely that floor(n_c·portion) = 0: the class is switched
         off.  Within 2^-16 below the exact order statistic, so at least the portion is accepted.
         """
-        _check_portion(portion)
+        check_portion(portion)
         return np.array([_ranked(self.counts[c], portion) for c in range(self.classes)])
 
     def threshold(self, portion: float) -> float:
         """λ for plain self-training (ST): the one value ranked at `portion` among all pixels."""
-        _check_portion(portion)
+        check_portion(portion)
         return _ranked(self.counts.sum(axis=0), portion)
 
     def quantile(self, c: int, portion: float) -> float:
         """λ_c of one class."""
-        _check_portion(portion)
+        check_portion(portion)
         if not 0 <= c < self.classes:
             raise ValueError(f"class {c}: expected 0..{self.classes - 1}")
         return _ranked(self.counts[c], portion)
@@ -301,19 +317,25 @@ class ClassHistograms:
         """Write to `path` (compressed .npz; replaced atomically).  Returns the path."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, schema=np.int64(1), counts=self.counts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "wb") as file:
+                np.savez_compressed(file, schema=np.int64(1), counts=self.counts)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:  # a full disk keeps the old content and no half of the new
+            temporary.unlink(missing_ok=True)
+            raise
         return path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ClassHistograms:
         """Read what `save` wrote.  Raises ValueError (one line) for anything else."""
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-                schema, counts = int(data["schema"]), data["counts"]
+            with open(path, "rb") as file:
+                _refuse_large(file)
+                with np.load(file, allow_pickle=False) as data:
+                    schema, counts = int(data["schema"]), data["counts"]
         except FileNotFoundError:
             raise
         except Exception as error:
@@ -323,8 +345,8 @@ class ClassHistograms:
             raise ValueError(f"{path} is no class histogram ({found}): collect it again")
         if schema != 1:
             raise ValueError(f"{path} is a class histogram of schema {schema}: this version reads 1")
-        if counts.sum(dtype=np.float64) > 2.0**62:
-            raise ValueError(f"{path} is no class histogram (counts beyond an int64): collect it again")
+        if counts.sum(dtype=np.float64) > 2.0**53:  # ranks are exact up to here, and a thousand merge safely
+            raise ValueError(f"{path} is no class histogram (counts beyond 2^53): collect it again")
         try:
             histogram = cls(counts.shape[0])
         except ValueError as error:
@@ -341,8 +363,19 @@ class ClassHistograms:
         return f"ClassHistograms(classes={self.classes}, pixels={int(self.pixels.sum())})"
 
 
-def _check_portion(portion: float) -> None:
-    if not isinstance(portion, (int, float, np.number)) or not 0.0 < portion <= 1.0:
+def _refuse_large(file: BinaryIO) -> None:
+    """A histogram may come from another vehicle: what would unpack to more than 254 classes is not read."""
+    largest = 8 * BINS * (IGNORE - 1) + 4096
+    with zipfile.ZipFile(file) as archive:
+        told = sum(entry.file_size for entry in archive.infolist())
+    if told > largest:
+        raise ValueError(f"it would unpack to {told} bytes, {largest} at most")
+    file.seek(0)
+
+
+def check_portion(portion: float) -> None:
+    """Raise ValueError unless 0 < portion <= 1."""
+    if not isinstance(portion, (int, float, np.integer, np.floating)) or not 0.0 < portion <= 1.0:
         raise ValueError(f"portion {portion}: expected more than 0 and at most 1")
 
 
@@ -356,6 +389,23 @@ def _ranked(counts: np.ndarray, portion: float) -> float:
     # A confidence in bin 0 would give λ = 0 and divide by zero.  No softmax has one (max >= 1/C) but a prior
     # may make one; half a bin is then as good a bound as any.
     return max((BINS - 1 - bin_from_top) / BINS, 0.5 / BINS)
+
+
+def self_paced(start: float, step: float, cap: float, rounds: int) -> tuple[float, ...]:
+    """The portions of a self-paced schedule: p grows by `step` each round and stops at `cap`.
+
+    The published code: start .2 (CBST-SP on GTA5 .15), step .05, cap .5; CRST trains three rounds.
+
+    Raises:
+        ValueError: start or cap no portion, cap under start, a step that is negative or no number.
+    """
+    check_portion(start)
+    check_portion(cap)
+    if not (0 <= step <= 1 and start <= cap and rounds >= 1):
+        raise ValueError(
+            f"portions from {start} by {step} to {cap} in {rounds} rounds: they rise from start to cap"
+        )
+    return tuple(round(min(start + step * i, cap), 10) for i in range(rounds))
 
 
 def st_threshold(histograms: ClassHistograms, portion: float) -> np.ndarray:
@@ -386,7 +436,11 @@ def pseudo_labels(
     Raises:
         ValueError: wrong shapes, λ not positive, NaN or values outside 0..1 in the map.
     """
-    lam = np.asarray(lam, np.float32)
+    with np.errstate(over="ignore"):  # over float32's largest it is ∞, which switches the class off
+        lam = np.asarray(_host(lam))
+        if lam.dtype.kind not in "fiub":
+            raise ValueError(f"λ is {lam.dtype}: expected real numbers, one a class")
+        lam = lam.astype(np.float32)
     classes = lam.shape[0] if lam.ndim == 1 else -1
     if lam.ndim != 1:
         raise ValueError(f"λ has shape {lam.shape}: expected [C], one value a class")

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from adapt.labels.cbst import check_portion
+
 __all__ = ["CODES", "PublishedThresholds", "published_labels"]
 
 CODES = ("cbst", "crst")
@@ -55,6 +57,9 @@ class PublishedThresholds:
 
     def thresholds(self, portion: float, policy: str = "cbst") -> np.ndarray:
         """float64 [C]; policy "cbst" (a λ for each class) or "st" (the code's "global": one for all)."""
+        check_portion(portion)
+        if policy not in ("cbst", "st"):
+            raise ValueError(f"policy {policy!r}: choose cbst or st")
         phantom = self.code == "cbst"
         if policy == "st":
             pooled = [part for parts in self.values for part in parts]
@@ -64,8 +69,13 @@ class PublishedThresholds:
 
 def published_labels(p: np.ndarray, lam: np.ndarray, code: str) -> np.ndarray:
     """ŷ uint8 [H,W] as a published code rounds: "cbst" divides in float64, "crst" in float32."""
-    if np.isnan(p).any():
-        raise ValueError("the softmax map holds NaN: refuse the frame")
+    if code not in CODES:
+        raise ValueError(f"code {code!r}: choose one of {', '.join(CODES)}")
+    lam = np.asarray(lam)
+    if p.ndim != 3 or lam.shape != p.shape[:1] or not bool((lam > 0).all()):
+        raise ValueError(f"the map has shape {p.shape}, λ {lam.shape}: expected [C,H,W], [C], λ positive")
+    if not bool(((p >= 0) & (p <= 1 + 1e-4)).all()):
+        raise ValueError("the softmax map holds NaN or values outside 0..1: refuse the frame")
     kind: type = np.float64 if code == "cbst" else np.float32
     divisor: np.ndarray = lam.astype(np.float32).astype(kind)[:, None, None]
     ratio: np.ndarray = p.astype(kind) / divisor

@@ -38,8 +38,13 @@ class Augmentation:
         low, high = self.scale
         if not 0 < low <= high:
             raise ValueError(f"scale {self.scale}: give (smallest, largest), both positive")
-        if min(self.size) <= 0 or self.brightness < 1 or self.colour < 0:
-            raise ValueError(f"augmentation {self}: sizes are positive, brightness >= 1, colour >= 0")
+        if min(self.size) <= 0:
+            raise ValueError(f"crop {self.size}: both sides are positive")
+        for name, least, most in (
+            ("brightness", 1, 100), ("colour", 0, 10), ("blur", 0, 1), ("noise", 0, 255),
+        ):  # fmt: skip
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} {getattr(self, name)}: give {least} to {most}")
 
 
 @dataclass(frozen=True)

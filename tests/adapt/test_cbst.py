@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -314,6 +317,75 @@ def test_portions_that_cannot_be(portion):
         ClassHistograms(3).thresholds(portion)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda p: torch.from_numpy(p).to(torch.complex64), "real numbers"),
+        (lambda p: torch.from_numpy(p).to_sparse(), "real numbers"),
+        (lambda p: torch.from_numpy(p).to("meta"), "real numbers"),
+        (lambda p: np.ma.masked_array(p, mask=p > 0.5), "masked"),
+        (lambda p: p.astype(object), "real numbers"),
+        (lambda p: p.tolist(), "expected"),
+        (lambda p: p.astype(np.float64) * 1e300, "NaN or values outside"),
+    ],
+)
+def test_what_is_no_map_is_refused_with_a_value_error(given, words):
+    p, h = given(softmax_map(0)), ClassHistograms(7)
+    with pytest.raises(ValueError, match=words):
+        h.add(p)
+    with pytest.raises(ValueError, match=words):
+        pseudo_labels(p, np.full(7, 0.5))
+    assert h.pixels.sum() == 0
+
+
+def test_thresholds_tags_and_masks_may_be_tensors():
+    p, lam = softmax_map(0), np.full(7, 0.3)
+    valid = np.ones(p.shape[1:], bool)
+    valid[3:] = False
+    wanted = pseudo_labels(p, lam, prior=p, allowed={1, 2, 3}, valid=valid)
+    found = pseudo_labels(
+        p, torch.tensor(lam, requires_grad=True), prior=torch.from_numpy(p),
+        allowed=torch.tensor([1, 2, 3]), valid=torch.from_numpy(valid),
+    )  # fmt: skip
+    np.testing.assert_array_equal(found, wanted)
+    # over the largest float32 is infinity: the class is off, as it is for a tag that is not there
+    np.testing.assert_array_equal(
+        pseudo_labels(p, [1e300, *lam[1:]]), pseudo_labels(p, lam, allowed=range(1, 7))
+    )
+
+
+def test_a_schedule_rises_by_its_step_up_to_its_cap():
+    assert cbst.self_paced(0.2, 0.05, 0.5, 3) == (0.2, 0.25, 0.3)
+    assert cbst.self_paced(0.2, 0.15, 0.5, 4) == (0.2, 0.35, 0.5, 0.5)
+    for wrong in ((0, 0.1, 0.5, 3), (0.6, 0.1, 0.5, 3), (0.2, -0.1, 0.5, 3), (0.2, float("nan"), 0.5, 3),
+                  (0.2, 0.1, 1.5, 3), (0.2, 0.1, 0.5, 0)):  # fmt: skip
+        with pytest.raises(ValueError, match="portion"):
+            cbst.self_paced(*wrong)
+
+
+def test_a_file_that_would_unpack_to_gigabytes_is_not_unpacked(tmp_path):
+    header = io.BytesIO()
+    shape = (254, cbst.BINS * 40)
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": shape})
+    schema = io.BytesIO()
+    np.save(schema, np.int64(1))
+    with zipfile.ZipFile(tmp_path / "h.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        with file.open("counts.npy", "w") as entry:
+            entry.write(header.getvalue())
+            for _ in range(200):
+                entry.write(bytes(1 << 20))
+        file.writestr("schema.npy", schema.getvalue())
+    with pytest.raises(ValueError, match="would unpack to 209"):
+        ClassHistograms.load(tmp_path / "h.npz")
+
+
+def test_saving_where_it_cannot_be_leaves_nothing_behind(tmp_path):
+    (tmp_path / "h").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        ClassHistograms(3).save(tmp_path / "h")
+    assert [p.name for p in tmp_path.iterdir()] == ["h"]
+
+
 def test_odd_arguments_are_named():
     p, h = softmax_map(0), ClassHistograms(7)
     for call, words in (
@@ -324,6 +396,10 @@ def test_odd_arguments_are_named():
         (lambda: pseudo_labels(p, [np.nan] * 7), "no NaN"),
         (lambda: pseudo_labels(p, np.ones(7), allowed={"car"}), "class indices"),
         (lambda: pseudo_labels(p, np.ones(7), allowed={1.5}), "class indices"),
+        (lambda: pseudo_labels(p, np.ones(7), allowed=3), "set of class indices"),
+        (lambda: pseudo_labels(p, np.ones(7) + 0j), "λ is complex128"),
+        (lambda: pseudo_labels(p, np.ones(7), prior=p.tolist()), "prior has shape"),
+        (lambda: pseudo_labels(p, np.ones(7), prior=p.astype(complex)), "prior is complex128"),
         (lambda: h.add(p.astype(complex)), "real numbers"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -336,7 +412,7 @@ def test_odd_arguments_are_named():
     "content",
     [
         {"counts": np.zeros((3, cbst.BINS), np.int64), "schema": 7},
-        {"counts": np.full((3, cbst.BINS), 2**62), "schema": 1},
+        {"counts": np.full((3, cbst.BINS), 2**40), "schema": 1},
         {"counts": np.zeros((300, 4), np.int64), "schema": 1},
         {"counts": -np.ones((3, cbst.BINS), np.int64), "schema": 1},
         {"counts": np.zeros((0, cbst.BINS), np.int64), "schema": 1},

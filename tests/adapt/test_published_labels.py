@@ -122,3 +122,18 @@ def test_a_map_that_is_no_softmax_is_refused():
         PublishedThresholds(3, "crst").add(broken)
     with pytest.raises(ValueError, match="NaN"):
         published_labels(broken, np.ones(3), "cbst")
+
+
+@pytest.mark.parametrize("portion", [0, -0.2, 1.5, float("nan")])
+def test_portions_and_policies_that_cannot_be(portion):
+    found = PublishedThresholds(2, "crst").add(two_class([0.9, 0.8]))
+    with pytest.raises(ValueError, match="portion"):
+        found.thresholds(portion)
+    with pytest.raises(ValueError, match="choose cbst or st"):
+        found.thresholds(0.5, "both")
+
+
+@pytest.mark.parametrize("lam", [[0.5], [0.5, 0.0], [0.5, float("nan")], [[0.5], [0.5]]])
+def test_thresholds_that_do_not_fit_the_map_are_refused(lam):
+    with pytest.raises(ValueError, match="λ positive"):
+        published_labels(two_class([0.9, 0.8]), np.array(lam), "crst")

@@ -15,7 +15,8 @@ import torch
 
 from adapt.data.base import read_label
 from adapt.presets import PRESETS, preset
-from adapt.round import RoundConfig, RoundError, adapt
+from adapt.round import RoundConfig, RoundError, _Round, adapt
+from adapt.train.loop import silent
 from adapt.train.supervised import score
 from networks.pack import load_pack
 from tests.adapt.conftest import toy_scene
@@ -219,7 +220,7 @@ def test_every_preset_runs(toy_pack, dark_frames, tmp_path, name):
         ({"portions": (0.0,)}, "more than 0"),
         ({"policy": "best"}, "cbst or st"),
         ({"steps": (1, 2)}, "one for each"),
-        ({"target": 0}, "at least 1"),
+        ({"target": 0}, "1 or more"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(arguments, message):
@@ -248,3 +249,63 @@ def test_a_round_on_a_refreshed_pack_is_judged_by_the_whole_way(finished, dark_f
     drop = way["source"] - second.report["candidate_measures"]["source"]
     assert checks["total-source-holdout"]["value"] == pytest.approx(drop, abs=1e-4)
     assert "total-distance" not in {c["name"] for c in first.report["gate"]["checks"]}
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"portions": (NAN,)}, {"portions": ("a",)}, {"portions": 0.2}, {"steps": 1.5}, {"steps": (1, 2, -3)},
+        {"source": -1}, {"target": 0}, {"target": 1.5}, {"crop": 5}, {"crop": (0, 4)}, {"scale": (NAN, 1)},
+        {"brightness": NAN}, {"brightness": float("inf")}, {"colour": NAN}, {"blur": 2}, {"noise": -1},
+        {"label_scales": ()}, {"label_scales": (0,)}, {"label_scales": (100,)}, {"adabn_batch": 0},
+        {"adabn_keep": ()}, {"adabn_keep": (2,)}, {"adabn_keep": (NAN,)}, {"holdout": 0}, {"holdout": 1},
+        {"holdout": NAN}, {"replay_limit": -1}, {"ignore_bottom": -1}, {"infer_batch": 0},
+        {"checkpoint_every": 0}, {"seed": -1}, {"threads": -1}, {"device": "tpu"}, {"device": ""},
+        {"compat": "crst", "ignore_border": 2}, {"compat": "cbst", "absent": ("sky",)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused_before_anything_runs(setting):
+    with pytest.raises(RoundError):
+        RoundConfig(**setting)
+
+
+def tagged(pack, frames, out, allowed=None, **settings) -> _Round:
+    return _Round(pack, frames, RoundConfig(**settings), out, silent, allowed, None)
+
+
+def test_tags_by_name_index_and_mask_are_the_same_round(toy_pack, dark_frames, tmp_path):
+    """The round's identity holds them, so that a resumed one has the same."""
+    names, n = toy_pack.spec.classes, len(dark_frames)
+    told = [
+        [{names[0], names[2]}] * n, [{0, 2}] * n, [np.array([2, 0])] * n,
+        [np.array([True, False, True, False])] * n,
+    ]  # fmt: skip
+    rounds = [tagged(toy_pack, dark_frames, tmp_path, allowed) for allowed in told]
+    assert {r._identity() for r in rounds} == {rounds[0]._identity()}
+    assert rounds[0].allowed == [[0, 2]] * len(rounds[0].target)
+    other = tagged(toy_pack, dark_frames, tmp_path, [np.array([False, True, True, False])] * n)
+    assert other._identity() != rounds[0]._identity()
+
+
+def test_a_class_that_cannot_be_here_is_in_no_tag(toy_pack, dark_frames, tmp_path):
+    names, n = toy_pack.spec.classes, len(dark_frames)
+    ours = tagged(toy_pack, dark_frames, tmp_path, [None, {0, 1}] * (n // 2), absent=(names[1],))
+    assert {tuple(a) for a in ours.allowed} == {(0, 2, 3), (0,)}
+    assert tagged(toy_pack, dark_frames, tmp_path).allowed == [None] * len(ours.target)
+
+
+def test_tags_and_masks_that_cannot_be_are_refused_at_once(toy_pack, dark_frames, tmp_path):
+    n = len(dark_frames)
+    for allowed, settings, words in (
+        ([{9}] * n, {}, r"outside 0\.\.3"), ([{"tram"}] * n, {}, "tags"), ([{"car", 1.5}] * n, {}, "tags"),
+        ([3] * n, {}, "tags"), (None, {"absent": ("tram",)}, "no class 'tram'"),
+        ([{0}] * n, {"compat": "crst"}, "knows no image tags"), ([{0}], {}, "1 sets of tags"),
+        (None, {"ignore_bottom": 32}, "leave nothing"), (None, {"ignore_border": 10**6}, "leave nothing"),
+    ):  # fmt: skip
+        with pytest.raises(RoundError, match=words):
+            tagged(toy_pack, dark_frames, tmp_path / "r", allowed, **settings)
+    assert not (tmp_path / "r").exists()

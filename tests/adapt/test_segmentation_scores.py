@@ -95,3 +95,49 @@ def test_the_table_shows_the_change():
     assert "| road | 50.0 | 75.0 (+25.0) |" in table
     assert "| car | – | 20.0 |" in table
     assert "| **mean IoU** | 50.0 | 47.5 (-2.5) |" in table
+
+
+GOOD = np.array([[0, 1], [2, 3]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction", "words"),
+    [
+        (GOOD, np.full((2, 2), 4, np.uint8), "a prediction is class 4"),  # the next one is no "no label"
+        (GOOD, np.full((2, 2), -1), "a prediction is class -1"),
+        (np.full((2, 2), 4, np.uint8), GOOD, "the truth holds class 4"),
+        (np.full((2, 2), -1, np.int8), GOOD, "the truth holds class -1"),
+        (GOOD + 0.5, GOOD, "give class indices"),
+        (GOOD, np.full((2, 2), np.nan), "give class indices"),
+        (GOOD.astype(complex), GOOD, "give class indices"),
+    ],
+)
+def test_what_is_no_class_is_refused_and_counts_nothing(truth, prediction, words):
+    score = Confusion(4)
+    with pytest.raises(ValueError, match=words):
+        score.add(truth, prediction)
+    assert not score.matrix.any()
+
+
+def test_a_frame_of_nothing_but_void_counts_nothing():
+    score = Confusion(4).add(np.full((3, 3), 255, np.uint8), np.zeros((3, 3), np.uint8))
+    assert not score.matrix.any()
+    assert np.isnan(score.miou())
+    assert np.isnan(score.iou()).all()
+    assert np.isnan(score.accuracy())
+
+
+@pytest.mark.parametrize("confidence", [np.nan, -0.5, 1.5, np.inf, 200])
+def test_confidences_that_are_none_are_refused(confidence):
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        Calibration().add(GOOD, GOOD, np.full(GOOD.shape, confidence))
+    with pytest.raises(ValueError, match="bins"):
+        Calibration(0)
+
+
+@pytest.mark.parametrize("other", [5, None, Calibration()])
+def test_only_its_own_kind_is_merged(other):
+    with pytest.raises(ValueError, match="cannot merge a"):
+        Confusion(4).merge(other)
+    with pytest.raises(ValueError, match="cannot merge a"):
+        Calibration().merge(Confusion(4))
