@@ -4,19 +4,26 @@
 
 One command whose output is everything that a machine without a GPU cannot see: versions, agreement with
 float32 on the CPU, latencies with and without CUDA graphs, building against refitting, two lanes at once.  A
-part that cannot run says why in the same JSON.  Nothing here has been executed on a CUDA device by the
-authors yet; with `--device cpu` the torch and ONNX Runtime parts run on the CPU, which tests the script.
+part that cannot run says why in the same JSON.  Each part is a process of its own with a limit of time: a
+driver may hang and a library may end its process, and the others are measured all the same.  Nothing here has
+been executed on a CUDA device by the authors yet; with `--device cpu` the torch and ONNX Runtime parts run on
+the CPU, which tests the script.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
+import os
+import signal
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,9 +33,11 @@ import numpy as np
 import onnx
 import torch
 
+import networks
 from adapt.data.street import render
 from bench import machine
 from bench.networks import describe, random_network
+from export.files import write_whole
 from export.graph import Contract, ServingGraph
 from export.half import to_half
 from export.tensorrt import BuildOptions, build_plan, refit_plan
@@ -44,6 +53,8 @@ LIBRARIES = (
     *("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-cu13", "tensorrt-cu12", "pycuda", "cuda-bindings"),
     *("numpy", "onnx", "roadworthy"),
 )
+#: Seconds a part may take: two TensorRT builds and their runs need one or two minutes.
+LIMIT = 900.0
 DEFAULT = ["roadnet", "casenet_light", "espnetv2_edges:joint"]
 Answer = Mapping[str, np.ndarray]
 
@@ -276,10 +287,71 @@ PARTS: dict[str, Callable[[Case, str, int], dict[str, Any]]] = {
 }
 
 
-def measure(
-    names: Sequence[str], size: tuple[int, int], device: str, runs: int, parts: Sequence[str] = tuple(PARTS)
+def guarded(command: Sequence[str], limit: float) -> dict[str, Any]:
+    """The JSON object that a command prints last, or {"error": how it ended instead}."""
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained:
+        child = subprocess.Popen(command, stdout=said, stderr=complained, start_new_session=True)
+        try:
+            code = child.wait(limit)
+            ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        except subprocess.TimeoutExpired:
+            ended = f"still running after {limit:g} s, and killed"
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # and whatever it started
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        for file in (said, complained):
+            file.seek(0)
+        try:
+            found = json.loads(said.read())
+        except ValueError:
+            lines = complained.read().decode(errors="replace").strip().splitlines()
+            return {"error": f"{ended}; last said: {' | '.join(lines[-8:])[-1500:]}"}
+    return found if isinstance(found, dict) else {"error": f"{ended} without a report"}
+
+
+def alone(
+    name: str, part: str, size: tuple[int, int], device: str, runs: int, limit: float = LIMIT
 ) -> dict[str, Any]:
-    """Every part on every network.  `executed` counts those that ran."""
+    """One part on one network, in a process of its own: what it measured, {"absent": …} or {"error": …}."""
+    words = ["--network", name, "--part", part, "--size", f"{size[0]}x{size[1]}", "--device", device]
+    command = [sys.executable, "-X", "faulthandler", "-m", "bench.gpu", *words, "--runs", str(runs)]
+    report = guarded([*command, "--in-process", "--json"], limit)
+    if "networks" not in report:
+        return report
+    found: dict[str, Any] = report["networks"][name][part]
+    return found
+
+
+def here(
+    name: str, parts: Sequence[str], size: tuple[int, int], device: str, runs: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same in this process."""
+    case = Case.make(name, size, 4)
+    for part in parts:
+        try:
+            yield part, PARTS[part](case, device, runs)
+        except (Absent, cuda.CudaError) as error:
+            yield part, {"absent": str(error)}
+        except Exception as error:  # one broken part must not hide what the others show
+            yield part, {"error": f"{type(error).__name__}: {error}"}
+
+
+def measure(
+    names: Sequence[str],
+    size: tuple[int, int],
+    device: str,
+    runs: int,
+    parts: Sequence[str] = tuple(PARTS),
+    *,
+    limit: float | None = LIMIT,
+    keep: Callable[[dict[str, Any]], None] = lambda report: None,
+) -> dict[str, Any]:
+    """Every part on every network.  `executed` counts those that ran.
+
+    `limit`: seconds a part may take; None: all of them in this process.  `keep` gets the report each time
+    that there is more of it.
+    """
     report: dict[str, Any] = {"machine": machine.describe(), "libraries": versions(), "device": device}
     try:
         found = cuda.probe()
@@ -289,18 +361,18 @@ def measure(
     report["executed"] = 0
     report["networks"] = {}
     for name in names:
-        case = Case.make(name, size, 4)
-        results: dict[str, Any] = {}
-        for part in parts:
-            print(f"{name}: {part}", file=sys.stderr)
-            try:
-                results[part] = PARTS[part](case, device, runs)
-                report["executed"] += 1
-            except (Absent, cuda.CudaError) as error:
-                results[part] = {"absent": str(error)}
-            except Exception as error:  # one broken part must not hide what the others show
-                results[part] = {"error": f"{type(error).__name__}: {error}"}
-        report["networks"][name] = results
+        results = report["networks"][name] = {}
+        found = (
+            here(name, parts, size, device, runs)
+            if limit is None
+            else ((part, alone(name, part, size, device, runs, limit)) for part in parts)
+        )
+        for part, result in found:
+            results[part] = result
+            report["executed"] += not {"absent", "error"} & set(result)
+            said = result.get("error") or result.get("absent") or "executed"
+            print(f"{name} {part}: {said}", file=sys.stderr, flush=True)
+            keep(report)
     return report
 
 
@@ -314,12 +386,16 @@ def main(argv: list[str] | None = None) -> int:
         "exit codes: 0 something was executed and nothing failed, 1 otherwise, 2 usage",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    networks = "NETWORK or NETWORK:TASK, repeatable; default: one of each task"
-    parser.add_argument("--network", action="append", metavar="NAME", help=networks)
+    which = "NETWORK or NETWORK:TASK, repeatable; default: one of each task"
+    parser.add_argument("--network", action="append", metavar="NAME", help=which)
     parser.add_argument("--size", default="256x512", metavar="HxW")
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the script")
     parser.add_argument("--part", action="append", choices=tuple(PARTS), help="default: all; repeatable")
+    of_a_part = f"of a part ({LIMIT:g})"
+    parser.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS", help=of_a_part)
+    unguarded = "all parts in this process, without a limit"
+    parser.add_argument("--in-process", action="store_true", help=unguarded)
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     parser.add_argument("--json", action="store_true", help="print the report to stdout")
     arguments = parser.parse_args(argv)
@@ -327,24 +403,28 @@ def main(argv: list[str] | None = None) -> int:
         height, width = (int(part) for part in arguments.size.split("x"))
     except ValueError:
         parser.error(f"--size {arguments.size}: write HEIGHTxWIDTH, for example 256x512")
+    known = networks.names()
+    if wrong := [name for name in arguments.network or () if name.partition(":")[0] not in known]:
+        parser.error(f"--network {wrong[0]}: choose one of {', '.join(known)}")
+    if arguments.runs < 1 or arguments.limit <= 0:
+        parser.error("--runs and --limit must be above 0")
+
+    def keep(report: dict[str, Any]) -> None:
+        if arguments.out:
+            write_whole(arguments.out, (json.dumps(report, indent=1) + "\n").encode())
+
     report = measure(
         arguments.network or DEFAULT,
         (height, width),
         arguments.device,
         arguments.runs,
         arguments.part or tuple(PARTS),
+        limit=None if arguments.in_process else arguments.limit,
+        keep=keep,
     )
-    text = json.dumps(report, indent=1)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
     if arguments.json:
-        print(text)
-    failed = False
-    for name, parts in report["networks"].items():
-        for part, result in parts.items():
-            failed = failed or "error" in result
-            said = result.get("error") or result.get("absent") or "executed"
-            print(f"{name} {part}: {said}", file=sys.stderr)
+        print(json.dumps(report, indent=1))
+    failed = any("error" in result for parts in report["networks"].values() for result in parts.values())
     return 0 if report["executed"] and not failed else 1
 
 

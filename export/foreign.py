@@ -17,8 +17,9 @@ import onnx
 
 from export import golden, parity, triton
 from export.errors import ExportError, one_line
+from export.files import read_file
 from export.graph import Contract
-from export.inspect import describe_onnx, external, parse_onnx, read_file, sample_inputs
+from export.inspect import describe_onnx, external, parse_onnx, sample_inputs
 from export.publish import Published, libraries, model_name, publish
 from runtime.config import EngineConfig
 from runtime.engines import load

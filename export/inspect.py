@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from export.errors import ExportError, one_line
+from export.files import read_file
 from export.lint import lint
 from networks.command import finish
 from networks.pack import PackError, load_pack
@@ -29,8 +30,6 @@ from runtime.errors import Refused
 from runtime.repository import Repository
 
 Report = dict[str, Any]
-#: What protobuf can hold.
-LARGEST_FILE = (2 << 30) - 1
 #: Values of one made-up input: 256 Mi, an open batch of one frame is far below.
 MOST_VALUES = 1 << 28
 
@@ -233,18 +232,6 @@ def describe_onnx(model: onnx.ModelProto, path: Path, *, profile: bool = False) 
 def read_onnx(path: Path) -> onnx.ModelProto:
     """The graph alone; weights in other files are not looked for.  Raises: ExportError."""
     return parse_onnx(read_file(path), path)
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of an ONNX file.  Raises: ExportError for what cannot be one."""
-    try:
-        if not path.is_file():  # a pipe or device would be read for ever
-            raise ExportError(f"{str(path)!r} " + ("is no plain file" if path.exists() else "does not exist"))
-        if path.stat().st_size > LARGEST_FILE:
-            raise ExportError(f"{str(path)!r} has more than {LARGEST_FILE >> 20} MiB, which no ONNX file can")
-        return path.read_bytes()
-    except OSError as error:
-        raise ExportError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
 
 
 def parse_onnx(content: bytes, path: Path) -> onnx.ModelProto:

@@ -15,8 +15,6 @@ import argparse
 import difflib
 import hashlib
 import json
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +22,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.errors import ExportError, one_line
+from export.files import read_file, write_whole
 from export.plan_options import PlanOptions, add_arguments, from_arguments
 from export.progress import Bars
+from networks.command import finish
 from runtime.engines.tensorrt import refit_engine
-from runtime.engines.tensorrt_library import RTX, Library, Log, TensorRTError, check, logger, tensorrt
+from runtime.engines.tensorrt_library import (
+    RTX,
+    Library,
+    Log,
+    TensorRTError,
+    check,
+    construct,
+    logger,
+    open_runtime,
+    tensorrt,
+)
 from runtime.tensors import Array
 
 if TYPE_CHECKING:
@@ -150,7 +161,12 @@ def build_plan(
     precision_of(onnx, options.precision)
     found = library or open_library(backend)
     _refuse_what_is_not_there(found, options)
-    return _Build(found, options, progress).run(onnx)
+    try:
+        return _Build(found, options, progress).run(onnx)
+    except TensorRTError:
+        raise
+    except RuntimeError as error:  # what the binding makes of a C++ exception
+        raise TensorRTError(f"{found.text} failed: {one_line(error)}; see the server's log") from error
 
 
 def precision_of(onnx: bytes, claimed: str) -> None:
@@ -158,9 +174,13 @@ def precision_of(onnx: bytes, claimed: str) -> None:
 
     Raises ValueError where they differ.
     """
+    from google.protobuf.message import DecodeError
     from onnx import ModelProto, TensorProto
 
-    model = ModelProto.FromString(onnx)
+    try:
+        model = ModelProto.FromString(onnx)
+    except DecodeError as error:
+        raise ValueError(f"it is not an ONNX file: {one_line(error)[:160]}") from error
     quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) > 1]
     halves = any(tensor.data_type == TensorProto.FLOAT16 for tensor in weights)
@@ -215,9 +235,10 @@ class _Build:
         else:
             trt = self.library.module
         started = time.monotonic()
-        builder = trt.Builder(self.logger)
-        if errors := self.log.errors():
-            raise TensorRTError(f"{self.library.text} cannot start: {errors[0]}; check `nvidia-smi`")
+        remedy = "check the driver with `nvidia-smi`"
+        builder = construct(lambda: trt.Builder(self.logger), "no builder", remedy, self.log)
+        if errors := self.log.errors(here=True):
+            raise TensorRTError(f"{self.library.text} cannot start: {errors[0]}; {remedy}")
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = check(builder.create_network(flags), "no network", "free host memory", self.log)
         config = check(builder.create_builder_config(), "no builder config", "free host memory", self.log)
@@ -268,7 +289,8 @@ class _Build:
             import tensorrt as trt
         else:
             trt = self.library.module
-        parser = trt.OnnxParser(network, self.logger)
+        make = lambda: trt.OnnxParser(network, self.logger)  # noqa: E731
+        parser = construct(make, "no ONNX parser", "free host memory", self.log)
         if parser.parse(onnx):
             return parser
         reasons = []
@@ -424,9 +446,7 @@ class _Build:
                     "this build's timings; record the cache again with the same network and options"
                 )
             return
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_bytes(after)
-        partial.replace(path)
+        write_whole(path, after)
 
     # ---------------------------------------------------------- inspection
     def _inspected(self, plan: Plan) -> Plan:
@@ -435,8 +455,7 @@ class _Build:
             import tensorrt as trt
         else:
             trt = self.library.module
-        runtime = trt.Runtime(self.logger)
-        runtime.engine_host_code_allowed = self.options.version_compatible
+        runtime = open_runtime(self.library, Log(), host_code=self.options.version_compatible)
         engine = check(
             runtime.deserialize_cuda_engine(plan.data),
             "the plan just built cannot be loaded",
@@ -448,7 +467,9 @@ class _Build:
         layers = json.loads(check(text, "no layer information", "build with a newer TensorRT", self.log))
         refittable: tuple[str, ...] = ()
         if self.options.refit:
-            refittable = tuple(sorted(trt.Refitter(engine, self.logger).get_all_weights()))
+            make = lambda: trt.Refitter(engine, self.logger)  # noqa: E731
+            refitter = construct(make, "no refitter", "free host memory", self.log)
+            refittable = tuple(sorted(refitter.get_all_weights()))
             compare_refittable(self.options.refit, refittable)
         return Plan(**{**_fields(plan), "layers": layers, "refittable": refittable})
 
@@ -485,14 +506,10 @@ def refit_plan(
     else:
         trt = found.module
     log = Log()
-    log_into = logger(found, log)
-    runtime = trt.Runtime(log_into)
-    if errors := log.errors():
-        raise TensorRTError(f"{found.text} cannot start: {errors[0]}; check `nvidia-smi`")
-    runtime.engine_host_code_allowed = host_code
+    runtime = open_runtime(found, log, host_code=host_code)
     loaded = runtime.deserialize_cuda_engine(plan)
     engine = check(loaded, "the plan cannot be loaded", "build it again on this device", log)
-    refit_engine(found, engine, log_into, log, weights)
+    refit_engine(found, engine, log, weights)
     config = check(engine.create_serialization_config(), "no serialisation config", "free host memory", log)
     check(
         config.set_flag(trt.SerializationFlag.INCLUDE_REFIT),
@@ -598,20 +615,17 @@ def main(argv: list[str] | None = None) -> int:
         )
     except ValueError as error:
         parser.error(str(error))
-    try:
-        with Bars(lines=False) as bars:
-            plan = build_plan(
-                arguments.onnx.read_bytes(), options, backend=arguments.backend, progress=bars
-            )
-        if arguments.out:
-            partial = arguments.out.with_name(f".{arguments.out.name}.{os.getpid()}")
-            partial.write_bytes(plan.data)
-            partial.replace(arguments.out)
-        if arguments.layers:
-            arguments.layers.write_text(json.dumps(plan.layers, indent=1))
-    except (TensorRTError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return finish(lambda: _run(arguments, options), (TensorRTError, ExportError, ValueError))
+
+
+def _run(arguments: argparse.Namespace, options: BuildOptions) -> int:
+    content = read_file(arguments.onnx)
+    with Bars(lines=False) as bars:
+        plan = build_plan(content, options, backend=arguments.backend, progress=bars)
+    if arguments.out:
+        write_whole(arguments.out, plan.data)
+    if arguments.layers:
+        write_whole(arguments.layers, json.dumps(plan.layers, indent=1).encode())
     if arguments.json:
         print(json.dumps(plan.manifest()))
     else:

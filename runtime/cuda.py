@@ -12,6 +12,7 @@ the next call ends the process.  Nothing of CUDA is imported when this module is
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import queue
 import threading
@@ -216,4 +217,6 @@ class CudaThread:
                 del task, function, future
                 answer = None
         finally:
-            self._driver.close()
+            # A device that is lost takes nothing back; whoever used it has been told.
+            with contextlib.suppress(CudaError):
+                self._driver.close()

@@ -16,6 +16,7 @@ The rules that shaped it (NVIDIA's documentation of TensorRT 10 and 11):
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,16 @@ import numpy as np
 
 from runtime.config import EngineConfig
 from runtime.cuda import CudaError, CudaThread, Driver
-from runtime.engines.tensorrt_library import Library, Log, TensorRTError, check, logger, tensorrt
+from runtime.engines.tensorrt_library import (
+    Library,
+    Log,
+    TensorRTError,
+    check,
+    construct,
+    logger,
+    open_runtime,
+    tensorrt,
+)
 from runtime.errors import Refused
 from runtime.tensors import DTYPES, Array, EngineSpec, TensorSpec
 
@@ -55,7 +65,7 @@ class Tensor:
     shape: tuple[int, ...]  # -1 = free
     is_input: bool
     optimum: tuple[int, ...] = ()  # of inputs
-    largest: tuple[int, ...] = ()  # of inputs; lanes fill it in for outputs
+    largest: tuple[int, ...] = ()  # of inputs
 
     @property
     def spec(self) -> TensorSpec:
@@ -120,20 +130,9 @@ class _Plan:
         self._runtime = None
 
     def _deserialise(self, driver: Driver) -> None:
-        if TYPE_CHECKING:
-            import tensorrt as trt
-        else:
-            trt = self.library.module
-        self._logger = logger(self.library, self.log)
-        runtime = trt.Runtime(self._logger)
-        if errors := self.log.errors():
-            # A Runtime that logged an error looks alive and kills the process at its next call.
-            raise TensorRTError(f"TensorRT cannot start: {errors[0]}; check the driver with `nvidia-smi`")
-        if self.host_code:
-            runtime.engine_host_code_allowed = True
-        self._runtime = runtime
+        self._runtime = open_runtime(self.library, self.log, host_code=self.host_code)
         self._engine = check(
-            runtime.deserialize_cuda_engine(self.model),
+            self._runtime.deserialize_cuda_engine(self.model),
             f"the plan cannot be loaded by {self.library.text}",
             f"plans fit one TensorRT version and one GPU model: {_REBUILD}"
             + ("" if self.host_code else "; a version-compatible one needs engine.host_code"),
@@ -148,7 +147,7 @@ class _Plan:
             )
 
     def _refit(self, weights: Mapping[str, Array]) -> None:
-        refit_engine(self.library, self.engine, self._logger, self.log, weights)
+        refit_engine(self.library, self.engine, self.log, weights)
 
     def _read_tensors(self) -> tuple[Tensor, ...]:
         if TYPE_CHECKING:
@@ -205,7 +204,7 @@ class _Plan:
 
 
 def refit_engine(
-    library: Library, engine: trt.ICudaEngine, log_into: trt.ILogger, log: Log, weights: Mapping[str, Array]
+    library: Library, engine: trt.ICudaEngine, log: Log, weights: Mapping[str, Array]
 ) -> None:
     """Gives a freshly deserialised engine, which has no context and no work yet, its new weights.
 
@@ -218,7 +217,8 @@ def refit_engine(
         trt = library.module
     if not engine.refittable:
         raise TensorRTError(f"the plan was built without refittable weights; {_REBUILD} --refit")
-    refitter = trt.Refitter(engine, log_into)
+    log_into = logger(library, log)
+    refitter = construct(lambda: trt.Refitter(engine, log_into), "no refitter", "free host memory", log)
     wanted = set(refitter.get_all_weights())
     if missing := sorted(wanted - set(weights)):
         raise TensorRTError(
@@ -285,6 +285,8 @@ class _Lane:
     _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _graph: object | None = None
     _ordinary_runs: int = 0
+    #: Of the device: the buffers, at their largest.
+    nbytes: int = 0
 
     @classmethod
     def open(cls, plan: _Plan, *, graphs: bool = True, profiler: trt.IProfiler | None = None) -> _Lane:
@@ -301,7 +303,9 @@ class _Lane:
         return self._context
 
     def close(self) -> None:
-        self.thread.call(self._free)
+        # A device that is lost refuses to give anything back, and there is nothing more to be done about it.
+        with contextlib.suppress(CudaError):
+            self.thread.call(self._free)
         self.thread.close()
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -318,6 +322,14 @@ class _Lane:
         if profiler is not None:
             self._context.profiler = profiler
         self._stream = driver.stream()
+        if self.context.active_optimization_profile != 0:  # the second context of an older TensorRT 10
+            check(
+                self.context.set_optimization_profile_async(0, self._stream),
+                "a further context cannot have the optimisation profile",
+                "set engine.concurrency = 1, or install a newer TensorRT",
+                plan.log,
+            )
+            driver.synchronise(self._stream)
         self._shape({tensor.name: tensor.largest for tensor in plan.tensors if tensor.is_input})
         for tensor in plan.tensors:
             shape = tuple(self.context.get_tensor_shape(tensor.name))
@@ -328,6 +340,7 @@ class _Lane:
             nbytes = _nbytes(tensor.datatype, shape)
             address = driver.allocate(nbytes)
             self._device[tensor.name] = address
+            self.nbytes += nbytes
             self._host[tensor.name] = driver.pinned(nbytes)
             check(
                 self.context.set_tensor_address(tensor.name, address),
@@ -401,25 +414,29 @@ class _Lane:
         return self._host[name][:nbytes].view(dtype).reshape(shape)
 
     def _drop_graph(self, driver: Driver) -> None:
-        if self._graph is not None:
-            driver.free_graph(self._graph)
-        self._graph = None
+        graph, self._graph = self._graph, None
         self._ordinary_runs = 0
+        if graph is not None:
+            driver.free_graph(graph)
 
     def _free(self, driver: Driver) -> None:
-        if self._stream:
-            driver.synchronise(self._stream)
-        self._drop_graph(driver)
-        self._context = None  # before the memory that it writes to
-        for address in self._device.values():
-            driver.free(address)
-        for array in self._host.values():
-            driver.free_pinned(array)
+        with contextlib.ExitStack() as last_first:  # each of them, also where one fails
+            if self._stream:
+                last_first.callback(driver.free_stream, self._stream)
+            for array in self._host.values():
+                last_first.callback(driver.free_pinned, array)
+            for address in self._device.values():
+                last_first.callback(driver.free, address)
+            last_first.callback(self._forget)  # the context goes before the memory that it writes to
+            last_first.callback(self._drop_graph, driver)
+            if self._stream:
+                last_first.callback(driver.synchronise, self._stream)
         self._device.clear()
         self._host.clear()
-        if self._stream:
-            driver.free_stream(self._stream)
-            self._stream = 0
+        self._stream = 0
+
+    def _forget(self) -> None:
+        self._context = None
 
 
 class TensorRTEngine:
@@ -434,7 +451,7 @@ class TensorRTEngine:
         self._precision = precision
         self._closed = False
         self._free: list[_Lane] = []
-        self._count = 0
+        self._lanes: list[_Lane] = []
         self._turn = threading.Condition()
         self._spec = EngineSpec(
             inputs=tuple(tensor.spec for tensor in plan.tensors if tensor.is_input),
@@ -446,8 +463,9 @@ class TensorRTEngine:
         )
         try:
             for _ in range(lanes):
-                self._free.append(_Lane.open(plan, graphs=graphs))
-                self._count += 1
+                self._lanes.append(_Lane.open(plan, graphs=graphs))
+                self._free.append(self._lanes[-1])
+            self._activations = plan.thread.call(lambda driver: int(plan.engine.device_memory_size_v2))
         except BaseException:
             self.close()
             raise
@@ -474,15 +492,21 @@ class TensorRTEngine:
         try:
             found = library if library is not None else tensorrt()
             plan = _Plan(model, found, driver, host_code=config.host_code, weights=weights)
-            engine = cls(plan, precision, config, 1 if candidate else config.concurrency, graphs=graphs)
-            try:
-                engine.warm()
-            except BaseException:
-                engine.close()
-                raise
-            return engine
+            return cls._warmed(plan, precision, config, 1 if candidate else config.concurrency, graphs)
         except (TensorRTError, CudaError) as error:
             raise Refused("load", str(error)) from error
+
+    @classmethod
+    def _warmed(
+        cls, plan: _Plan, precision: str, config: EngineConfig, lanes: int, graphs: bool
+    ) -> TensorRTEngine:
+        engine = cls(plan, precision, config, lanes, graphs=graphs)
+        try:
+            engine.warm()
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
     @property
     def spec(self) -> EngineSpec:
@@ -491,9 +515,7 @@ class TensorRTEngine:
     @property
     def memory_bytes(self) -> int:
         """Plan, activation memory of every lane, and its buffers at their largest."""
-        buffers = sum(_nbytes(t.datatype, t.largest) for t in self._plan.tensors if t.is_input)
-        activations = int(self._plan.thread.call(lambda driver: self._plan.engine.device_memory_size_v2))
-        return len(self._plan.model) + self._count * (activations + buffers)
+        return len(self._plan.model) + sum(self._activations + lane.nbytes for lane in self._lanes)
 
     @property
     def graph_refused(self) -> str:
@@ -506,7 +528,7 @@ class TensorRTEngine:
         inputs = [tensor for tensor in self._plan.tensors if tensor.is_input]
         zeros = {tensor.name: np.zeros(tensor.optimum, DTYPES[tensor.datatype]) for tensor in inputs}
         outputs = [spec.name for spec in self._spec.outputs]
-        lanes = [self._take() for _ in range(self._count)]
+        lanes = [self._take() for _ in self._lanes]
         try:
             for lane in lanes:
                 for _ in range(WARM_RUNS):
@@ -539,15 +561,12 @@ class TensorRTEngine:
 
         New lanes also because threads made by a niced thread stay niced.
         """
-        plan = self._plan.share()
         try:
-            engine = TensorRTEngine(
-                plan, self._precision, self._config, self._config.concurrency, graphs=self._graphs
+            return TensorRTEngine._warmed(
+                self._plan.share(), self._precision, self._config, self._config.concurrency, self._graphs
             )
         except (TensorRTError, CudaError) as error:
             raise Refused("load", str(error)) from error
-        engine.warm()
-        return engine
 
     def refit(self, weights: Mapping[str, Array]) -> TensorRTEngine:
         """A NEW, warm standby engine with these weights; this one goes on untouched.
@@ -604,12 +623,13 @@ class TensorRTEngine:
                 return
             self._closed = True
             self._turn.notify_all()
-            while len(self._free) < self._count:
+            while len(self._free) < len(self._lanes):
                 self._turn.wait()
-        for lane in self._free:
-            lane.close()
+        with contextlib.ExitStack() as last_first:
+            last_first.callback(self._plan.release)
+            for lane in self._lanes:
+                last_first.callback(lane.close)
         self._free.clear()
-        self._plan.release()
 
     def __enter__(self) -> TensorRTEngine:
         return self

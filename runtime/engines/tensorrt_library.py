@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib
 import threading
+import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -79,31 +81,60 @@ def tensorrt() -> Library:
 
 
 class Log:
-    """What TensorRT said: the last lines, and the errors among them.  Safe from any thread."""
+    """What TensorRT said: the last lines, and the errors among them.  Safe from any thread.
+
+    All logs hear everything (see `logger`); a line keeps the thread it was said on, which is how an engine
+    tells its own errors from another's.
+    """
 
     def __init__(self, keep: int = 200) -> None:
-        self._lines: deque[tuple[str, str]] = deque(maxlen=keep)
+        self._lines: deque[tuple[str, str, int]] = deque(maxlen=keep)
         self._lock = threading.Lock()
 
     def add(self, severity: str, message: str) -> None:
         with self._lock:
-            self._lines.append((severity, " ".join(message.split())))
+            self._lines.append((severity, " ".join(message.split()), threading.get_ident()))
 
-    def lines(self, *severities: str) -> list[str]:
+    def lines(self, *severities: str, here: bool = False) -> list[str]:
+        """Oldest first; `here`: those said on this thread."""
+        me = threading.get_ident()
         with self._lock:
-            return [line for severity, line in self._lines if not severities or severity in severities]
+            return [
+                line
+                for severity, line, thread in self._lines
+                if (not severities or severity in severities) and (not here or thread == me)
+            ]
 
-    def errors(self) -> list[str]:
-        return self.lines("ERROR", "INTERNAL_ERROR")
+    def errors(self, *, here: bool = False) -> list[str]:
+        return self.lines("ERROR", "INTERNAL_ERROR", here=here)
 
     def why(self) -> str:
-        """The last error, or what to say when there was none."""
-        errors = self.errors()
+        """The last error of this thread, or of any, or what to say when there was none."""
+        errors = self.errors(here=True) or self.errors()
         return errors[-1] if errors else "TensorRT gave no reason"
 
 
+_loggers: dict[ModuleType, tuple[trt.ILogger, weakref.WeakSet[Log]]] = {}
+_loggers_lock = threading.Lock()
+
+
 def logger(library: Library, log: Log) -> trt.ILogger:
-    """A TensorRT logger that writes into `log`.  Keep it as long as anything made with it."""
+    """THE TensorRT logger of this process, which from now on writes into `log` too, as long as that lives.
+
+    One, and for ever: TensorRT takes the logger of the first builder, runtime or refitter for all that exist
+    beside it and ignores theirs, so a logger of one's own would go with the first engine that is swapped out
+    while the others still write to it.
+    """
+    with _loggers_lock:
+        if library.module not in _loggers:
+            listening: weakref.WeakSet[Log] = weakref.WeakSet()
+            _loggers[library.module] = _recording(library, listening), listening
+        made, logs = _loggers[library.module]
+        logs.add(log)
+    return made
+
+
+def _recording(library: Library, logs: weakref.WeakSet[Log]) -> trt.ILogger:
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
@@ -115,9 +146,36 @@ def logger(library: Library, log: Log) -> trt.ILogger:
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
             if severity <= trt.ILogger.WARNING:  # INFO and VERBOSE are thousands of lines a build
-                log.add(severity.name, msg)
+                for log in list(logs):
+                    log.add(severity.name, msg)
 
     return Recording()
+
+
+def construct(make: Callable[[], T], what: str, remedy: str, log: Log) -> T:
+    """A TensorRT object.  Where its factory gives nothing, the binding raises TypeError.
+
+    Raises TensorRTError.
+    """
+    try:
+        return make()
+    except TypeError as error:
+        raise TensorRTError(f"{what} ({error}): {log.why()}; {remedy}") from error
+
+
+def open_runtime(library: Library, log: Log, *, host_code: bool) -> trt.Runtime:
+    """A Runtime that may be used; `log` is one that is new.  Raises TensorRTError."""
+    if TYPE_CHECKING:
+        import tensorrt as trt
+    else:
+        trt = library.module
+    remedy = "check the driver with `nvidia-smi`"
+    runtime = construct(lambda: trt.Runtime(logger(library, log)), "no runtime", remedy, log)
+    if errors := log.errors(here=True):
+        # A Runtime that logged an error looks alive and kills the process at its next call.
+        raise TensorRTError(f"{library.text} cannot start: {errors[0]}; {remedy}")
+    runtime.engine_host_code_allowed = host_code
+    return runtime
 
 
 def check(answer: T | Literal[False] | None, what: str, remedy: str, log: Log) -> T:

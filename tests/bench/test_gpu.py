@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +26,8 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_the_cpu_torch_and_onnxruntime_agree(
     no_device: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = gpu.main(["--device", "cpu", "--network", "roadnet", "--size", "32x64", "--runs", "1", "--json"])
+    words = ["--device", "cpu", "--network", "roadnet", "--size", "32x64", "--runs", "1", "--in-process"]
+    code = gpu.main([*words, "--json"])
     report = json.loads(capsys.readouterr().out)
     parts = report["networks"]["roadnet"]
     assert code == 0
@@ -47,7 +51,7 @@ def test_edges_and_labels_of_a_joint_network_are_compared(no_device: None) -> No
 def test_without_a_device_nothing_is_executed_and_the_code_is_1(
     no_device: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parts = ["--part", "tensorrt", "--part", "tensorrt-refit"]
+    parts = ["--part", "tensorrt", "--part", "tensorrt-refit", "--in-process"]
     code = gpu.main(["--size", "32x64", "--network", "roadnet", *parts, "--json"])
     printed = capsys.readouterr()
     report = json.loads(printed.out)
@@ -63,10 +67,68 @@ def test_a_part_that_breaks_is_reported_and_fails_the_run(
         raise ValueError("half of it")
 
     monkeypatch.setitem(gpu.PARTS, "onnxruntime", broken)
-    parts = ["--part", "onnxruntime"]
+    parts = ["--part", "onnxruntime", "--in-process"]
     assert gpu.main(["--device", "cpu", "--network", "roadnet", "--size", "32x64", *parts, "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["networks"]["roadnet"]["onnxruntime"] == {"error": "ValueError: half of it"}
+
+
+def test_parts_are_asked_for_one_by_one_and_a_crash_hides_nothing(
+    no_device: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def guarded(command: list[str], limit: float) -> dict[str, object]:
+        words = command[command.index("--network") :]
+        asked.append(words)
+        assert ("--in-process" in words, limit) == (True, 5)
+        if "torch" in words:
+            return {"error": "ended by SIGSEGV"}
+        return {"networks": {"roadnet": {"onnxruntime": {"fp32": {}}}}}
+
+    monkeypatch.setattr(gpu, "guarded", guarded)
+    words = ["--network", "roadnet", "--size", "32x64", "--limit", "5", "--out", str(tmp_path / "gpu.json")]
+    assert gpu.main([*words, "--part", "torch", "--part", "onnxruntime"]) == 1
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert report["executed"] == 1
+    assert report["networks"]["roadnet"]["torch"] == {"error": "ended by SIGSEGV"}
+    assert [words[3] for words in asked] == ["torch", "onnxruntime"]
+
+
+@pytest.mark.slow
+def test_a_part_is_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--device", "cpu", "--network", "roadnet", "--size", "32x64", "--runs", "1"]
+    assert gpu.main([*words, "--part", "onnxruntime", "--out", str(tmp_path / "gpu.json")]) == 0
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert report["executed"] == 1
+    assert report["networks"]["roadnet"]["onnxruntime"]["fp32"]["agreement"]["labels"] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "ended by SIGSEGV"),
+        ("import sys; sys.exit('no library')", "exit code 1; last said: no library"),
+        ("print('no JSON')", "exit code 0; last said:"),
+        ("print('[]')", "without a report"),
+    ],
+)
+def test_a_process_that_ends_otherwise_is_an_error_of_its_part(script: str, says: str) -> None:
+    assert says in gpu.guarded([sys.executable, "-c", script], 60)["error"]
+
+
+def test_a_process_that_hangs_is_ended_with_what_it_started() -> None:
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    started = time.monotonic()
+    assert "still running after 1 s" in gpu.guarded([sys.executable, "-c", script], 1)["error"]
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("words", [["--network", "nope"], ["--size", "2"], ["--runs", "0"], ["--limit", "0"]])
+def test_wrong_usage(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        gpu.main(words)
+    assert ended.value.code == 2
 
 
 def test_agreement_is_counted_in_pixels() -> None:

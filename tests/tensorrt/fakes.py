@@ -62,6 +62,7 @@ class Device:
         self.pinned: dict[int, Array] = {}
         self.contexts = 0  # threads that have the primary context current
         self.launched = 0
+        self.lost = False  # a sticky error: every call fails from now on
         self.lock = threading.RLock()
         self._next = 0x7000_0000
 
@@ -96,6 +97,8 @@ class FakeDriver:
 
     def _mine(self) -> None:
         rule(self.thread == threading.get_ident(), "CUDA objects were used on another thread than their own")
+        if self.device.lost:
+            raise CudaError("an illegal memory access was encountered")
 
     @property
     def can_capture(self) -> bool:
@@ -413,6 +416,8 @@ class FakeContext(Context_):
         self.flushed = False
         self.busy = 0
         self.reports: Any = None
+        #: -1: none; an older TensorRT gives profile 0 to the first context only.
+        self.profile = -1 if engine.plan.get("profiles_are_chosen") and engine.contexts > 1 else 0
 
     @property
     def profiler(self) -> Any:
@@ -426,8 +431,22 @@ class FakeContext(Context_):
         self.owner = self.owner or threading.get_ident()
         rule(self.owner == threading.get_ident(), "one context was used by two threads")
 
+    @property
+    def active_optimization_profile(self) -> Any:
+        return self.profile
+
+    def set_optimization_profile_async(self, profile_index: Any, stream_handle: Any) -> bool:
+        self._mine()
+        rule(stream_handle in self.fake.device.streams, "a profile is chosen in a stream")
+        if self.fake.plan["profiles_are_chosen"] == "once":
+            self.fake.log(Severity.ERROR, "profile 0 has been chosen by another context")
+            return False
+        self.profile = int(profile_index)
+        return True
+
     def set_input_shape(self, name: str, shape: Any) -> bool:
         self._mine()
+        rule(self.profile == 0, "a shape was set before a profile was chosen")
         rule(all(type(size) is int for size in shape), "a shape that is not of ints raises in TensorRT")
         rule(not self.busy, "the shape was changed while work of the context was pending")
         lowest, _, highest = self.fake.plan["profile"]
@@ -502,12 +521,23 @@ def nptype(trt_type: DataType) -> Any:
 
 
 def library(device: Device, version: str = "11.4.0.106", **quirks: Any) -> Library:
-    """A module with the names the runner uses.  quirks: runtime_error, refit_fails, refit_dtype."""
+    """A module with the names the runner uses.
+
+    quirks: runtime_error, refit_fails, refit_dtype, no_runtime, no_refitter.
+    """
+    registered: list[Any] = []
+
+    def one_logger(logger: Any) -> None:
+        registered.append(logger)
+        rule(registered[0] is logger, "a second logger: TensorRT ignores it and writes to the first")
 
     class Runtime(Runtime_):
         def __init__(self, logger: Any) -> None:
+            one_logger(logger)
             self.logger_ = logger
             self.host_code = False
+            if "no_runtime" in quirks:
+                raise TypeError("pybind11::init(): factory function returned nullptr")
             if "runtime_error" in quirks:
                 logger.log(Severity.ERROR, quirks["runtime_error"])
 
@@ -533,6 +563,9 @@ def library(device: Device, version: str = "11.4.0.106", **quirks: Any) -> Libra
 
     class Refitter(Refitter_):
         def __init__(self, engine: FakeEngine, logger: Any) -> None:
+            one_logger(logger)
+            if "no_refitter" in quirks:
+                raise TypeError("pybind11::init(): factory function returned nullptr")
             self.engine, self.logger_ = engine, logger
             self.given: dict[str, Weights] = {}
 

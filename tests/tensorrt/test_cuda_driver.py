@@ -71,6 +71,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         return np.zeros(shape, dtype).view(Pinned)
 
     driver: Any = ModuleType("pycuda.driver")
+    driver.Error = type("Error", (Exception,), {})
     driver.init = lambda: calls.note("init")
     driver.Device = lambda index: device
     driver.mem_alloc = Allocation
@@ -167,6 +168,32 @@ def test_capture_mode_is_left_when_the_work_fails(calls: Calls) -> None:
     with pytest.raises(ValueError, match="no"):
         driver.capture(driver.stream(), fail)
     assert calls[-1] == "destroy"
+
+
+def test_what_pycuda_raises_is_told_in_our_words(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pycuda.driver as cuda
+
+    def full(nbytes: int) -> None:
+        raise cuda.Error("cuMemAlloc failed:\nout of memory")
+
+    driver = PycudaDriver()
+    driver.open(0)
+    monkeypatch.setattr(cuda, "mem_alloc", full)
+    with pytest.raises(CudaError, match=r"CUDA refuses allocate: cuMemAlloc failed: out of memory; .*smi"):
+        driver.allocate(100)
+
+
+def test_a_lost_device_still_gives_its_context_back(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pycuda.driver as cuda
+
+    def lost(self: Any) -> None:
+        raise cuda.Error("cuStreamSynchronize failed: an illegal memory access was encountered")
+
+    thread = CudaThread(PycudaDriver())
+    thread.call(lambda driver: (driver.stream(), driver.allocate(100), driver.pinned(100)))
+    monkeypatch.setattr(cuda.Stream, "synchronize", lost)
+    thread.close()
+    assert calls[-3:] == ["free", "unpin", "pop"]
 
 
 def test_without_pycuda_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

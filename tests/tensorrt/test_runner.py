@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from runtime.config import EngineConfig
+from runtime.cuda import CudaError
 from runtime.engines import Engine
 from runtime.engines.tensorrt import TensorRTEngine
+from runtime.engines.tensorrt_library import Log, logger, open_runtime
 from runtime.errors import Refused
 from tests.tensorrt.fakes import Device, library, plan
 
@@ -231,6 +233,101 @@ def test_a_plan_that_cannot_be_served_is_refused_and_leaks_nothing(
         load(device, model, quirks=quirks)
     assert caught.value.check == "load"
     assert device.clean()
+
+
+@pytest.mark.parametrize(
+    ("quirks", "says"),
+    [
+        ({"no_runtime": True}, "no runtime .*returned nullptr.*nvidia-smi"),
+        ({"no_refitter": True}, "no refitter .*returned nullptr"),
+    ],
+)
+def test_a_factory_that_gives_nothing_is_told(quirks: dict, says: str) -> None:
+    device = Device()
+    with pytest.raises(Refused, match=says):
+        load(device, quirks=quirks, weights={"mix": MIX})
+    assert device.clean()
+
+
+def test_each_context_has_the_profile() -> None:
+    device = Device()
+    with load(device, plan(**DYNAMIC, profiles_are_chosen=True), candidate=False, lanes=3) as engine:
+        frame = frames(3)
+        np.testing.assert_array_equal(
+            engine.run({"frame": frame}, ["brightest"])["brightest"], frame.max(-1)
+        )
+    with pytest.raises(Refused, match=r"cannot have the optimisation profile.*engine\.concurrency = 1"):
+        load(device, plan(**DYNAMIC, profiles_are_chosen="once"), candidate=False, lanes=2)
+    assert device.clean()
+
+
+def test_one_logger_outlives_the_engine_it_was_made_for() -> None:
+    """A swap: the old engine goes while the new one lives; the fake refuses a second logger."""
+    device = Device()
+    old = load(device)
+    new = old.refit({"mix": MIX})
+    old.close()
+    with pytest.raises(Refused, match="magicTag"):
+        TensorRTEngine.load(
+            b"nonsense", "fp32", EngineConfig(), candidate=True, library=new._plan.library,
+            driver=device.driver,
+        )  # fmt: skip
+    third = new.promoted()
+    new.close()
+    third.close()
+    assert device.clean()
+
+
+def test_an_error_that_another_engine_logged_is_not_taken_for_ones_own() -> None:
+    device = Device()
+    engine = load(device)
+    shared = engine._plan.library
+
+    def elsewhere() -> None:
+        logger(shared, Log()).log(shared.module.ILogger.ERROR, "somebody else's trouble")
+
+    log = Log()
+    logger(shared, log)
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert log.errors() == ["somebody else's trouble"]
+    assert log.errors(here=True) == []
+    open_runtime(shared, log, host_code=False)
+    engine.close()
+
+
+def test_a_lost_device_is_told_and_closing_goes_on() -> None:
+    device = Device()
+    before = threading.active_count()
+    engine = load(device, candidate=False, lanes=2)
+    device.lost = True
+    with pytest.raises(CudaError, match="illegal memory access"):
+        engine.run({"frame": frames(2)}, ["mixed"])
+    with pytest.raises(Refused, match="illegal memory access"):
+        engine.promoted()
+    engine.close()
+    engine.close()
+    assert threading.active_count() == before
+
+
+def test_a_promotion_that_fails_while_warming_leaks_nothing() -> None:
+    device = Device()
+    engine = load(device, lanes=2)
+    engine._plan.engine.plan["fails"] = True
+    with pytest.raises(Refused, match="could not be launched"):
+        engine.promoted()
+    engine.close()
+    assert device.clean()
+
+
+def test_the_memory_it_says_is_that_of_every_lane() -> None:
+    device = Device()
+    model = plan(**DYNAMIC)
+    buffers = 6 * 4 * 5 * (3 + 1 + 4)  # frame, brightest, mixed at their largest
+    for lanes in (1, 3):
+        with load(device, model, candidate=False, lanes=lanes) as engine:
+            assert engine.memory_bytes == len(model) + lanes * ((1 << 20) + buffers)
 
 
 def test_host_code_is_allowed_when_configured() -> None:
