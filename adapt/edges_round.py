@@ -91,8 +91,8 @@ class EdgeRoundConfig:
             raise EdgeRoundError(
                 f"steps {self.steps}, batch {self.batch}, rate {self.rate}, max_distance "
                 f"{self.max_distance}, checkpoint_every {self.checkpoint_every}, source_holdout "
-                f"{self.source_holdout}: no count is negative, batch and checkpoint_every are 1 at least, the "
-                "others above 0"
+                f"{self.source_holdout}: no count is negative, batch and checkpoint_every are 1 at least, "
+                "the others above 0"
             )
 
 
@@ -162,7 +162,8 @@ class _Round:
 
     def _check_frames(self) -> None:
         pack, frames, config = self.pack, self.frames, self.config
-        network: Any = pack.network()
+        with torch.device("meta"):
+            network: Any = pack.spec.create()
         if not hasattr(network, "joint"):
             raise EdgeRoundError(
                 f"{pack.path} is {pack.spec.network}, which has no edge head; use espnetv2_edges"
