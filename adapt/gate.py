@@ -324,6 +324,12 @@ def decide(
         "class-vanished", worst, limits.kept, not gone,
         "vanished: " + ", ".join(gone) if gone else "every class that was shown still is",
     )  # fmt: skip
+    if source_share is not None:
+        near, far = (share_distance(m.share, source_share) for m in (reference, candidate))
+        check(
+            "source-shares", far - near, limits.shares_rise, far - near <= limits.shares_rise,
+            f"distance of the class shares to the source's {near:.3f} -> {far:.3f}",
+        )  # fmt: skip
     kept = candidate.variety / max(reference.variety, 1e-9)
     check(
         "variety", kept, limits.variety, kept >= limits.variety,

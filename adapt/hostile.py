@@ -230,13 +230,13 @@ def overlay_share(luma: np.ndarray, limits: Limits) -> float:
     Args:
         luma: float32 [N,h,w], frames of a moving vehicle.
     """
-    drawn = np.zeros(luma.shape[1:], bool)
+    drawn: np.ndarray = np.zeros(luma.shape[1:], bool)
     for axis in (1, 2):
         step = np.diff(luma, axis=axis)
         middle = np.median(step, axis=0)
         spread = 1.4826 * np.median(np.abs(step - middle), axis=0) + 0.5  # of rounding alone
-        found = (np.abs(middle) > limits.overlay_step) & (np.abs(middle) > limits.overlay_ratio * spread)
-        drawn[: found.shape[0], : found.shape[1]] |= found
+        least = np.maximum(limits.overlay_step, limits.overlay_ratio * spread)
+        drawn[: middle.shape[-2], : middle.shape[-1]] |= np.abs(middle) > least
     return float(drawn[: drawn.shape[0] * 3 // 4].mean())
 
 

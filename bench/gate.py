@@ -317,7 +317,7 @@ def verdict(record: dict[str, Any], limits: gate.Limits, spec: Any) -> list[gate
     if stage is None:
         return [gate.Check("finite", 0.0, 1.0, False, "training broke off")]
     candidate, reference, parent = (
-        _measures(m) for m in (stage["measures"], record["statistics"]["measures"], record["parent"])
+        measures_of(m) for m in (stage["measures"], record["statistics"]["measures"], record["parent"])
     )
     layout = Layout(np.zeros((1, 1, 1)), *record["layout"]) if record.get("layout") else None
     checks = gate.decide(
@@ -331,7 +331,7 @@ def verdict(record: dict[str, Any], limits: gate.Limits, spec: Any) -> list[gate
     ]  # fmt: skip
 
 
-def _measures(numbers: dict[str, Any]) -> gate.Measures:
+def measures_of(numbers: dict[str, Any]) -> gate.Measures:
     told = {k: v for k, v in numbers.items() if k not in ("share", "source_iou", "layouts")}
     layouts = np.array(numbers["layouts"]) if "layouts" in numbers else None
     return gate.Measures(share=np.array(numbers["share"]), layouts=layouts, **told)

@@ -77,6 +77,19 @@ def failed(candidate: gate.Measures, **more) -> list[str]:
     return [c.name for c in checks if not c.passed]
 
 
+def test_shares_may_be_others_than_the_sources_and_not_drift_further_away():
+    """KL(source ‖ share) by hand; a third of a class lost is no class that vanished."""
+    source = np.array([0.4, 0.3, 0.1, 0.2])
+    before = measures()  # shares .5 .3 .15 .05
+    assert failed(before, source_share=source) == []
+    worse = np.array([0.55, 0.31, 0.12, 0.02])
+    rise = float((source * np.log(before.share / worse)).sum())
+    assert 0.12 < rise < 0.2
+    assert failed(measures(share=worse), source_share=source) == ["source-shares"]
+    assert failed(measures(share=source), source_share=source) == []
+    assert failed(measures(share=worse)) == []
+
+
 def test_a_good_candidate_passes_everything():
     assert failed(measures(source=0.61, flip=0.9)) == []
 
