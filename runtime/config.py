@@ -54,14 +54,15 @@ class EngineConfig:
 class QueueConfig:
     """What happens to requests while the engine is busy.
 
-    limit        requests that may wait per model; the next one gets RESOURCE_EXHAUSTED
+    limit        requests that may wait per model; the next one gets RESOURCE_EXHAUSTED.  Load generators send
+                 with 64 hands; a frame of 1024x2048 is 6 MB, so that a full queue holds less than 1 GB
     policy       "fifo", or "latest": a new frame of the same source replaces the waiting one
     timeout      seconds a request may wait when it names no timeout itself; 0 = for ever
     max_batch    requests that one run may take together (engines with a batch dimension)
     batch_delay  seconds to wait for a fuller batch
     """
 
-    limit: int = 32
+    limit: int = 128
     policy: str = "fifo"
     timeout: float = 0.0
     max_batch: int = 1

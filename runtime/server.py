@@ -16,7 +16,7 @@ from protos._pool import POOL
 from runtime import metrics as metrics_module
 from runtime.config import ServerConfig
 from runtime.edge import security
-from runtime.edge.common import Streams
+from runtime.edge.common import Streams, handler
 from runtime.edge.control import ADAPTERS, COMMANDS, ControlEdge
 from runtime.edge.control import SERVICE as CONTROL
 from runtime.edge.inference import SERVICE as INFERENCE
@@ -26,6 +26,7 @@ from runtime.pool import Pool
 from runtime.service import Service
 
 log = logging.getLogger("roadworthy.server")
+REFLECTIONS = 4  # streams of reflection: each holds a thread
 
 
 class Server:
@@ -64,7 +65,8 @@ class Server:
         metrics = metrics_module.Metrics(self.service)
         self.service.start()
         threads = 2 * config.engine.concurrency + config.queue.limit * max(1, len(self.service.hosts()))
-        threads = min(512, threads + config.streams + COMMANDS + ADAPTERS + 16)  # each stream holds one
+        streams = config.streams + COMMANDS + ADAPTERS + REFLECTIONS  # each holds one
+        threads = min(512, threads + streams + 16)
         self._pool = Pool(threads, "grpc")
         self._grpc = grpc.server(
             self._pool,
@@ -82,11 +84,11 @@ class Server:
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
             ),
         )
-        streams = Streams(config.streams)
+        limited = Streams(config.streams)
         self._grpc.add_generic_rpc_handlers(
             (
-                InferenceEdge(self.service, streams).handler(),
-                ControlEdge(self.service, streams).handler(),
+                InferenceEdge(self.service, limited).handler(),
+                ControlEdge(self.service, limited).handler(),
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -125,11 +127,23 @@ class Server:
     def _reflect(self) -> None:
         """Server reflection, where grpcio-reflection is installed."""
         try:
-            from grpc_reflection.v1alpha import reflection
+            from grpc_reflection.v1alpha import reflection, reflection_pb2
         except ImportError:
             return
-        names = (INFERENCE, CONTROL, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._grpc, pool=POOL)
+        for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+            POOL.AddSerializedFile(file.serialized_pb)
+        names = (INFERENCE, CONTROL, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        servicer = reflection.ReflectionServicer(names, POOL)
+        info = grpc.stream_stream_rpc_method_handler(
+            Streams(REFLECTIONS).stream(servicer.ServerReflectionInfo),
+            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+        # v1 differs from v1alpha in its name alone, and some clients know no other.
+        services = (reflection.SERVICE_NAME, "grpc.reflection.v1.ServerReflection")
+        self._grpc.add_generic_rpc_handlers(
+            tuple(handler(service, {"ServerReflectionInfo": info}) for service in services)
+        )
 
     def _keep_health(self) -> None:
         """Health follows readiness, which changes only with events."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import subprocess
+import threading
+import time
 
 import grpc
 import numpy as np
@@ -15,7 +18,7 @@ from runtime.client import Client, Rejected
 from runtime.config import SecurityConfig
 from runtime.edge.security import roles_for
 from runtime.errors import ConfigError
-from runtime.server import Server
+from runtime.server import REFLECTIONS, Server
 from runtime.signing import signer
 from tests.runtime import builders as b
 
@@ -243,17 +246,43 @@ def test_a_key_that_is_none(tmp_path):
         signer(tmp_path / "x")
 
 
-def test_reflection_names_both_services(repository, quick, serve):
+@pytest.mark.parametrize("package", ["v1alpha", "v1"])
+def test_reflection_names_every_service(repository, quick, serve, package):
+    """v1 and v1alpha are the same messages under two names."""
     pytest.importorskip("grpc_reflection")
-    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+    from grpc_reflection.v1alpha import reflection_pb2
 
     b.publish(repository)
     server = serve(quick)
     with grpc.insecure_channel(server.target) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        info = channel.stream_stream(
+            f"/grpc.reflection.{package}.ServerReflection/ServerReflectionInfo",
+            reflection_pb2.ServerReflectionRequest.SerializeToString,
+            reflection_pb2.ServerReflectionResponse.FromString,
+        )
         ask = reflection_pb2.ServerReflectionRequest
-        requests = [ask(list_services=""), ask(file_containing_symbol="roadworthy.v1.Roadworthy")]
-        services, file = list(stub.ServerReflectionInfo(iter(requests)))
-    names = {service.name for service in services.list_services_response.service}
-    assert {"inference.GRPCInferenceService", "roadworthy.v1.Roadworthy"} <= names
-    assert file.file_descriptor_response.file_descriptor_proto
+        symbols = ("roadworthy.v1.Roadworthy", "inference.GRPCInferenceService", "grpc.health.v1.Health")
+        requests = [ask(list_services=""), *(ask(file_containing_symbol=symbol) for symbol in symbols)]
+        services, *files = list(info(iter(requests)))
+        names = {service.name for service in services.list_services_response.service}
+        assert names >= set(symbols)
+        assert all(file.file_descriptor_response.file_descriptor_proto for file in files)
+        # each stream holds a thread: they are bounded, and answers go on
+        over = threading.Event()
+
+        def held():
+            yield requests[0]
+            over.wait(60)
+
+        streams = []
+        end = time.monotonic() + 30
+        while len(streams) < REFLECTIONS:  # the one above may not have given its place back yet
+            assert time.monotonic() < end
+            stream = info(held())
+            with contextlib.suppress(grpc.RpcError):
+                next(stream)
+                streams.append(stream)
+        with pytest.raises(grpc.RpcError) as refused:
+            list(info(iter(requests)))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        over.set()
