@@ -43,6 +43,7 @@ __all__ = [
 
 RELEASED = 0
 EPSILON = 1e-5  # of batch normalisation
+PIXELS, STRIPS = 65536, 8  # of a frame that are looked at, and the most strips it is cut into for that
 CAMERAS = 16  # whose latest frames are held
 
 
@@ -137,9 +138,20 @@ class Probe:
         with contextlib.suppress(_Enough):
             self.network(normalise(predict.as_tensor(frames), self.spec))
 
-    def look(self, frames: Sequence[np.ndarray]) -> Look:
-        """Of frames uint8 [H,W,3]; each is resized to the pack's size."""
-        self._run(np.stack([resize_frame(frame, self.spec.size) for frame in frames]))
+    def look(self, frames: Sequence[np.ndarray], first: int = 0) -> Look:
+        """Of frames uint8 [H,W,3]; each is resized to the pack's size.
+
+        Of large ones an upright strip of each is looked at, the next one of the next frame: the scale stays
+        what the network knows, and the cost bounded.  `first`: with which strip to begin.
+        """
+        height, width = self.spec.size
+        strips = min(STRIPS, max(1, -(-height * width // PIXELS)))
+        wide = width // strips
+        parts = []
+        for i, frame in enumerate(frames, first):
+            left = i % strips * wide
+            parts.append(resize_frame(frame, self.spec.size)[:, left : left + wide])
+        self._run(np.stack(parts))
         return _row([(mean, variance) for _, mean, variance in self._seen], len(frames))
 
     def all_of(self, frames: Iterable[np.ndarray], chunk: int = 6) -> Look:
@@ -149,10 +161,10 @@ class Probe:
         for frame in frames:
             some.append(frame)
             if len(some) == chunk:
-                look, some = self.look(some), []
+                look, some = self.look(some, found.frames if found else 0), []
                 found = look if found is None else found.joined(look)
         if some:
-            look = self.look(some)
+            look = self.look(some, found.frames if found else 0)
             found = look if found is None else found.joined(look)
         if found is None:
             raise ValueError("no frame to look at")

@@ -4,6 +4,7 @@ decisions on rendered streets.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 
@@ -73,6 +74,21 @@ def test_a_look_is_what_the_first_batch_normalisation_sees(pack, probe):
     np.testing.assert_allclose(look.mean[:width], caught[0].mean((0, 2, 3)).numpy(), atol=1e-4)
     np.testing.assert_allclose(
         look.variance[:width], caught[0].var((0, 2, 3), unbiased=False).numpy(), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_of_large_frames_strips_by_turns_are_looked_at(probe, monkeypatch):
+    """Frames that have one value a quarter: each look must meet all of them, and no other."""
+    monkeypatch.setattr("adapt.road.PIXELS", 128 * 256 // 4)
+    seen = []
+    monkeypatch.setattr(probe, "_run", lambda frames: seen.append(frames))
+    frame = np.repeat(np.arange(4, dtype=np.uint8), 64)[None, :, None] * np.ones((128, 1, 3), np.uint8)
+    probe._seen = []
+    with contextlib.suppress(ValueError):  # nothing was seen: there is nothing to give back
+        probe.look([frame] * 6, first=3)
+    assert seen[0].shape == (6, 128, 64, 3)
+    assert (
+        [int(part.min()) for part in seen[0]] == [int(part.max()) for part in seen[0]] == [3, 0, 1, 2, 3, 0]
     )
 
 
