@@ -97,7 +97,7 @@ def levels_of(probability: NDArray[Any]) -> NDArray[np.uint8]:
         )
     if low < 0 or high > 1:
         raise EdgeError(
-            f"edges: probabilities run from {low:g} to {high:g}; give sigmoids in 0..1, not logits"
+            f"edges: probabilities run from {low:.9g} to {high:.9g}; give sigmoids in 0..1, not logits"
         )
     if not high:
         return np.zeros(p.shape, np.uint8)
@@ -174,9 +174,11 @@ class EdgeCounts:
 
     def __post_init__(self) -> None:
         radius_of((1, 1), self.max_distance)
-        if self.classes < 1 or self.margin < 0:
+        whole = all(isinstance(v, int | np.integer) for v in (self.classes, self.margin))
+        if not whole or self.classes < 1 or self.margin < 0:
             raise EdgeError(
-                f"EdgeCounts: classes={self.classes}, margin={self.margin}; at least 1 and 0 are needed"
+                f"EdgeCounts: classes={self.classes}, margin={self.margin}; whole numbers, at least 1 and 0, "
+                "are needed"
             )
         for name in ("matched_truth", "all_truth", "matched_prediction", "all_prediction"):
             setattr(self, name, np.zeros((self.classes, LEVELS), np.int64))
@@ -214,6 +216,8 @@ class EdgeCounts:
             raise EdgeError(
                 f"edges: the truth is {truth.dtype} {list(truth.shape)}; bool [H,W] (or [A,H,W]) is needed"
             )
+        if not len(truth):
+            raise EdgeError(f"edges: the truth is {list(truth.shape)}, of no annotator; leave this image out")
         p = np.asarray(probability)
         if p.shape != truth.shape[-2:]:
             raise EdgeError(
@@ -234,12 +238,15 @@ class EdgeCounts:
             counts[0] = counts[2]
         return counts
 
-    def add_counts(self, counts: NDArray[np.int64], class_index: int = 0) -> None:
-        """Add what ``count`` returned for an image to a class."""
-        if not 0 <= class_index < self.classes:
+    def _check_class(self, class_index: int) -> None:
+        if not isinstance(class_index, int | np.integer) or not 0 <= class_index < self.classes:
             raise EdgeError(
                 f"EdgeCounts: class {class_index} of {self.classes}; make the table with classes=…"
             )
+
+    def add_counts(self, counts: NDArray[np.int64], class_index: int = 0) -> None:
+        """Add what ``count`` returned for an image to a class."""
+        self._check_class(class_index)
         self.matched_truth[class_index] += counts[0]
         self.all_truth[class_index] += counts[1]
         self.matched_prediction[class_index] += counts[2]
@@ -250,10 +257,7 @@ class EdgeCounts:
 
     def add(self, probability: NDArray[Any], truth: NDArray[np.bool_], class_index: int = 0) -> None:
         """Count one image of one class; see ``count`` for what is taken and what is refused."""
-        if not 0 <= class_index < self.classes:
-            raise EdgeError(
-                f"EdgeCounts: class {class_index} of {self.classes}; make the table with classes=…"
-            )
+        self._check_class(class_index)
         self.add_counts(self.count(probability, truth), class_index)
 
     def add_classes(self, probability: NDArray[Any], truth: NDArray[np.bool_]) -> None:

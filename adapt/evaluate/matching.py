@@ -32,11 +32,10 @@ __all__ = ["Grid", "augment_levels", "check_pair", "disc", "match_min_cost", "ma
 
 def radius_of(shape: tuple[int, int], max_distance: float) -> float:
     """Matching radius in pixels of a map: ``max_distance`` times its diagonal.  Not rounded."""
-    if not (
-        isinstance(max_distance, int | float | np.floating)
-        and math.isfinite(max_distance)
-        and max_distance >= 0
-    ):
+    number = isinstance(max_distance, int | float | np.floating | np.integer) and not isinstance(
+        max_distance, bool
+    )
+    if not (number and math.isfinite(max_distance) and max_distance >= 0):
         raise EdgeError(
             f"match: max_distance is {max_distance!r}, a finite fraction of the diagonal >= 0 is needed"
         )

@@ -44,8 +44,8 @@ PNG_CLASSES = 24
 
 def channels_of(classes: int) -> int:
     """How many uint32 a pixel takes: every class a bit, and one for ignore."""
-    if classes < 1:
-        raise EdgeError(f"edge labels: {classes} classes; at least 1 is needed")
+    if not isinstance(classes, int | np.integer) or classes < 1:
+        raise EdgeError(f"edge labels: {classes!r} classes; a whole number of at least 1 is needed")
     return (classes + 1 + 31) // 32
 
 
@@ -55,9 +55,10 @@ def pack(edges: NDArray[np.bool_], ignore: NDArray[np.bool_] | None = None) -> N
     Bits of ignored pixels are kept too.  Raises EdgeError for other shapes and dtypes.
     """
     edges = np.asarray(edges)
-    if edges.ndim != 3 or edges.dtype != np.bool_:
+    if edges.ndim != 3 or edges.dtype != np.bool_ or not edges.size:
         raise EdgeError(
-            f"edge labels: the maps are {edges.dtype} {list(edges.shape)}, bool [K,H,W] is needed"
+            f"edge labels: the maps are {edges.dtype} {list(edges.shape)}, bool [K,H,W] with a class and a "
+            "pixel at least is needed"
         )
     k, height, width = edges.shape
     bits = np.zeros((channels_of(k), height, width), np.uint32)
@@ -82,10 +83,10 @@ def unpack(bits: NDArray[np.uint32], classes: int) -> tuple[NDArray[np.bool_], N
     """
     bits = np.asarray(bits)
     channels = channels_of(classes)
-    if bits.ndim != 3 or bits.dtype != np.uint32 or bits.shape[0] != channels:
+    if bits.ndim != 3 or bits.dtype != np.uint32 or bits.shape[0] != channels or not bits.size:
         raise EdgeError(
             f"edge labels: the bit field is {bits.dtype} {list(bits.shape)}; {classes} classes take "
-            f"uint32 [{channels},H,W]"
+            f"uint32 [{channels},H,W] with a pixel at least"
         )
     edges = np.empty((classes, *bits.shape[1:]), np.bool_)
     for k in range(classes):
@@ -108,7 +109,10 @@ def _spare(classes: int) -> np.uint32:
 
 # ------------------------------------------------------------------------------------------------- files
 def write_bin(path: str | Path, bits: NDArray[np.uint32]) -> None:
-    """SEAL's bare bit field, little-endian."""
+    """SEAL's bare bit field, little-endian.  Raises EdgeError for what is none."""
+    bits = np.asarray(bits)
+    if bits.ndim != 3 or bits.dtype != np.uint32:
+        raise EdgeError(f"{path}: the bit field is {bits.dtype} {list(bits.shape)}, uint32 [C,H,W] is needed")
     Path(path).write_bytes(np.ascontiguousarray(bits, "<u4").tobytes())
 
 
@@ -117,6 +121,8 @@ def read_bin(path: str | Path, classes: int, size: tuple[int, int]) -> NDArray[n
 
     Raises EdgeError for a file of another length (truncated, or another image's).
     """
+    if len(size) != 2 or not all(isinstance(v, int | np.integer) and v > 0 for v in size):
+        raise EdgeError(f"{path}: the size is {tuple(size)}, (H, W) of the image is needed")
     channels, (height, width) = channels_of(classes), size
     try:
         data = Path(path).read_bytes()
@@ -167,6 +173,8 @@ def read_mat(path: str | Path) -> tuple[NDArray[np.uint32], int]:
     maps = [np.asarray(c.toarray() if issparse(c) else c) for c in cells]
     if any(m.ndim != 2 or m.shape != maps[0].shape for m in maps):
         raise EdgeError(f"{path}: the maps of labelEdge differ in size; write the file again")
+    if not all(m.dtype.kind in "bfiu" and np.isin(m, (0, 1)).all() for m in maps):
+        raise EdgeError(f"{path}: the maps of labelEdge hold more than 0 and 1; is it an edge label?")
     return pack(np.stack(maps).astype(np.bool_)), len(maps)
 
 

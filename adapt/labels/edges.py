@@ -37,7 +37,7 @@ CITYSCAPES_IGNORE = (2, 3)
 
 def half_disc(radius: float) -> NDArray[np.int64]:
     """Offsets (dy, dx), one of each opposite pair, with dy^2 + dx^2 <= radius^2: int64 [n,2]."""
-    if not 0 < radius <= 64:
+    if not isinstance(radius, int | float | np.integer | np.floating) or not 0 < radius <= 64:
         raise EdgeError(
             f"seg2edge: the radius is {radius!r}, 0 < radius <= 64 is needed; 2 is the published one"
         )
@@ -80,7 +80,17 @@ def _integers(labels: NDArray[Any], what: str) -> NDArray[np.int64]:
         raise EdgeError(
             f"{what}: the label map is {labels.dtype}, whole numbers are needed; round it on purpose first"
         )
+    if labels.dtype == np.uint64 and labels.max() > np.iinfo(np.int64).max:
+        raise EdgeError(f"{what}: the label map holds {labels.max()}, more than int64 does; renumber it")
     return labels.astype(np.int64)
+
+
+def _ignored(labels: NDArray[np.int64], ignore: Sequence[int], what: str) -> NDArray[np.bool_]:
+    """Where the labels are of the list."""
+    values = np.atleast_1d(np.asarray(ignore))
+    if values.ndim != 1 or (values.size and not np.issubdtype(values.dtype, np.integer)):
+        raise EdgeError(f"{what}: ignore is {ignore!r}, a list of whole numbers is needed, such as (255,)")
+    return np.asarray(np.isin(labels, [v for v in values.tolist() if abs(v) < 2**63]))
 
 
 def seg2edge(labels: NDArray[Any], radius: float = 2, ignore: Sequence[int] = ()) -> NDArray[np.bool_]:
@@ -91,9 +101,13 @@ def seg2edge(labels: NDArray[Any], radius: float = 2, ignore: Sequence[int] = ()
     """
     labels = _integers(labels, "seg2edge")
     edge = np.zeros(labels.shape, np.bool_)
-    ignored = np.isin(labels, list(ignore)) if len(ignore) else np.zeros(labels.shape, np.bool_)
-    _mark(labels, ignored, half_disc(radius), edge)
+    _mark(labels, _ignored(labels, ignore, "seg2edge"), half_disc(radius), edge)
     return edge
+
+
+def _check_classes(classes: int, what: str) -> None:
+    if not isinstance(classes, int | np.integer) or classes < 1:
+        raise EdgeError(f"{what}: classes is {classes!r}, a whole number of at least 1 is needed")
 
 
 def category_edges(
@@ -106,13 +120,12 @@ def category_edges(
     nothing is marked where a class meets ignored pixels: nobody knows whether it ends there.
     """
     labels = _integers(labels, "category_edges")
-    if classes < 1:
-        raise EdgeError(f"category_edges: classes is {classes}, at least 1 is needed")
-    ignored = np.isin(labels, list(ignore)) if len(ignore) else np.zeros(labels.shape, np.bool_)
+    _check_classes(classes, "category_edges")
+    ignored, left_out = _ignored(labels, ignore, "category_edges"), np.atleast_1d(ignore).tolist()
     offsets = half_disc(radius)
     out = np.zeros((classes, *labels.shape), np.bool_)
     for c in np.unique(labels).tolist():
-        if 0 <= c < classes and c not in ignore:
+        if 0 <= c < classes and c not in left_out:
             _mark((labels == c).astype(np.int64), ignored, offsets, out[c])
     return out
 
@@ -127,6 +140,7 @@ def instance_edges(
     maps of different sizes, and where an object's instance id is 0 (it would vanish into the background).
     """
     categories, instances = _integers(categories, "instance_edges"), _integers(instances, "instance_edges")
+    _check_classes(classes, "instance_edges")
     if categories.shape != instances.shape:
         raise EdgeError(
             f"instance_edges: categories are {list(categories.shape)}, instances {list(instances.shape)}; "
@@ -183,6 +197,7 @@ def cityscapes_edges(
             f"{list(instance_ids.shape)}; "
             "give two maps of one image"
         )
+    _check_classes(classes, "cityscapes_edges")
     candidates = seg2edge(instance_ids, radius, ignore)
     out = np.zeros((classes, *train_ids.shape), np.bool_)
     offsets = half_disc(radius)
@@ -197,14 +212,16 @@ def seg2edge_torch(labels: Tensor, radius: float = 2, ignore: Sequence[int] = ()
     for pixel."""
     import torch
 
-    if labels.ndim < 2 or labels.dtype.is_floating_point:
+    if labels.ndim < 2 or labels.dtype.is_floating_point or labels.dtype.is_complex:
         raise EdgeError(
             f"seg2edge_torch: labels are {labels.dtype} {list(labels.shape)}; integers [...,H,W] are needed"
         )
     height, width = labels.shape[-2:]
     valid = torch.ones_like(labels, dtype=torch.bool)
-    for value in ignore:
-        valid &= labels != value
+    limits = None if labels.dtype == torch.bool else torch.iinfo(labels.dtype)
+    for value in np.atleast_1d(np.asarray(ignore)).tolist():
+        if limits is None or limits.min <= value <= limits.max:  # else torch would wrap it to another label
+            valid &= labels != value
     edge = torch.zeros_like(valid)
     for dy, dx in half_disc(radius).tolist():
         if dy >= height or abs(dx) >= width:

@@ -37,7 +37,8 @@ def offsets(length: int, tile: int) -> list[int]:
     if tile >= length:
         return [0]
     n = math.ceil(length / tile)
-    return [round((length - tile) * i / (n - 1)) for i in range(n)]
+    # MATLAB's round: halves go up, where Python's go to the even one.
+    return [math.floor((length - tile) * i / (n - 1) + 0.5) for i in range(n)]
 
 
 def _infer(network: nn.Module, x: Tensor) -> Tensor:

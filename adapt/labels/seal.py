@@ -42,6 +42,10 @@ CLIP = 64.0
 STEPS = 16  # geodesic reach of N(q)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class Gate:
     """Which pieces of a label may move.  A piece is what a tile of ``tile`` pixels cuts out of a component.
@@ -58,8 +62,8 @@ class Gate:
 
     def __post_init__(self) -> None:
         numbers = (self.strength, self.contrast, self.gain)
-        if not all(math.isfinite(v) for v in numbers) or self.tile < 1:
-            raise EdgeError(f"{self}: finite limits and a tile of 1 pixel at least are needed")
+        if not all(_is_number(v) for v in numbers) or not isinstance(self.tile, int) or self.tile < 1:
+            raise EdgeError(f"{self}: finite limits and a tile of whole pixels, 1 at least, are needed")
 
 
 @dataclass(frozen=True)
@@ -298,7 +302,9 @@ def _checked(label: Any, probability: Any, tangent: Any) -> tuple[NDArray[np.boo
             f"align: probabilities run from {p.min():g} to {p.max():g}; give sigmoids in 0..1, not logits"
         )
     if tangent is not None and (
-        np.shape(tangent) != label.shape or not np.isfinite(np.asarray(tangent)[label]).all()
+        np.shape(tangent) != label.shape
+        or np.asarray(tangent).dtype.kind not in "fiu"
+        or not np.isfinite(np.asarray(tangent)[label]).all()
     ):
         raise EdgeError(
             f"align: tangents are {list(np.shape(tangent))}; finite radians {list(label.shape)} are needed"
@@ -322,11 +328,13 @@ def align_details(
     """``align``, with where every pixel went."""
     label, p = _checked(label, probability, tangents)
     for name, value in (("sigma_x", sigma_x), ("sigma_y", sigma_y), ("max_cost", max_cost)):
-        if not (math.isfinite(value) and value > 0):
-            raise EdgeError(f"align: {name} is {value}, a finite number above 0 is needed")
-    if not (math.isfinite(smoothness) and smoothness >= 0) or iterations < 0:
-        raise EdgeError(f"align: smoothness={smoothness}, iterations={iterations}; neither may be below 0")
-    if solver not in _SOLVERS:
+        if not (_is_number(value) and value > 0):
+            raise EdgeError(f"align: {name} is {value!r}, a finite number above 0 is needed")
+    if not (_is_number(smoothness) and smoothness >= 0):
+        raise EdgeError(f"align: smoothness is {smoothness!r}, a finite number from 0 on is needed")
+    if not isinstance(iterations, int | np.integer) or iterations < 0:
+        raise EdgeError(f"align: iterations is {iterations!r}, a whole number from 0 on is needed")
+    if not isinstance(solver, str) or solver not in _SOLVERS:
         raise EdgeError(f"align: no solver {solver!r}; choose exact or auction")
     if gate is not None and not isinstance(gate, Gate):
         raise EdgeError(f"align: the gate is {gate!r}; give a Gate, or None to move everything")

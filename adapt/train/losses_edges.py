@@ -38,6 +38,12 @@ def unpack_labels(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"edge loss: labels are {labels.dtype}, a uint32 bit field is needed (adapt.labels.edge_codec)"
         )
+    spare = -1 << (classes - 32 * (channels - 1)) & 0x7FFFFFFF  # neither a class nor "ignore"
+    if bool((field[:, -1] & spare).any()):
+        raise ValueError(
+            f"edge loss: bits beyond class {classes - 1} are set; the labels hold more classes or "
+            "another bit order"
+        )
     k = torch.arange(classes, device=labels.device)
     bits = (field[:, k // 32] >> (k % 32).to(field.dtype)[None, :, None, None]) & 1
     valid = ((field[:, -1] >> 31) & 1) == 0
@@ -65,6 +71,11 @@ def multilabel_edge_loss(
         raise ValueError(
             f"edge loss: logits are {list(logits.shape)} and labels {list(labels.shape)}; one size "
             "[N,·,H,W] is needed"
+        )
+    if not logits.numel() or not logits.is_floating_point():
+        raise ValueError(
+            f"edge loss: logits are {logits.dtype} {list(logits.shape)}; floats with an image, a class and a "
+            "pixel at least are needed"
         )
     y, valid = unpack_labels(labels, logits.shape[1])
     mask = valid[:, None]

@@ -1,0 +1,117 @@
+"""Edges: what has no right answer is named in one line, and what looks odd but has one gets it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from adapt.evaluate.edges import EdgeCounts, EdgeError, match
+from adapt.labels import edge_codec
+from adapt.labels.edges import category_edges, cityscapes_edges, instance_edges, seg2edge, seg2edge_torch
+from adapt.labels.ridges import offsets
+from adapt.labels.seal import Gate, align
+from adapt.train.losses import multilabel_edge_loss
+
+ON = np.ones((3, 3), bool)
+MAP = np.eye(3, dtype=np.int64)
+P = np.full((3, 3), 0.5, np.float32)
+HOW = {"sigma_x": 1, "sigma_y": 3, "max_cost": 2, "smoothness": 0.02}
+BITS = np.zeros((1, 2, 2), np.uint32)
+
+
+def refused(word, call):
+    with pytest.raises(EdgeError, match=word) as error:
+        call()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "call"),
+    [
+        ("max_distance is True", lambda: match(ON, ON, True)),
+        ("classes=1.5", lambda: EdgeCounts(0.1, classes=1.5)),
+        ("margin=0.5", lambda: EdgeCounts(0.1, margin=0.5)),
+        ("class 0.5 of 2", lambda: EdgeCounts(0.1, classes=2).add(P, ON, 0.5)),
+        ("no annotator", lambda: EdgeCounts(0.1).add(P, np.ones((0, 3, 3), bool))),
+        ("to 1.00000012", lambda: EdgeCounts(0.1).add(np.nextafter(np.ones((3, 3), "f4"), 2), ON)),
+        ("radius is None", lambda: seg2edge(MAP, None)),
+        ("radius is '2'", lambda: seg2edge(MAP, "2")),
+        ("ignore is 'all'", lambda: seg2edge(MAP, 2, "all")),
+        ("ignore is .1.5", lambda: category_edges(MAP, 2, 2, (1.5,))),
+        ("more than int64", lambda: seg2edge(np.array([[2**64 - 1, 0]], np.uint64), 2, (2**64 - 1,))),
+        ("classes is 1.5", lambda: category_edges(MAP, 1.5)),
+        ("classes is 0", lambda: instance_edges(MAP, MAP, 0)),
+        ("classes is -1", lambda: cityscapes_edges(MAP, MAP, -1)),
+        ("complex64", lambda: seg2edge_torch(torch.eye(3, dtype=torch.complex64))),
+        ("sigma_x is '1'", lambda: align(ON, P, **{**HOW, "sigma_x": "1"})),
+        ("max_cost is None", lambda: align(ON, P, **{**HOW, "max_cost": None})),
+        ("smoothness is inf", lambda: align(ON, P, **{**HOW, "smoothness": float("inf")})),
+        ("iterations is 1.5", lambda: align(ON, P, iterations=1.5, **HOW)),
+        (r"no solver \[\]", lambda: align(ON, P, solver=[], **HOW)),
+        ("tangents", lambda: align(ON, P, tangents=np.full((3, 3), None), **HOW)),
+        ("whole pixels", lambda: Gate(tile=1.5)),
+        ("finite limits", lambda: Gate(strength="strong")),
+        ("1.5 classes", lambda: edge_codec.channels_of(1.5)),
+        ("a pixel at least", lambda: edge_codec.pack(np.zeros((2, 0, 3), bool))),
+        ("a pixel at least", lambda: edge_codec.unpack(BITS[:, :0], 2)),
+    ],
+)  # fmt: skip
+def test_it_is_named(word, call):
+    refused(word, call)
+
+
+@pytest.mark.parametrize("size", [(-2, -2), (2, 2, 1), (2.0, 2.0), (0, 4)])
+def test_files_are_not_read_at_a_size_that_is_none_nor_written_from_other_numbers(tmp_path, size):
+    edge_codec.write(tmp_path / "x.bin", BITS, 3)
+    refused("the size is", lambda: edge_codec.read(tmp_path / "x.bin", 3, size))
+    refused("int64", lambda: edge_codec.write_bin(tmp_path / "y.bin", np.full((1, 2, 2), -1)))
+    assert not (tmp_path / "y.bin").exists()
+
+
+@pytest.mark.parametrize("content", [[[np.nan, 1]], [[2, 0]], [[-1, 0]], ["ab"]])
+def test_cells_of_a_mat_file_that_are_no_maps_of_0_and_1_are_refused(tmp_path, content):
+    from scipy.io import savemat
+
+    cells = np.empty((1, 1), object)
+    cells[0, 0] = np.array(content)
+    savemat(tmp_path / "x.mat", {"labelEdge": cells})
+    refused("x.mat", lambda: edge_codec.read(tmp_path / "x.mat", 1))
+
+
+def test_labels_that_are_ignored_are_the_same_on_both_paths_whatever_the_dtype():
+    for value, ignore in ((44, 300), (255, -1), (0, 256)):  # torch wraps these to a uint8
+        labels = np.array([[value, 7]], np.uint8)
+        assert seg2edge(labels, 2, (ignore,)).all()
+        assert seg2edge_torch(torch.from_numpy(labels), 2, (ignore,)).all()
+    assert not seg2edge(np.array([[255, 7]], np.uint8), 2, 255).any(), "a single label may stand for a list"
+
+
+@pytest.mark.parametrize(
+    ("word", "logits", "labels"),
+    [
+        ("bits beyond class 2", torch.zeros(1, 3, 2, 2), torch.full((1, 1, 2, 2), 1 << 5)),
+        ("bits beyond class 31", torch.zeros(1, 32, 2, 2), torch.ones((1, 2, 2, 2), dtype=torch.int64)),
+        ("int64", torch.zeros(1, 3, 2, 2, dtype=torch.int64), torch.zeros(1, 1, 2, 2, dtype=torch.int64)),
+        ("an image", torch.zeros(0, 3, 2, 2), torch.zeros(0, 1, 2, 2, dtype=torch.int64)),
+        ("a pixel", torch.zeros(1, 3, 0, 2), torch.zeros(1, 1, 0, 2, dtype=torch.int64)),
+    ],
+)
+def test_a_loss_of_nothing_or_of_other_labels_is_named(word, logits, labels):
+    for reduction in ("mean", "caffe_sum"):
+        with pytest.raises(ValueError, match=word):
+            multilabel_edge_loss(logits, labels, reduction=reduction)
+
+
+def test_every_bit_a_class_may_have_is_taken():
+    for classes in (1, 31, 32, 63):
+        bits = edge_codec.pack(np.ones((classes, 2, 2), bool), np.zeros((2, 2), bool))
+        loss = multilabel_edge_loss(torch.zeros(1, classes, 2, 2), torch.from_numpy(bits)[None], False)
+        assert float(loss) == pytest.approx(np.log(2))
+
+
+def test_tiles_begin_where_matlabs_round_puts_them():
+    """round(2.5) is 3 there."""
+    assert offsets(8, 3) == [0, 3, 5]
+    assert offsets(12, 5) == [0, 4, 7]
+    assert offsets(7, 3) == [0, 2, 4]
