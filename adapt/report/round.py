@@ -122,6 +122,35 @@ _ROWS = (
 )
 
 
+_EDGE_ROWS = (
+    ("labelled", "labelled hold-out"),
+    ("source", "source hold-out"),
+    ("agreement", "against the confident pseudo-edges of the target"),
+)
+
+
+def _edges(folder: Path, loop: dict[str, Any]) -> dict[str, Any] | None:
+    """What became of the edges that follow the round; None where none do."""
+    report = _json(folder / "edges" / "report.json")
+    said = str(loop.get("edges", ""))
+    if not report and not said:
+        return None
+    if not report or (said and not said.startswith(("accepted", "refused"))):
+        return {"verdict": said or "not finished", "checks": [], "rows": []}
+    before, after = (report.get(f"{k}_measures") or {} for k in ("parent", "candidate"))
+    rows = []
+    for key, words in _EDGE_ROWS:
+        for suffix, more in (("", ", at the benchmark's distance"), ("_tight", ", at the tight one")):
+            if before.get(key + suffix) is not None:
+                values = (m.get(key + suffix) for m in (before, after))
+                rows.append((words + more, *("–" if v is None else f"{100 * float(v):.1f}" for v in values)))
+    checks = [
+        {**c, "value": float(c.get("value") or 0.0), "limit": float(c.get("limit") or 0.0)}
+        for c in (report.get("gate") or {}).get("checks", [])
+    ]
+    return {"verdict": "passed" if report.get("accepted") else "refused", "checks": checks, "rows": rows}
+
+
 def _lineage(folder: Path, report: dict[str, Any], loop: dict[str, Any]) -> list[tuple[str, str]]:
     found = [("parent pack", str(report.get("parent", "")))]
     model = folder / "pack" / "model.toml"
@@ -242,6 +271,7 @@ def render(folder: str | os.PathLike[str]) -> str:
             for key, words in _ROWS
             if any(m.get(key) is not None for _, m in stages)
         ],
+        edges=_edges(folder, loop),
         labelling=labelling, refused=refused, events=events, lineage=_lineage(folder, report, loop),
         facts=[
             (k, _plain(v))

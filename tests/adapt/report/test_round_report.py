@@ -162,3 +162,27 @@ def test_bars_grow_with_the_share():
     svg = figures.shares(["road", "sky"], [(1, 2, 3), (4, 5, 6)], ["parent"], [[0.64, 0.16]])
     widths = [float(e.attrib["width"]) for e in ElementTree.fromstring(svg).iter() if e.tag.endswith("rect")]
     assert widths[0] == pytest.approx(2 * widths[1], rel=0.01)  # square roots of 4 : 1
+
+
+def test_the_edges_that_follow_are_told_with_their_gate(finished, tmp_path):
+    import shutil
+
+    folder = tmp_path / "round"
+    shutil.copytree(finished, folder)
+    assert "The edges" not in Page(render(folder)).text
+    (folder / "edges").mkdir()
+    check = {"name": f"edges-source{EVIL}", "value": 0.13, "limit": 0.02, "passed": False, "reason": EVIL}
+    report = {
+        "accepted": False, "gate": {"passed": False, "checks": [check]},
+        "parent_measures": {"source": 0.65, "source_tight": 0.512}, "candidate_measures": {"source": 0.52},
+    }  # fmt: skip
+    write_json(folder / "edges" / "report.json", report)
+    page = Page(render(folder))
+    assert page.harmless()
+    for words in ("The edges: refused", "edges-source", "65.0", "51.2", "52.0"):
+        assert words in page.text
+    write_json(folder / "loop.json", {"state": "LIVE", "edges": f"declined: 3 frames {EVIL}"})
+    page = Page(render(folder))
+    assert page.harmless()
+    assert "The edges: declined: 3 frames" in page.text
+    assert "65.0" not in page.text, "what lies there is of another attempt"
