@@ -30,12 +30,25 @@ def test_streets_score_as_streets_and_upside_down_ones_do_not(labels):
     assert turned.mean() < layout.mean - 4 * layout.spread
 
 
+@pytest.mark.parametrize("known", [10, 20])
+def test_other_streets_are_no_foreign_ones_where_few_are_known(labels, known):
+    """Forty streets of CamVid called 88 % of its dusk foreign: they had been scored by themselves."""
+    layout = Layout.of_labels(labels[:known], CLASSES)
+    limit = layout.mean - Limits().foreign_candidate * layout.spread
+    assert (layout.scores(labels[known:]) < limit).mean() <= 0.1
+    assert (layout.scores([y[::-1] for y in labels]) < limit).mean() >= 0.9
+
+
 def test_a_known_likelihood():
-    """Half the labels say 0 and half 1 everywhere: every pixel has P = 1/2 whatever it says."""
-    maps = [np.zeros((32, 64), np.uint8), np.ones((32, 64), np.uint8)]
+    """Half the labels say 0 and half 1: a pixel has P = 1/2, and 1/3 among the three other maps."""
+    maps = [np.full((32, 64), k, np.uint8) for k in (0, 1, 0, 1)]
     layout = Layout.of_labels(maps, 3)
-    assert layout.mean == pytest.approx(np.log(0.5))
+    assert layout.scores(maps) == pytest.approx(np.log(0.5))
+    assert layout.mean == pytest.approx(np.log(1 / 3))
     assert layout.spread == pytest.approx(0.0, abs=1e-12)
+    lone = Layout.of_labels(maps[:1], 3)
+    assert lone.mean == pytest.approx(0.0)
+    assert lone.spread > 0.1  # one map tells nothing of others
     assert layout.scores([np.full((32, 64), 2, np.uint8)])[0] == pytest.approx(np.log(1e-4))
     assert layout.scores([np.full((32, 64), 255, np.uint8)])[0] == 0.0  # nothing is known of it
     with pytest.raises(ValueError, match="no label map"):
