@@ -41,6 +41,7 @@ PLAIN: dict[str, Any] = {
     "schedule": "one-cycle", "bn": "batch", "mrkld": 0.0, "ema": 0.0, "clip": 0.0, "rare": 0.0,
     "classmix": 0.0, "keep_parent": 0.0, "brightness": 1.0, "colour": 0.0, "flip": True, "force": True,
     "blur": 0.0, "noise": 0.0,
+    "absent": (),
     "warm": 0.3, "mic": 0.0, "lrent": 0.0, "rare_target": 0.0, "amp": "", "compile": False, "memory_mb": 0.0,
 }  # fmt: skip
 ALGORITHMS: dict[str, dict[str, Any]] = {
