@@ -35,6 +35,10 @@ def tolerance(costs: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
     """The ε at which rows·ε <= 1e-4 of a lower bound of the optimum (each row's cheapest), 0.01 at most."""
     valid = np.arange(costs.shape[1]) < counts[:, None]
     bound = float(np.where(valid, costs, np.inf).min(1).mean())
+    return _epsilon(bound)
+
+
+def _epsilon(bound: float) -> float:
     return min(0.01, max(GAP * bound, 1e-9))
 
 
@@ -139,11 +143,12 @@ def _compact(columns: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.
 
 
 def auction_torch(
-    columns: torch.Tensor, costs: torch.Tensor, counts: torch.Tensor, epsilon: float = 0.01
+    columns: torch.Tensor, costs: torch.Tensor, counts: torch.Tensor, epsilon: float | None = None
 ) -> torch.Tensor:
     """The auction with all unassigned rows bidding at once: int64 [n] on the tensors' device.
 
-    columns: int64 [n,K]; costs: float [n,K]; counts: int64 [n].  Within rows·ε of the optimum.
+    columns: int64 [n,K]; costs: float [n,K]; counts: int64 [n].  Within rows·ε of the optimum; None: the ε of
+    ``tolerance``, within 1e-4 of it.
     """
     import torch
 
@@ -151,6 +156,8 @@ def auction_torch(
     device = columns.device
     dear = float("inf")
     costs = torch.where(torch.arange(width, device=device) < counts[:, None], costs, dear)
+    if epsilon is None:
+        epsilon = _epsilon(float(costs.min(1).values.mean()))
     size = int(columns.max()) + 1
     price = torch.zeros(size, dtype=costs.dtype, device=device)
     owner = torch.full((size,), -1, dtype=torch.int64, device=device)

@@ -63,6 +63,16 @@ def test_solvers_reach_the_optimum_of_dense_assignment(seed, n, width):
         assert best - 1e-6 <= cost_of(choice, costs) <= best + slack
 
 
+def test_left_alone_both_auctions_end_within_a_ten_thousandth_of_the_optimum():
+    rng = np.random.default_rng(3)
+    columns, costs, counts = sparse_case(rng, 60, 64, 6)
+    costs = costs / 100 + 0.01  # an ε of .01 is coarse here
+    best = best_cost(columns, costs, counts)
+    tensors = (torch.from_numpy(columns).long(), torch.from_numpy(costs), torch.from_numpy(counts))
+    for choice in (auction.auction(columns, costs, counts), auction.auction_torch(*tensors).numpy()):
+        assert best - 1e-6 <= cost_of(choice, costs) <= best * (1 + 1e-4)
+
+
 def test_an_impossible_assignment_is_named():
     columns, costs, counts = np.zeros((2, 1), np.int32), np.ones((2, 1)), np.ones(2, np.int64)
     with pytest.raises(EdgeError, match="more candidates"):
