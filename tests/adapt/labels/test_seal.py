@@ -64,7 +64,7 @@ def test_solvers_reach_the_optimum_of_dense_assignment(seed, n, width):
 
 
 def test_left_alone_both_auctions_end_within_a_ten_thousandth_of_the_optimum():
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(7)
     columns, costs, counts = sparse_case(rng, 60, 64, 6)
     costs = costs / 100 + 0.01  # an ε of .01 is coarse here
     best = best_cost(columns, costs, counts)
