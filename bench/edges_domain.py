@@ -4,9 +4,10 @@ labels.
     python -m bench.edges_domain --out out/edges-domain [--data DIR] [--source-steps N] [--steps N]
 
 Source: ESPNetv2 s = 0.5's Cityscapes encoder under both heads, trained on CamVid's day frames.  Target: the
-first half of the dusk drive, no labels; scored on the second half.  The last stdout line is one JSON
-object.  Figures are of one seed; sizes and steps are what a small machine does in minutes, not the best the
-method gives."""
+first half of the dusk drive, no labels; scored on the second half.  Then the round's gate as a judge: rounds
+of other seeds, and candidates that were made bad on purpose.  The last stdout line is one JSON object.
+Sizes and steps are what a small machine does in minutes, not the best the method gives.  A run that was
+killed goes on where it was when the same command is given again."""
 
 from __future__ import annotations
 
@@ -15,15 +16,19 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 import networks
 from adapt import batchnorm, predict
-from adapt.data.base import open_dataset, resize_frame, resize_label
-from adapt.edges_round import EdgeRoundConfig, adapt_edges, edge_score
+from adapt.data.base import open_dataset, read_frame, read_label, resize_frame, resize_label
+from adapt.edges_gate import EdgeMeasures, decide, edge_score, measure
+from adapt.edges_round import EdgeRoundConfig, adapt_edges
+from adapt.limits import EdgeLimits
 from adapt.progress import Bars
 from adapt.train.augment import Augmentation
 from adapt.train.edges import EdgeRecipe, crops_of_segmentation, train
@@ -68,10 +73,79 @@ def source_pack(a: argparse.Namespace, bars: Any) -> Any:
         a.source_steps, batch=6, round=60, rate=1.5e-3, gamma=0.3, every=max(1, a.source_steps * 2 // 3),
         frozen_bn=False, segmentation=1.0,
     )  # fmt: skip
-    train(network, spec, draw, recipe, seed=0, progress=lambda s, d, t, **n: bars(f"source {s}", d, t, **n))
+    train(
+        network, spec, draw, recipe, seed=0, checkpoint=a.out / "source.checkpoint.pt", every=20,
+        progress=lambda s, d, t, **n: bars(f"source {s}", d, t, **n),
+    )  # fmt: skip
     holdout = frames_of(a.data, "day_val", 12)
     replay = [(f, y, "train") for f, y in day[::4]] + [(f, y, "holdout") for f, y in holdout]
     return write_pack(path, spec, network.state_dict(), replay=replay)
+
+
+class Planted(torch.nn.Module):
+    """A joint network whose edge logits are changed, at the frame's resolution."""
+
+    def __init__(self, network: Any, change: Any) -> None:
+        super().__init__()
+        self.network, self.change, self.size_multiple = network, change, network.size_multiple
+
+    def sides(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        a5, fused = self.network.sides(x)
+        return a5, self.change(F.interpolate(fused, x.shape[2:], mode="bilinear", align_corners=False))
+
+
+PLANTED = {
+    "classes changed places": lambda f: f.roll(1, 1),
+    "edges and no edges flipped": lambda f: -f,
+    "no edge anywhere": lambda f: torch.full_like(f, -30.0),
+    "an edge everywhere": lambda f: torch.full_like(f, 30.0),
+    "3 pixels to the right": lambda f: f.roll(3, 3),
+    "3 pixels down": lambda f: f.roll(3, 2),
+}
+
+
+def judged(a: argparse.Namespace, parent: Any, target: list[Any], bars: Any) -> list[dict[str, Any]]:
+    """What the gate of a round says of rounds of three seeds, and of the first one's result made bad."""
+    rows, limits = [], EdgeLimits()
+
+    def row(what: str, checks: list[dict[str, Any]]) -> None:
+        told = {c["name"]: c["value"] for c in checks}
+        keys = {"edges-source": "source", "edges-source-tight": "source, 2 px", "edges-pseudo": "pseudo",
+                "edges-pseudo-tight": "pseudo, 2 px"}  # fmt: skip
+        failed = ", ".join(c["name"].removeprefix("edges-") for c in checks if not c["passed"])
+        rows.append(
+            {
+                "candidate": what,
+                **{w: round(-100 * told[k], 1) for k, w in keys.items()},
+                "refused by": failed,
+            }
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
+
+    for seed in range(a.seeds):
+        config = EdgeRoundConfig(steps=a.steps, crop=(160, 192), force=True, seed=seed)
+        folder = a.out / f"seed-{seed}"
+        result = adapt_edges(parent, target, config=config, out=folder, progress=bars)
+        row(f"round, seed {seed}", result.report["gate"]["checks"])
+    result = adapt_edges(
+        parent,
+        target,
+        config=EdgeRoundConfig(steps=a.steps, crop=(160, 192), force=True),
+        out=a.out / "seed-0",
+    )
+    assert result.pack is not None
+    before = EdgeMeasures.of(result.report["parent_measures"])
+    source = [(read_frame(f), read_label(y)) for f, y in parent.replay("holdout")]
+    aside = range(0, len(target), len(target) // result.report["frames"]["target_holdout"])
+    held = [(target[i], read_label(a.out / "seed-0" / "labels-1" / f"{i:05d}.png")) for i in aside]
+    held = held[: result.report["frames"]["target_holdout"]]
+    for name, change in PLANTED.items():
+        after = measure(
+            Planted(result.pack.network(), change), parent.spec, source=source, target=held,
+            max_distance=0.0075, limits=limits, progress=bars, stage=name,
+        )  # fmt: skip
+        row(name, [asdict(c) for c in decide(after, before, limits, parent.spec.classes)])
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,6 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         "--source-steps", type=int, default=240, metavar="N", help="steps of the source training (240)"
     )
     p.add_argument("--steps", type=int, default=45, metavar="N", help="steps of a round (45)")
+    p.add_argument("--seeds", type=int, default=3, metavar="N", help="rounds the gate judges (3)")
     a = p.parse_args(argv)
     about = machine.describe()
     a.out.mkdir(parents=True, exist_ok=True)
@@ -117,8 +192,6 @@ def main(argv: list[str] | None = None) -> int:
         score("batch statistics of dusk (AdaBN)", shifted)
         replay = [(f, y, "train") for f, y in frames_of(a.data, "day_train", 60)]
         replay += [(f, y, "holdout") for f, y in frames_of(a.data, "day_val", 12)]
-        from dataclasses import replace
-
         parent_path = a.out / "adabn"
         if not parent_path.is_dir():
             spec = replace(pack.spec, version="1.0.1", parent=pack.sha256)
@@ -135,15 +208,18 @@ def main(argv: list[str] | None = None) -> int:
                 adapt_edges(parent, target, config=config, out=folder, progress=bars)
             accepted = json.loads((folder / "report.json").read_text())["accepted"]
             score(what, load_pack(folder / "pack").network(), "passed" if accepted else "refused")
+        verdicts = judged(a, parent, target, bars)
     about["load_after"] = round(os.getloadavg()[0], 2)
     print(machine.line(about))
     keys = ("what", "dusk MF", "dusk AP", "day MF", "gate")
     print(machine.table(rows, [(key, key) for key in keys]))
+    print(machine.table(verdicts, [(key, key) for key in verdicts[0]]))
     result = {
         "bench": "edges_domain",
         "machine": about,
         "cpu_seconds": round(time.process_time() - start),
         "rows": rows,
+        "gate": verdicts,
     }
     print(json.dumps(result))
     return 0
