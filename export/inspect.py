@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, helper
 
 from export.errors import ExportError, one_line
@@ -98,26 +98,30 @@ def inspect_version(path: Path, *, lineage: bool = False, profile: bool = False)
     model, number = path.parent.name, path.name
     if not number.isdigit():
         raise ExportError(f"{str(path)!r} is no version: its name is not a number")
-    repository = Repository(path.parent.parent)
+    repository = Repository(path.parent.parent, read_only=True)
     try:
         manifest = repository.manifest(model, int(number))
     except Refused as error:
         raise ExportError(one_line(error)) from error
     try:
         repository.verify(model, int(number))
-        intact = ""
+        damage = ""
     except Refused as error:
-        intact = error.reason
+        damage = error.reason
     report: Report = {
         "kind": "version",
         "path": str(path),
-        "intact": not intact,
-        "damage": intact,
+        "intact": not damage,
+        "damage": damage,
         "manifest": manifest,
     }
     graph = path / "model.onnx"  # of a plan too: what it was built from
-    if graph.is_file():
-        report["onnx"] = inspect_onnx(graph, profile=profile)
+    if graph.is_file() and not graph.is_symlink():
+        try:
+            report["onnx"] = inspect_onnx(graph, profile=profile)
+        except ExportError:
+            if not damage:
+                raise
     if lineage:
         report["lineage"] = _lineage(repository, model, manifest)
         report["rounds"] = _rounds(repository, model)
@@ -134,19 +138,20 @@ def _lineage(repository: Repository, model: str, manifest: Report) -> list[Repor
             entry = repository.manifest(model, version)
         except Refused:
             continue  # a version that cannot be read has no say in where another comes from
-        if (sha := entry.get("pack", {}).get("sha256")) and sha not in packs:
+        sha = _table(entry.get("pack")).get("sha256")
+        if isinstance(sha, str) and sha not in packs:
             packs[sha] = {**entry["pack"], "engine_version": version, "created": entry.get("created")}
     chain, seen = [], set()
     current = {
-        **manifest.get("pack", {}),
+        **_table(manifest.get("pack")),
         "engine_version": manifest["version"],
         "created": manifest.get("created"),
     }
-    while current.get("sha256") and current["sha256"] not in seen:
+    while isinstance(current.get("sha256"), str) and current["sha256"] not in seen:
         chain.append(current)
         seen.add(current["sha256"])
         parent = current.get("parent", "")
-        if not parent:
+        if not parent or not isinstance(parent, str):
             break
         current = packs.get(parent, {"sha256": parent, "name": None, "version": None, "parent": ""})
     return chain
@@ -240,9 +245,27 @@ def parse_onnx(content: bytes, path: Path) -> onnx.ModelProto:
         model: onnx.ModelProto = onnx.ModelProto.FromString(content)
     except (DecodeError, ValueError) as error:
         raise ExportError(f"{str(path)!r} is not an ONNX file: {one_line(error)[:160]}") from error
+    if not _is_text(model):
+        raise ExportError(f"{str(path)!r} is damaged: it holds names that are not UTF-8")
     if not model.graph.node or not model.opset_import:
         raise ExportError(f"{str(path)!r} is not an ONNX file: it holds no graph")
     return model
+
+
+def _is_text(message: Message) -> bool:
+    """Whether every text in it is one; protobuf lets others through."""
+    try:
+        fields = message.ListFields()
+    except UnicodeDecodeError:
+        return False
+    for field, value in fields:
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        repeated = not isinstance(value, (str, bytes, Message))
+        for one in value if repeated else [value]:
+            if isinstance(one, bytes) or (isinstance(one, Message) and not _is_text(one)):
+                return False
+    return True
 
 
 def external(model: onnx.ModelProto) -> list[str]:
@@ -347,7 +370,12 @@ def show(report: Report) -> str:
         "version": _show_version,
         "onnx": _show_onnx,
     }[report["kind"]]
-    return "\n".join(shower(report))
+    try:
+        return "\n".join(shower(report))
+    except (AttributeError, TypeError, ValueError, KeyError) as error:
+        raise ExportError(
+            f"{report['path']}: its manifest is not as export.build writes it ({one_line(error)}); see --json"
+        ) from error
 
 
 def _show_pack(r: Report) -> list[str]:
@@ -372,7 +400,7 @@ def _show_pack(r: Report) -> list[str]:
 
 def _show_version(r: Report) -> list[str]:
     m = r["manifest"]
-    engine, pack, parity = m["engine"], m.get("pack", {}), m.get("parity", {})
+    engine, pack, parity = m["engine"], _table(m.get("pack")), _table(m.get("parity"))
     lines = [
         f"{m['model']} version {m['version']}  {r['path']}",
         f"  files       {'intact' if r['intact'] else 'DAMAGED: ' + r['damage']}",
@@ -381,7 +409,7 @@ def _show_version(r: Report) -> list[str]:
         f"  pack        {pack.get('name', '-')} {pack.get('version', '')}  {str(pack.get('sha256', ''))[:12]}"
         f"  parent {str(pack.get('parent', ''))[:12] or '-'}",
     ]
-    size = m.get("input", {})
+    size = _table(m.get("input"))
     if "height" in size:
         batch = "open" if size.get("dynamic_batch") else "fixed"
         lines.append(f"  task        {m.get('task')}, {size['height']}x{size['width']}, batch {batch}")

@@ -37,13 +37,15 @@ from export.engine import (
 )
 from export.errors import ExportError, one_line
 from export.fold import Folding
+from export.inspect import parse_onnx
 from export.parity import Thresholds
 from export.plan_options import PlanOptions
 from export.progress import Bars, Callback, silent
 from export.publish import Published, from_pack, publish, reference_file
 from export.tensorrt import refit_plan
 from networks.command import finish
-from networks.pack import Pack, PackError, load_pack
+from networks.images import MOST_PIXELS
+from networks.pack import TASKS, Pack, PackError, load_pack
 from runtime.engines.tensorrt_library import TensorRTError
 from runtime.errors import Refused
 from runtime.repository import Repository
@@ -82,9 +84,9 @@ def refit(
         raise ExportError(f"model {model!r} version {version}: {one_line(error)}") from error
     facts = manifest["engine"]
     _check_engine(model, version, facts, files)
-    graph = onnx.ModelProto.FromString(files["model.onnx"])
+    graph = parse_onnx(files["model.onnx"], home.directory(model, version) / "model.onnx")
     _check_skeleton(graph, pack)
-    size = (manifest["input"]["height"], manifest["input"]["width"])
+    size = _check_described(model, version, manifest)
     batch = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None
     options = Options(
         size=size,
@@ -174,12 +176,37 @@ def _check_skeleton(graph: onnx.ModelProto, pack: Pack) -> None:
         raise ExportError(
             "the engine does not say which network it is (foreign file?); build it from the pack"
         )
-    ours, theirs = json.loads(json.dumps(skeleton(pack))), json.loads(held)
+    ours = json.loads(json.dumps(skeleton(pack)))
+    try:
+        theirs = json.loads(held)
+    except (ValueError, RecursionError):
+        theirs = None
+    if not isinstance(theirs, dict) or set(ours) - set(theirs):
+        raise ExportError("what the engine says of its network cannot be read; build it from the pack")
     for key, value in sorted(theirs.items(), key=lambda item: item[0] != "network"):
         if ours.get(key) != value:
             raise ExportError(
                 f"the pack's {key} is {ours.get(key)}, the engine's {value}; build it from the pack"
             )
+
+
+def _check_described(model: str, version: int, manifest: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width), once the manifest says what a refit takes from it."""
+    size = manifest.get("input")
+    sides: list[Any] = [size.get(key) for key in ("height", "width")] if isinstance(size, dict) else []
+    limits = manifest.get("edge_thresholds")
+    if (
+        len(sides) != 2
+        or not all(isinstance(side, int) and side > 0 for side in sides)
+        or sides[0] * sides[1] > MOST_PIXELS
+        or manifest.get("task") not in TASKS
+        or not (limits is None or (isinstance(limits, list) and all(isinstance(t, float) for t in limits)))
+    ):
+        raise ExportError(
+            f"model {model!r} version {version}: its manifest does not say task and input as export.build "
+            "does; build it from the pack"
+        )
+    return sides[0], sides[1]
 
 
 def _engine(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +17,12 @@ import pytest
 from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
 
-from export.build import main
+from export.build import Options, build, main
 from export.inspect import main as inspect_main
 from export.lint import lint
+from export.refit import main as refit_main
 from protos import model_config_pb2
+from runtime.repository import Repository, digest
 
 ROOT = Path(__file__).resolve().parents[2]
 VALUE = helper.make_tensor_value_info
@@ -140,6 +144,99 @@ def test_what_is_inside_a_branch_is_linted_too():
     held = [numpy_helper.from_array(np.array(True), "c")]
     node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
     assert any("Det" in error for error in lint(graph([node], held=held)).errors)
+
+
+def replaced(model, name, value):
+    for entry in model.metadata_props:
+        if entry.key == name:
+            entry.value = value
+
+
+@pytest.fixture(scope="module")
+def built(pack, tmp_path_factory):
+    repository = tmp_path_factory.mktemp("built") / "repo"
+    build(pack, repository, options=Options(frames=1, threads=1))
+    return repository
+
+
+class TestAVersionThatOthersWrote:
+    """Hashes and digest are right: whoever wrote it knows how to make them."""
+
+    @pytest.fixture
+    def tamper(self, built, tmp_path):
+        def change(edit=None, graph=None):
+            shutil.copytree(built, tmp_path / "repo")
+            folder = tmp_path / "repo" / "tiny" / "1"
+            manifest = json.loads((folder / "manifest.json").read_text())
+            if graph is not None:
+                (folder / "model.onnx").write_bytes(graph((folder / "model.onnx").read_bytes()))
+            for name in manifest["files"]:
+                content = (folder / name).read_bytes()
+                sha = hashlib.sha256(content).hexdigest()
+                manifest["files"][name] = {"sha256": sha, "bytes": len(content)}
+            manifest |= edit or {}
+            manifest["digest"] = digest(manifest)
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+            return folder
+
+        return change
+
+    @pytest.mark.parametrize("key", ["pack", "parity", "input", "edge_classes", "gate", "task"])
+    @pytest.mark.parametrize("value", ["text", 5, None, [1], {"frames": 3, "agreement": "x"}])
+    def test_inspect_ends_in_one_line(self, key, value, tamper, capsys):
+        folder = tamper({key: value})
+        assert inspect_main([str(folder), "--lineage", "--json"]) == 0
+        assert inspect_main([str(folder), "--lineage"]) in (0, 1)
+        err = capsys.readouterr().err
+        assert err == "" or (err.startswith("error: ") and err.count("\n") == 1)
+
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            {"input": None},
+            {"input": {"height": 64}},
+            {"input": {"height": "64", "width": []}},
+            {"input": {"height": 10**9, "width": 10**9}},
+            {"task": ["segmentation"]},
+            {"edge_thresholds": "0.5"},
+        ],
+    )
+    def test_refit_takes_nothing_from_it_unseen(self, edit, tamper, pack, capsys):
+        self.refused(tamper(edit), pack, capsys)
+
+    @pytest.mark.parametrize("text", ["{", "[]", "5", "{}", '{"network": 5}', "[" * 5000])
+    def test_refit_reads_what_the_graph_says_of_itself_with_care(self, text, tamper, pack, capsys):
+        def lie(content):
+            model = onnx.ModelProto.FromString(content)
+            replaced(model, "roadworthy.skeleton", text)
+            return model.SerializeToString()
+
+        self.refused(tamper(graph=lie), pack, capsys)
+
+    @pytest.mark.parametrize("content", [b"", b"garbage"])
+    def test_a_graph_that_is_none(self, content, tamper, pack, capsys):
+        self.refused(tamper(graph=lambda _: content), pack, capsys)
+
+    def refused(self, folder, pack, capsys):
+        repository = folder.parent.parent
+        words = ["tiny", "1", str(pack.path), "--repository", str(repository), "--golden-frames", "1"]
+        assert refit_main(words) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert Repository(repository).versions("tiny") == [1]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_graph_with_flipped_bytes_ends_in_one_line(seed, tmp_path, capsys):
+    content = bytearray(relu().SerializeToString())
+    rng = np.random.default_rng(seed)
+    for place in rng.integers(0, len(content), 1 + seed % 4):
+        content[place] = rng.integers(0, 256)
+    (tmp_path / "m.onnx").write_bytes(content)
+    assert inspect_main([str(tmp_path / "m.onnx"), "--json"]) in (0, 1)
+    err = capsys.readouterr().err
+    assert err == "" or (err.startswith("error: ") and err.count("\n") == 1)
 
 
 class TestAKilledBuild:
