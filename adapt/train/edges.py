@@ -65,9 +65,10 @@ class EdgeRecipe:
     reweighted, reduction: the loss (``multilabel_edge_loss``).  aligned: SEAL; the first ``unaligned``
     rounds keep the labels as they are.  round: crops a round; batch: crops a step.  optimiser: "sgd" (the
     published: momentum .9, decay 5e-4, new layers ×10, their biases ×20) or "adamw" (new layers ×1).  rate
-    falls by ``gamma`` every ``every`` steps (0: never).  frozen_bn: as published.  parts: prefixes of the
-    parameters that move, () = all.  alignment: parameters of ``align``; gate: None is SEAL as published.
-    segmentation: weight of the segmentation loss of joint networks."""
+    falls by ``gamma`` every ``every`` steps (0: never).  frozen_bn: batch statistics stay; frozen_affine:
+    weights and biases of batch normalisation stay, too (the published Scale layers have lr_mult 0).  parts:
+    prefixes of the parameters that move, () = all.  alignment: parameters of ``align``; gate: None is SEAL as
+    published.  segmentation: weight of the segmentation loss of joint networks."""
 
     steps: int
     reweighted: bool = False
@@ -81,6 +82,7 @@ class EdgeRecipe:
     gamma: float = 0.2
     every: int = 0
     frozen_bn: bool = True
+    frozen_affine: bool = False
     parts: tuple[str, ...] = ()
     alignment: dict[str, float] = field(
         default_factory=lambda: {"sigma_x": 1.0, "sigma_y": 3.0, "max_cost": 2.0, "smoothness": 0.02}
@@ -105,7 +107,7 @@ PRESETS: dict[str, EdgeRecipe] = {
     f"{name}-{data}": replace(
         EdgeRecipe(
             steps, reduction="caffe_sum", optimiser="sgd", round=crops, every=every, gamma=gamma,
-            alignment=alignment, gate=None, solver="exact",
+            alignment=alignment, gate=None, solver="exact", frozen_affine=True,
         ),
         reweighted=name == "casenet", aligned=name == "seal", rate=rate if name == "casenet" else rate / 2,
     )
@@ -171,30 +173,38 @@ def crops_of_edges(
 
 
 # ---------------------------------------------------------------------------------------------- training
+def _moving(network: nn.Module, recipe: EdgeRecipe) -> list[tuple[str, nn.Parameter]]:
+    """Parameters that are trained, by name.  Raises ValueError where none is."""
+    stay = {id(p) for layer in batchnorm.layers(network) for p in layer.parameters() if recipe.frozen_affine}
+    moving = [
+        (name, p)
+        for name, p in network.named_parameters()
+        if id(p) not in stay and (not recipe.parts or name.startswith(recipe.parts))
+    ]
+    if not moving:
+        raise ValueError(f"edge training: no parameter's name starts with one of {recipe.parts}")
+    return moving
+
+
 def _groups(network: nn.Module, recipe: EdgeRecipe) -> list[dict[str, Any]]:
     new = tuple(getattr(network, "NEW", ()))
     groups = []
-    for name, p in network.named_parameters():
-        if recipe.parts and not name.startswith(recipe.parts):
-            continue
+    for name, p in _moving(network, recipe):
         bias = p.ndim == 1
         factor = (
             (20.0 if bias else 10.0) if recipe.optimiser == "sgd" and name.startswith(new) and new else 1.0
         )
         decay = 0.0 if bias else (5e-4 if recipe.optimiser == "sgd" else 1e-2)
         groups.append({"params": [p], "lr": recipe.rate * factor, "factor": factor, "weight_decay": decay})
-    if not groups:
-        raise ValueError(f"edge training: no parameter's name starts with one of {recipe.parts}")
     return groups
 
 
 def _freeze(network: nn.Module, recipe: EdgeRecipe) -> list[nn.Parameter]:
     """Parameters that stay ask for no gradients; gives those that did."""
-    frozen = []
-    for name, p in network.named_parameters():
-        if recipe.parts and not name.startswith(recipe.parts) and p.requires_grad:
-            p.requires_grad_(False)
-            frozen.append(p)
+    moving = {id(p) for _, p in _moving(network, recipe)}
+    frozen = [p for p in network.parameters() if id(p) not in moving and p.requires_grad]
+    for p in frozen:
+        p.requires_grad_(False)
     return frozen
 
 

@@ -5,6 +5,7 @@ ones.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -246,6 +247,22 @@ def test_presets_are_the_published_recipes():
     assert (casenet.rate, casenet.steps, casenet.every, casenet.gamma) == (5e-8, 28000, 20000, 0.2)
     assert casenet.reweighted
     assert not casenet.aligned
+
+
+def test_with_a_published_recipe_batch_normalisation_stays_bit_for_bit(pairs):
+    """BN and Scale have lr_mult 0 in the published prototxt; convolutions and the new layers move."""
+    torch.manual_seed(0)
+    network = networks.create("casenet", classes=3, depth=14, width=8)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    draw = crops_of_segmentation(pairs, 3, Augmentation((16, 16), scale=(1.0, 1.0)))
+    recipe = replace(PRESETS["seal-sbd"], steps=2, batch=2, round=2, rate=1e-4)
+    train(network, spec("casenet", {"depth": 14, "width": 8}), draw, recipe)
+    changed = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
+    norm = {k for k in before if "bn" in k or "downsample.1" in k}
+    assert len(norm) > 40
+    assert not changed & norm
+    assert {"conv1.weight", "res5.0.conv2.weight", "score_cls_side5.bias", "ce_fusion.weight"} <= changed
+    assert all(p.requires_grad for p in network.parameters())
 
 
 def test_refusals_are_named(pairs):
