@@ -1,9 +1,9 @@
 """What collection costs the answer path: the same requests with the collector on and off, turn about.
 
 One server in its own process, one client that sends the next frame when the last was answered, and the
-collector (subscription to the tap, selection, frame store) in a process of its own at the adapter's priority.
- Beside that the time that the answering thread itself spends on the tap is measured in this process, which no
- noise hides.
+collector (subscription to the tap, selection, frame store, the look at the road) in a process of its own at
+the adapter's default priority.  Beside that two times which no noise hides: what the answering thread itself
+spends on the tap, measured in this process, and the processor time of the collector.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ examples:
 exit codes: 0 measured, 1 a process failed, 2 wrong usage
 """
 CHILD = """
-import sys, threading
+import sys, threading, time
+import torch
 from adapt.politeness import be_polite
 from adapt.frames import FrameStore
+from adapt.road import RELEASED, Probe, Response
 from adapt.selection import confidence_summary
 from adapt.sources.live import LiveSource
+from networks.pack import load_pack
 from runtime.client import Client
 be_polite(nice=10, idle=sys.argv[5] == "idle")
+torch.set_num_threads(1)
+response = Response(Probe(load_pack(sys.argv[6])))
 client, store = Client(sys.argv[1]), FrameStore(sys.argv[2], near=-1)
 kept = 0
 on, source = threading.Event(), None
@@ -46,7 +51,9 @@ def collect():
         captured = source.get(0.1) if source is not None else None
         if captured is not None:
             summary = confidence_summary(captured.labels, captured.confidence, int(sys.argv[4]))
-            kept += store.add(captured.frame, source="front", summary=summary).id is not None
+            if store.add(captured.frame, source="front", summary=summary).id is not None:
+                kept += 1
+                response.offer(captured.frame, RELEASED, "front")
 threading.Thread(target=collect, daemon=True).start()
 print("ready", flush=True)
 for line in sys.stdin:
@@ -57,7 +64,7 @@ for line in sys.stdin:
         on.clear()
         source.close()
         source = None
-    print(kept, flush=True)
+    print(kept, time.process_time(), flush=True)
 """
 
 
@@ -117,20 +124,22 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD, service.address, str(folder / "frames"), str(a.max_fps),
-             str(len(pack.spec.classes)), a.priority],
+             str(len(pack.spec.classes)), a.priority, str(pack.path)],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert child.stdin is not None
         assert child.stdout is not None
 
-        def tell(word: str) -> int:
+        def tell(word: str) -> tuple[int, float]:
+            """(frames kept, processor seconds) so far."""
             assert child.stdin is not None
             assert child.stdout is not None
             print(word, file=child.stdin, flush=True)
-            return int(child.stdout.readline())
+            frames_kept, seconds = child.stdout.readline().split()
+            return int(frames_kept), float(seconds)
 
         took: dict[str, list[float]] = {"off": [], "on": []}
-        ratios, kept = [], 0
+        ratios, kept, busy, collected = [], 0, 0.0, 0.0
         try:
             child.stdout.readline()
             with Client(service.address) as client:
@@ -138,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
                     # off, on, on, off, … so that a machine that gets slower favours neither
                     word = ("off", "on", "on", "off")[pair % 4]
                     if word == "on":
-                        tell("on")
+                        began, before = time.monotonic(), tell("on")[1]
                         time.sleep(0.5)
                     end, these, i = time.monotonic() + a.seconds, [], 0
                     while time.monotonic() < end:
@@ -149,7 +158,8 @@ def main(argv: list[str] | None = None) -> int:
                     took[word] += these
                     ratios.append((word, float(np.median(these))))
                     if word == "on":
-                        kept = tell("off")
+                        kept, after = tell("off")
+                        busy, collected = busy + after - before, collected + time.monotonic() - began
         finally:
             child.kill()
             child.wait()
@@ -162,12 +172,15 @@ def main(argv: list[str] | None = None) -> int:
     for word, (p50, p99) in (("off", off), ("on", on)):
         print(f"{word:<12}{p50:>9.3f}{p99:>9.3f}{len(took[word]):>10}")
     print(f"mean of medians: {100 * cost:+.2f}%; {kept} frames kept at up to {a.max_fps:g} a second")
+    print(f"processor time of the collector: {100 * busy / collected:.1f}% of a core")
     share = 100 * thread["tap"] / 1000 / off[0]
     words = f"tap {thread['tap']} µs ({share:.3f}% of an answer), drift {thread['drift']} µs"
     print(f"on the answering thread: {words}")
     result = {
         "bench": "collector", "off_ms": [round(v, 3) for v in off], "on_ms": [round(v, 3) for v in on],
-        "cost_of_median": round(cost, 4), "kept": kept, "thread_us": thread,
+        "cost_of_median": round(cost, 4), "kept": kept, "priority": a.priority,
+        "collector_share_of_a_core": round(busy / collected, 4),
+        "thread_us": thread,
         "thread_share": round(share / 100, 6), "requests": {k: len(v) for k, v in took.items()},
     }  # fmt: skip
     print(json.dumps(result))
