@@ -36,6 +36,7 @@ from networks.pack import PackSpec, normalise
 
 __all__ = [
     "PRESETS",
+    "SCALES",
     "EdgeRecipe",
     "EdgeTrainer",
     "Sample",
@@ -118,6 +119,9 @@ PRESETS: dict[str, EdgeRecipe] = {
     for name in ("casenet", "casenet-s", "casenet-c", "seal")
 }  # fmt: skip
 
+#: The magnifications of the published training sets.
+SCALES: dict[str, tuple[float, ...]] = {"cityscapes": (1.0,), "sbd": (0.5, 0.75, 1.0, 1.25, 1.5)}
+
 
 # ------------------------------------------------------------------------------------------------- crops
 def crops_of_segmentation(
@@ -126,16 +130,22 @@ def crops_of_segmentation(
     augmentation: Augmentation,
     *,
     radius: float = 2,
+    scales: Sequence[float] = (),
 ) -> Draw:
     """Crops of labelled frames, edges made on the fly: equally wide whatever the scale.
 
-    Pixels with label 255 are ignored; nothing is an edge along them.
+    Pixels with label 255 are ignored; nothing is an edge along them.  scales: magnify by one of these instead
+    of any in the augmentation's range.
     """
     if not pairs:
         raise ValueError("edge training: no labelled frame")
 
     def draw(rng: np.random.Generator) -> Sample:
-        frame, label = crop(rng, *pairs[int(rng.integers(len(pairs)))], augmentation)
+        pair, how = pairs[int(rng.integers(len(pairs)))], augmentation
+        if scales:
+            scale = float(scales[int(rng.integers(len(scales)))])
+            how = replace(augmentation, scale=(scale, scale))
+        frame, label = crop(rng, *pair, how)
         return Sample(frame, pack(category_edges(label, classes, radius), label == 255), label)
 
     return draw

@@ -28,7 +28,8 @@ data, one of:
                              of radius 2 are made from the class maps on the fly, also after scaling
   --labels DIR --images DIR  edge labels (.npz, .bin, .mat, .png: adapt.labels.edge_codec), their images
 
-presets (the published recipes; NAME-cityscapes or NAME-sbd):
+presets (the published recipes; NAME-cityscapes or NAME-sbd; --data is magnified as published: not at all, or
+by .5 .75 1 1.25 1.5; --labels are taken as they are, give the magnified copies, too):
   casenet      reweighted loss
   casenet-s    unweighted, half the rate
   casenet-c    -s on labels refined by a dense CRF (--data only; extra crf)
@@ -110,7 +111,7 @@ def _space(text: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]
 def _draw(a: argparse.Namespace, classes: int, progress: Any) -> Any:
     from adapt.labels import crf
     from adapt.train.augment import Augmentation
-    from adapt.train.edges import crops_of_edges, crops_of_segmentation
+    from adapt.train.edges import SCALES, crops_of_edges, crops_of_segmentation
 
     if a.data:
         dataset = open_dataset(a.data)
@@ -122,7 +123,8 @@ def _draw(a: argparse.Namespace, classes: int, progress: Any) -> Any:
                     label = crf.refine(frame, label, classes)
                 pairs.append((frame, label))
             progress("read", i + 1, len(dataset))
-        return crops_of_segmentation(pairs, classes, Augmentation(a.crop))
+        scales = SCALES[a.preset.rpartition("-")[2]] if a.preset else ()
+        return crops_of_segmentation(pairs, classes, Augmentation(a.crop), scales=scales)
     if (a.preset or "").startswith("casenet-c-"):
         raise ValueError("casenet-c refines class maps: give --data, edge labels have no regions")
     files = sorted(f for f in a.labels.glob("*") if f.suffix in (".npz", ".bin", ".mat", ".png"))

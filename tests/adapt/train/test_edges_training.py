@@ -21,6 +21,7 @@ from adapt.labels.seal import Gate
 from adapt.train.augment import Augmentation
 from adapt.train.edges import (
     PRESETS,
+    SCALES,
     EdgeRecipe,
     EdgeTrainer,
     Sample,
@@ -232,6 +233,19 @@ def test_crops_of_edge_files_are_cut_flipped_and_padded_as_ignored():
         assert len(hit) <= 1
         if len(hit):
             assert (sample.frame[tuple(hit[0])] == frame[2, 3]).all()
+
+
+def test_crops_are_magnified_by_the_published_factors_alone(pairs):
+    assert SCALES == {"cityscapes": (1.0,), "sbd": (0.5, 0.75, 1.0, 1.25, 1.5)}
+    seen = set()
+    wide = np.zeros((48, 64), np.uint8)
+    wide[:, 16:48] = 1  # a band of 32 pixels
+    frame = np.zeros((48, 64, 3), np.uint8)
+    draw = crops_of_segmentation([(frame, wide)], 2, Augmentation((96, 96)), scales=SCALES["sbd"])
+    for i in range(40):
+        sample = draw(np.random.default_rng(i))
+        seen.add(int((sample.labels == 1).any(0).sum()))
+    assert seen == {16, 24, 32, 40, 48}
 
 
 def test_presets_are_the_published_recipes():
