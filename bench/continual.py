@@ -1,4 +1,4 @@
-"""A road that keeps changing: day, fog, night, day again; mean IoU over time of five ways to meet it.
+"""A road that keeps changing: day, fog, night, day again; mean IoU over time of seven ways to meet it.
 
     python -m bench.continual [--out out/continual] [--seeds 3]
 
@@ -8,9 +8,9 @@ tent        TENT: entropy lowered on every batch by scale and shift of batch nor
 ours        a round (adapt.round) after every 50 frames on those 50, from the released pack, behind its gate;
             what it accepts answers from the next frame on.  Where it finds that the released pack is best
             here, that one answers; where it refuses otherwise, nothing changes
-ours+watch  the same, and the released network answers a sample beside the live one: when its class shares
-            come nearer to the source's than the live one's, the road has changed under the adapted version;
-            the released one takes over and the frames collected so far are dropped
+refresh     the loop's answer to a change of road alone (adapt.road.Response, adapt.respond.refresh_config):
+            after a dozen frames of another road back to the version that knows it, or new batch statistics
+ours+refresh  both, as adapt.run does it: refreshed at once, trained on 50 frames of the new road
 bound       the rounds of "ours" with the true labels of the same frames and no gate
 
 Every method answers a frame before it may learn from it, and only "bound" sees labels.  Streets are rendered
@@ -34,10 +34,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapt import baselines, gate, predict
+from adapt import baselines, predict
 from adapt import round as rounds
 from adapt.data import street
 from adapt.evaluate.segmentation import Confusion
+from adapt.respond import refresh_config
+from adapt.road import RELEASED, Probe, Response
 from adapt.round import RoundConfig, adapt
 from bench.gate import BASE, SIZE, source_pack
 from networks.pack import Pack
@@ -47,9 +49,7 @@ DRIVES, ALONG = 14, 12
 EVERY = 50  # frames between rounds; no divisor of a phase, so that some rounds see two domains
 BATCH = 6
 WINDOW = 24  # frames of a point on the curve
-METHODS = ("frozen", "statistics", "tent", "ours", "ours+watch", "bound")
-WATCH = 18  # frames over which live and released network are compared
-MARGIN = 0.05  # by which the released one's shares must be nearer, in nats
+METHODS = ("frozen", "statistics", "tent", "refresh", "ours", "ours+refresh", "bound")
 RECIPE = replace(BASE, force=False, steps=30, source_holdout=16)
 
 
@@ -74,7 +74,11 @@ class _Labelled(rounds._Round):
 
 
 class Rounds:
-    """"ours" and "bound" as a method of `adapt.baselines`: what is live answers, a round may change it."""
+    """ "ours" and "bound" as a method of `adapt.baselines`: what is live answers, a round may change it.
+
+    refresh: a change of road is answered by `adapt.road.Response`, as the running loop has it.  train: rounds
+    of training follow.  lag: frames that go by, answered but not kept, until what was decided is live.
+    """
 
     def __init__(
         self,
@@ -83,59 +87,79 @@ class Rounds:
         out: Path,
         truth: dict[bytes, np.ndarray] | None = None,
         *,
-        watch: bool = False,
+        refresh: bool = False,
+        train: bool = True,
+        lag: int = 0,
     ) -> None:
-        self.pack, self.config, self.out, self.truth, self.watch = pack, config, out, truth, watch
-        self.released = self.live = pack.network().eval()
-        self.source = np.asarray(pack.reference()["share"], np.float64)
-        self.fresh = 0
-        self.resets = 0
+        self.pack, self.config, self.out, self.truth = pack, config, out, truth
+        self.train, self.lag = train, lag
+        self.response = Response(Probe(pack)) if refresh else None
+        self.networks = {RELEASED: pack.network().eval()}
+        self.live = self.decided = RELEASED
+        self.count = self.busy = self.returns = 0
         self.seen: list[np.ndarray] = []
         self.log: list[dict[str, Any]] = []
 
     def answer(self, frames: np.ndarray) -> np.ndarray:
-        answers = predict.labels_and_confidence(self.live, self.pack.spec, predict.as_tensor(frames))[0]
-        self.seen.extend(frames)
-        self.fresh += len(frames)
-        if self.watch and self.live is not self.released and self.fresh >= WATCH:
-            self._look()
-        if len(self.seen) >= EVERY:
-            self._round(self.seen)
-            self.seen = []
+        if self.count >= self.busy:
+            self.live = self.decided
+        network = self.networks[self.live]
+        answers = predict.labels_and_confidence(network, self.pack.spec, predict.as_tensor(frames))[0]
+        for frame in frames:
+            self.count += 1
+            if self.count > self.busy:
+                self._see(frame)
         return answers
 
-    def _look(self) -> None:
-        recent = predict.as_tensor(self.seen[-WATCH:]) if len(self.seen) >= WATCH else None
-        if recent is None:
-            return
-        far = []
-        for network in (self.live, self.released):
-            labels = predict.labels_and_confidence(network, self.pack.spec, recent)[0]
-            share = np.bincount(labels.ravel(), minlength=len(self.source)) / labels.size
-            far.append(gate.share_distance(share, self.source))
-        if far[1] + MARGIN < far[0]:
-            self.live, self.seen, self.resets = self.released, self.seen[-BATCH:], self.resets + 1
-        self.fresh = 0
+    def _see(self, frame: np.ndarray) -> None:
+        self.seen.append(frame)
+        if self.response is not None:
+            action = self.response.offer(frame, self.decided)
+            if action is not None and action.kind != "stay":
+                self.seen = self.seen[-self.response.config.frames * self.response.config.agree :]
+                if action.kind == "back":
+                    self._serve(action.version)
+                    self.response.start_again()
+                    self.returns += 1
+                else:
+                    self._round(self.seen, refresh_config(self.config))
+        if self.train and len(self.seen) >= EVERY:
+            self._round(self.seen, self.config)
+            self.seen = []
 
-    def _round(self, frames: list[np.ndarray]) -> None:
+    def _serve(self, version: int) -> None:
+        self.decided, self.busy = version, self.count + self.lag
+        if not self.lag:
+            self.live = version
+
+    def _round(self, frames: list[np.ndarray], config: RoundConfig) -> None:
         shutil.rmtree(self.out, ignore_errors=True)
-        began = time.monotonic()
+        began, refreshing = time.monotonic(), not config.portions
         if self.truth is not None:
-            config = replace(self.config, force=True)
-            work = _Labelled(self.pack, frames, config, self.out, lambda *a, **k: None, None, None)
+            forced = replace(config, force=True)
+            work = _Labelled(self.pack, frames, forced, self.out, lambda *a, **k: None, None, None)
             work.truth = self.truth
             result = work.run()
         else:
-            result = adapt(self.pack, frames, config=self.config, out=self.out)
+            result = adapt(self.pack, frames, config=config, out=self.out)
         failed = result.report["gate"]["failed"]
+        look = self.response.probe.all_of(frames) if self.response is not None else None
         if result.pack is not None:
-            self.live = result.pack.network().eval()
-        elif failed == ["changed"]:
-            self.live = self.released
-        self.fresh = 0
+            version = max(self.networks) + 1
+            self.networks[version] = result.pack.network().eval()
+            self._serve(version)
+            if self.response is not None and look is not None:
+                self.response.learn(version, look)
+        elif self.response is None and failed == ["changed"]:
+            self._serve(RELEASED)
+        elif refreshing and self.response is not None and look is not None:
+            answer = self.response.refreshed(None, failed, self.decided, look)
+            if answer != self.decided:
+                self._serve(answer)
         self.log.append(
             {
-                "accepted": result.accepted, "chosen": result.report.get("chosen"), "failed": failed,
+                "kind": "refresh" if refreshing else "train", "accepted": result.accepted, "at": self.count,
+                "chosen": result.report.get("chosen"), "failed": failed,
                 "stages": {k: s.get("failed") for k, s in result.report["stages"].items()},
                 "seconds": round(time.monotonic() - began, 1),
             }
@@ -143,23 +167,24 @@ class Rounds:
         shutil.rmtree(self.out, ignore_errors=True)
 
 
-def make(name: str, pack: Pack, seed: int, out: Path, truth: dict[bytes, np.ndarray]) -> Any:
-    config = replace(RECIPE, seed=seed)
+def make(name: str, pack: Pack, seed: int, out: Path, truth: dict[bytes, np.ndarray], lag: int = 0) -> Any:
+    config, work = replace(RECIPE, seed=seed), out / f"work-{seed}-{name}"
     makers: dict[str, Callable[[], Any]] = {
         "frozen": lambda: baselines.Frozen(pack),
         "statistics": lambda: baselines.BatchStatistics(pack),
         "tent": lambda: baselines.Tent(pack),
-        "ours": lambda: Rounds(pack, config, out / f"work-{seed}-ours"),
-        "ours+watch": lambda: Rounds(pack, config, out / f"work-{seed}-watch", watch=True),
-        "bound": lambda: Rounds(pack, config, out / f"work-{seed}-bound", truth),
+        "refresh": lambda: Rounds(pack, config, work, refresh=True, train=False, lag=lag),
+        "ours": lambda: Rounds(pack, config, work, lag=lag),
+        "ours+refresh": lambda: Rounds(pack, config, work, refresh=True, lag=lag),
+        "bound": lambda: Rounds(pack, config, work, truth, lag=lag),
     }
     return makers[name]()
 
 
-def run(name: str, pack: Pack, seed: int, out: Path) -> dict[str, Any]:
+def run(name: str, pack: Pack, seed: int, out: Path, lag: int = 0) -> dict[str, Any]:
     frames, labels = stream(seed)
     truth = {x.tobytes(): y for x, y in zip(frames, labels, strict=True)}
-    method = make(name, pack, seed, out, truth)
+    method = make(name, pack, seed, out, truth, lag)
     classes = len(pack.spec.classes)
     windows: list[Confusion] = []
     began = time.monotonic()
@@ -177,7 +202,7 @@ def run(name: str, pack: Pack, seed: int, out: Path) -> dict[str, Any]:
     return {
         "method": name, "seed": seed, "windows": [round(w.miou(), 5) for w in windows], "phases": phases,
         "seconds": round(time.monotonic() - began, 1), "rounds": getattr(method, "log", []),
-        "resets": getattr(method, "resets", 0),
+        "returns": getattr(method, "returns", 0), "lag": lag,
     }  # fmt: skip
 
 
@@ -203,7 +228,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
             "seconds": round(statistics.fmean(r["seconds"] for r in own), 1),
             "rounds": sum(len(r["rounds"]) for r in own),
             "accepted": sum(x["accepted"] for r in own for x in r["rounds"]),
-            "resets": sum(r.get("resets", 0) for r in own),
+            "returns": sum(r.get("returns", 0) for r in own),
         }  # fmt: skip
     return found
 
@@ -214,33 +239,41 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("out/continual"))
     parser.add_argument("--pack", type=Path, default=Path("out/gate"), help="where bench.gate keeps its pack")
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
+    names = ", ".join(METHODS)
+    parser.add_argument("--methods", default=",".join(METHODS), metavar="M,M,..", help=f"of {names}")
+    parser.add_argument(
+        "--lag", type=int, default=0, metavar="N", help="frames from a decision to its swap (0)"
+    )
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the curves here")
     parser.add_argument("--table", action="store_true", help="no new run: show what is recorded")
     a = parser.parse_args(argv)
+    if unknown := set(a.methods.split(",")) - set(METHODS):
+        parser.error(f"--methods {', '.join(sorted(unknown))}: choose of {names}")
     torch.set_num_threads(1)
     a.out.mkdir(parents=True, exist_ok=True)
     a.pack.mkdir(parents=True, exist_ok=True)
     pack = source_pack(a.pack)
     file = a.out / "runs.jsonl"
     records = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    records = [r for r in records if r.get("lag", 0) == a.lag]
     known = {(r["method"], r["seed"]) for r in records}
     for seed in range(a.seeds) if not a.table else ():
-        for name in METHODS:
+        for name in a.methods.split(","):
             if (name, seed) not in known:
-                records.append(run(name, pack, seed, a.out))
+                records.append(run(name, pack, seed, a.out, a.lag))
                 with file.open("a") as out:
                     out.write(json.dumps(records[-1]) + "\n")
                 print(f"{name} {seed}: {records[-1]['phases']}", file=sys.stderr, flush=True)
     found = summary(records)
     heads = ("mean", "±", "settled", "rounds", "accepted", "s")
     words = "{:>8} {:>5} {:>8} {:>7} {:>9} {:>7}".format(*heads)
-    print(f"{'':<11}" + "".join(f"{p:>8}" for p in PHASES) + words)
+    print(f"{'':<13}" + "".join(f"{p:>8}" for p in PHASES) + words)
     for name, m in found["methods"].items():
         cells = "".join(f"{100 * v:>8.1f}" for v in m["phases"])
         scores = [100 * m[k] for k in ("mean", "spread", "settled_mean")]
         counts = [m[k] for k in ("rounds", "accepted", "seconds")]
         shown = "{:>8.1f} {:>5.1f} {:>8.1f} {:>7} {:>9} {:>7.1f}".format(*scores, *counts)
-        print(f"{name:<11}{cells}{shown}")
+        print(f"{name:<13}{cells}{shown}")
     if a.svg:
         from adapt.report.figures import curves
 
