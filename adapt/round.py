@@ -45,9 +45,10 @@ from networks.pack import Pack, load_pack, normalise, write_pack
 __all__ = ["RoundConfig", "RoundError", "RoundPaused", "RoundResult", "adapt"]
 
 IGNORE = 255
+GOLDEN = 8  # golden frames of a pack at most
 _COUNTS = {
     "source": 0, "target": 1, "adabn_batch": 1, "infer_batch": 1, "checkpoint_every": 1, "replay_limit": 0,
-    "source_holdout": 0, "ignore_bottom": 0, "ignore_border": 0, "threads": 0, "seed": 0,
+    "source_holdout": 0, "golden": 0, "ignore_bottom": 0, "ignore_border": 0, "threads": 0, "seed": 0,
 }  # fmt: skip
 _BY_SOURCE_FRAMES = ("translated", "veto")  # ways to choose statistics that need labelled source frames
 Pair = tuple[np.ndarray, np.ndarray]
@@ -97,6 +98,9 @@ class RoundConfig:
         source_free: True ignores a replay set; False demands one; None takes what there is.
         replay_limit: at most that many replay frames are read, 0 = all.
         source_holdout: at most that many hold-out frames of the source are scored at each stage, 0 = all.
+        golden: hold-out frames that the new pack brings as golden ones, before its parent's: the server
+            compares it with what is live on frames of its own road too, and not only on the source's, where
+            a version for night may lack what it sees at night.  0: no frame of the road goes into a pack.
         judge: decay of the mean of the weights that the gate compares a student with (`Optimisation.judge`).
         absent: names of classes that cannot be here (a map, a geofence): no frame gets a label of them.
         ignore_bottom, ignore_border: rows at the bottom (own bonnet) and pixels at every edge without labels.
@@ -149,6 +153,7 @@ class RoundConfig:
     source_free: bool | None = None
     replay_limit: int = 0
     source_holdout: int = 24
+    golden: int = 2
     absent: tuple[str, ...] = ()
     ignore_bottom: int = 0
     ignore_border: int = 0
@@ -924,6 +929,14 @@ class _Round:
         confidence = predict.confidence_histogram(network, self.spec, self.frames, batch=batch)
         return {"share": confidence.sum(1) / confidence.sum(), "confidence": confidence}
 
+    def _golden(self) -> np.ndarray:
+        """uint8 [n,H,W,3]: of this road first, because a server may look at the first few alone."""
+        theirs = self.pack.golden()
+        count = min(self.config.golden, len(self.holdout))
+        chosen = np.linspace(0, len(self.holdout) - 1, count).round().astype(int)
+        ours = [resize_frame(self.holdout[i], (theirs.shape[1], theirs.shape[2])) for i in chosen]
+        return np.concatenate([np.stack(ours), theirs])[:GOLDEN] if ours else theirs
+
     def _write(self, state: dict[str, torch.Tensor], report: dict[str, Any]) -> Pack:
         path = self.out / "pack"
         if path.is_dir():  # killed between the rename and the report: the same content by construction
@@ -940,7 +953,7 @@ class _Round:
             for frame, label in self.pack.replay(split)
         )
         return write_pack(
-            path, spec, state, golden=self.pack.golden(), replay=replay,
+            path, spec, state, golden=self._golden(), replay=replay,
             reference=self._domain(state),
             prior=self.pack.prior(),
         )  # fmt: skip

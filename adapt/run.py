@@ -246,6 +246,8 @@ def round_config(arguments: argparse.Namespace) -> RoundConfig:
         told["rate"] = arguments.rate
     if arguments.source_free:
         told["source_free"] = True
+    if arguments.key:  # pictures that are sealed in the store do not lie open in a pack
+        told["golden"] = 0
     known = RoundConfig.__dataclass_fields__
     for item in arguments.set:
         key, equals, text = item.partition("=")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,18 @@ def test_the_pack_names_its_parent_and_carries_what_decided(finished, toy_pack):
         "class-vanished",
         "flip-consistency",
     }
+
+
+def test_golden_frames_are_of_this_road_first_then_the_parents(finished, toy_pack, dark_frames, tmp_path):
+    golden = finished[1].pack.golden()
+    dark = [frame.tobytes() for frame in dark_frames]
+    assert [frame.tobytes() in dark for frame in golden] == [True, True, False]
+    assert golden[2].tobytes() == toy_pack.golden()[0].tobytes()
+    work = _Round(toy_pack, dark_frames, QUICK, tmp_path, silent, None, None)
+    learnt = {frame.tobytes() for frame in work.target}
+    assert not learnt & {frame.tobytes() for frame in golden}, "witnesses are frames nothing was learnt from"
+    none = _Round(toy_pack, dark_frames, replace(QUICK, golden=0), tmp_path, silent, None, None)
+    assert none._golden().tobytes() == toy_pack.golden().tobytes()
 
 
 def test_the_same_round_again_gives_the_same_weights(finished, toy_pack, dark_frames, tmp_path):
