@@ -4,10 +4,10 @@
 
 For each network: time to write the graph (beside torch's own exporter, with the share of weights that keep
 their names), to build and publish a version, to refit one (new weights to a published version, and the part
-of it that is parity), to load either, and the processor time of a frame in ONNX Runtime beside torch.  Then
-the same graph written in other ways, one change at a time (`--tail`: these alone).  One thread; the ways take
-turns within a round, so that a busy machine slows all alike; medians of processor time, and ratios of them.
-Weights are random: the times do not depend on them.
+of it that is parity), to load either, and the processor time of a frame in ONNX Runtime, in float32 and INT8,
+beside torch.  Then the same graph written in other ways, one change at a time (`--tail`: these alone).  One
+thread; the ways take turns within a round, so that a busy machine slows all alike; medians of processor time,
+and ratios of them.  Weights are random: the times do not depend on them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from bench import machine
 from bench.networks import describe, random_network
 from export.build import Options, Published, build, parse_size
 from export.graph import INPUT, ServingGraph
+from export.int8 import quantise
 from export.parity import Thresholds
 from export.refit import refit
 from export.writer import write
@@ -84,10 +85,10 @@ def take_turns(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, flo
     return {name: round(1000 * statistics.median(values), 2) for name, values in times.items()}
 
 
-def runner(model: onnx.ModelProto, frame: np.ndarray) -> Callable[[], Any]:
+def runner(model: onnx.ModelProto, frame: np.ndarray, precision: str = "fp32") -> Callable[[], Any]:
     """A call of the engine for what a request gets that names no output."""
     content = model.SerializeToString()
-    engine = load(content, "onnxruntime", "fp32", EngineConfig(threads=1), candidate=False)
+    engine = load(content, "onnxruntime", precision, EngineConfig(threads=1), candidate=False)
     names = [o.name for o in model.graph.output if o.name != "probabilities"]
     return lambda: engine.run({INPUT: frame}, names)
 
@@ -129,10 +130,10 @@ def torchs_exporter(network: SegmentationNetwork, spec: PackSpec) -> tuple[float
     return spent, sum(i.name in names for i in held) / len(held)
 
 
-def measure(name: str, size: tuple[int, int], rounds: int) -> dict[str, Any]:
-    """One row of the first table."""
+def measure(name: str, size: tuple[int, int], rounds: int, count: int = 4, builds: int = 3) -> dict[str, Any]:
+    """One row of the first table.  `count` golden frames; `builds` of each kind that are counted."""
     spec = described(name, size)
-    frames = np.random.default_rng(0).integers(0, 256, (4, *size, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (max(count, 2), *size, 3), np.uint8)
     network = random_network(spec, frames)
     row: dict[str, Any] = {"network": name, "size": "x".join(map(str, size))}
     row["write_s"] = round(seconds(lambda: write(network, spec, size=size, batch=None), rounds), 2)
@@ -142,9 +143,9 @@ def measure(name: str, size: tuple[int, int], rounds: int) -> dict[str, Any]:
     except Exception as error:  # the exporter's own errors; one is the reason for a case here
         row |= {"torch_write_s": None, "torch_names": f"fails: {type(error).__name__}"}
     with tempfile.TemporaryDirectory() as folder:
-        pack = write_pack(Path(folder) / "pack", spec, network.state_dict(), golden=frames)
+        pack = write_pack(Path(folder) / "pack", spec, network.state_dict(), golden=frames[:count])
         repository = Path(folder) / "repo"
-        row["build_s"] = round(seconds(lambda: build(pack, repository, options=ANY), 3), 2)
+        row["build_s"] = round(seconds(lambda: build(pack, repository, options=ANY), builds), 2)
         again = load_pack(pack.path)
 
         def refitted(frames: int) -> Published:
@@ -152,9 +153,9 @@ def measure(name: str, size: tuple[int, int], rounds: int) -> dict[str, Any]:
                 repository, spec.name, 1, again, thresholds=ANY.thresholds, frames=frames, threads=1
             )
 
-        row["refit_s"] = round(seconds(lambda: refitted(len(frames)), 3), 2)
-        row["refit_1_s"] = round(seconds(lambda: refitted(1), 3), 2)
-        published = refitted(len(frames))
+        row["refit_s"] = round(seconds(lambda: refitted(count), builds), 2)
+        row["refit_1_s"] = round(seconds(lambda: refitted(1), builds), 2)
+        published = refitted(count)
         row["refit_parity"] = round(
             published.manifest["seconds"]["parity"] / published.manifest["build_seconds"], 2
         )
@@ -165,7 +166,7 @@ def measure(name: str, size: tuple[int, int], rounds: int) -> dict[str, Any]:
             engine.run({INPUT: frames[:1]}, [engine.spec.outputs[0].name])
             engine.close()
 
-        row["load_s"] = round(seconds(warm, 3), 2)
+        row["load_s"] = round(seconds(warm, builds), 2)
     tensor = torch.from_numpy(frames[:1].copy())
     served = ServingGraph(network, spec)
 
@@ -174,9 +175,16 @@ def measure(name: str, size: tuple[int, int], rounds: int) -> dict[str, Any]:
             return served(tensor)
 
     graph = write(network, spec, size=size, batch=None, form="per-class")
-    times = take_turns({"torch": eager, "engine": runner(graph, frames[:1])}, rounds)
-    row |= {"torch_ms": times["torch"], "engine_ms": times["engine"]}
+    quantised = quantise(graph, frames, classes=len(spec.classes), count=len(frames)).model
+    ways = {
+        "torch": eager,
+        "engine": runner(graph, frames[:1]),
+        "int8": runner(quantised, frames[:1], "int8"),
+    }
+    times = take_turns(ways, rounds)
+    row |= {f"{way}_ms": spent for way, spent in times.items()}
     row["ratio"] = round(times["torch"] / times["engine"], 2)
+    row["int8_ratio"] = round(times["engine"] / times["int8"], 2)
     return row
 
 
@@ -294,6 +302,7 @@ FIRST = [
     ("torch_names", "names torch.onnx keeps"), ("build_s", "build, s"), ("refit_s", "refit, s"),
     ("refit_1_s", "refit, 1 frame, s"), ("refit_parity", "parity's part"), ("load_s", "load and warm, s"),
     ("engine_ms", "engine, ms"), ("torch_ms", "torch, ms"), ("ratio", "torch / engine"),
+    ("int8_ms", "INT8, ms"), ("int8_ratio", "engine / INT8"),
 ]  # fmt: skip
 SECOND = [
     ("network", "network"), ("size", "frame"), ("ms", "whole, ms"), ("per_class", "per class"),
@@ -306,20 +315,32 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.export",
         description="What an export costs, and why the graph is written the way it is.",
-        epilog="exit codes: 0 measured, 2 wrong usage",
+        epilog="""examples:
+  python -m bench.export --networks roadnet espnetv2 ddrnet --rounds 7
+  python -m bench.export --networks resnet38 --rounds 2 --frames 1 --builds 1    # heavy: one at a time
+  python -m bench.export --tail --rounds 7
+
+exit codes: 0 measured, 2 wrong usage""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=int, default=9, metavar="N", help="turns of each way (9)")
     parser.add_argument("--networks", nargs="+", choices=sorted(CASES), default=list(DEFAULT))
+    positive = {"type": int, "metavar": "N"}
+    parser.add_argument("--frames", default=4, help="golden frames of a build (4)", **positive)
+    parser.add_argument("--builds", default=3, help="builds and refits that are counted (3)", **positive)
     parser.add_argument("--tail", action="store_true", help="the ways to write the last part alone")
     parser.add_argument("--size", metavar="HxW", type=parse_size, help="of the frames (each network's own)")
     args = parser.parse_args(argv)
+    if min(args.rounds, args.frames, args.builds) < 1:
+        parser.error("--rounds, --frames and --builds must be 1 or more")
     torch.set_num_threads(1)
     where = machine.describe()
     first, second = [], []
     for name in args.networks:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
         if not args.tail:
-            first.append(measure(name, args.size or CASES[name], args.rounds))
+            size = args.size or CASES[name]
+            first.append(measure(name, size, args.rounds, args.frames, args.builds))
         second.append(variants(name, args.size or CASES[name], args.rounds))
         gc.collect()
     where["load_after"] = round(os.getloadavg()[0], 2)
