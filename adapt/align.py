@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from adapt.data.base import BROKEN
 from adapt.evaluate.edge_errors import EdgeError
 from adapt.evaluate.matching import match_pairs
 from adapt.labels import edge_codec
@@ -196,7 +197,7 @@ def _frame(folder: Path, name: str) -> NDArray[np.uint8]:
             try:
                 with Image.open(path) as image:
                     return np.asarray(image.convert("RGB"))
-            except (OSError, UnidentifiedImageError) as error:
+            except BROKEN as error:
                 raise EdgeError(f"{path} is no readable image ({error})") from None
     raise EdgeError(f"{folder} has no image {name}.jpg or {name}.png")
 
@@ -207,7 +208,7 @@ def _label(path: Path, classes: int, size: tuple[int, int], segmentation: bool) 
     try:
         with Image.open(path) as image:
             labels = np.asarray(image)
-    except (OSError, UnidentifiedImageError) as error:
+    except BROKEN as error:
         raise EdgeError(f"{path} is no readable label ({error})") from None
     if labels.ndim != 2 or labels.shape != size:
         raise EdgeError(
@@ -219,7 +220,7 @@ def _label(path: Path, classes: int, size: tuple[int, int], segmentation: bool) 
 def _maps(folder: Path, name: str, classes: int, size: tuple[int, int]) -> NDArray[np.floating]:
     path = folder / f"{name}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             maps = file["probability"]
     except Exception as error:  # damaged archives raise many kinds
         raise EdgeError(f"{path} holds no 'probability' [K,H,W] ({str(error).splitlines()[0]})") from None
@@ -353,6 +354,8 @@ def main(argv: list[str] | None = None) -> int:
     a = p.parse_args(argv)
     if bool(a.model) == bool(a.probabilities):
         p.error("give --model or --probabilities")
+    if min(a.jobs, a.tile, a.pictures) < 0:
+        p.error("--jobs, --tile and --pictures are 0 or more")
     from networks.pack import PackError
 
     try:

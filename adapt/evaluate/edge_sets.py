@@ -21,8 +21,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from adapt.data.base import BROKEN
 from adapt.evaluate import edges
 from adapt.evaluate.edge_errors import EdgeError
 from adapt.evaluate.resize import resize_bicubic, resize_nearest
@@ -73,7 +74,7 @@ def _image(path: Path) -> NDArray[Any]:
             return np.asarray(image)
     except FileNotFoundError:
         raise EdgeError(f"{path} is missing: is the set unpacked completely?") from None
-    except (OSError, UnidentifiedImageError) as error:
+    except BROKEN as error:
         raise EdgeError(f"{path} is no readable image ({error}): unpack the set again") from None
 
 
@@ -291,7 +292,7 @@ class Predictions:
         packed = self.root / f"{name}.npz"
         if packed.is_file():
             try:
-                with np.load(packed, allow_pickle=False) as file:
+                with open(packed, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                     maps = list(file["probability"])
             except Exception as error:  # damaged archives raise many kinds
                 raise EdgeError(

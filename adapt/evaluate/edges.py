@@ -296,17 +296,24 @@ class EdgeCounts:
     def load(cls, path: str | Path) -> EdgeCounts:
         """Read what ``save`` wrote.  Raises EdgeError for any other file."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 distance, thin, classes, margin = file["kind"].tolist()
+                held = {name: file[name] for name in _TABLES}
+                if any(len(v) != classes or v.dtype != np.int64 or (v < 0).any() for v in held.values()):
+                    raise ValueError("counts of other classes, or no counts")
                 table = cls(distance, bool(thin), int(classes), int(margin))
-                for name in _TABLES:
-                    if file[name].shape != getattr(table, name).shape or file[name].dtype != np.int64:
-                        raise KeyError(name)
-                    setattr(table, name, file[name])
-        except (OSError, KeyError, ValueError) as error:
+                for name, counts in held.items():
+                    if counts.shape != getattr(table, name).shape:
+                        raise ValueError(f"{name} is {list(counts.shape)}")
+                    setattr(table, name, counts)
+        except Exception as error:  # zip, zlib, numpy: damaged files raise many kinds
+            why = (str(error).splitlines() or [type(error).__name__])[0]
             raise EdgeError(
-                f"EdgeCounts: {path} is not a saved count table ({error}); write it with save()"
+                f"EdgeCounts: {path} is not a saved count table ({why}); write it with save()"
             ) from None
+        for part, whole in (("truth", "all_truth"), ("prediction", "all_prediction")):
+            if (getattr(table, f"matched_{part}") > getattr(table, whole)).any():
+                raise EdgeError(f"EdgeCounts: {path} has more matched than all pixels; count again")
         return table
 
     def scores(self) -> list[ClassScores]:

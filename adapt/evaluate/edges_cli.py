@@ -274,6 +274,8 @@ def main(argv: list[str] | None = None) -> int:
     a = p.parse_args(argv)
     if bool(a.merge) == bool(a.truth) or bool(a.truth) != bool(a.predictions or (a.model and a.images)):
         p.error("give --truth and --predictions, --truth with --model and --images, or --merge")
+    if min(a.jobs, a.tile) < 0:
+        p.error("--jobs and --tile are 0 or more")
     from adapt.data.base import DataError
     from networks.pack import PackError
 

@@ -198,6 +198,8 @@ def read_png(path: str | Path, classes: int) -> NDArray[np.uint32]:
     """uint32 [1,H,W] of a DFF label.  Raises EdgeError for other images and for bits beyond the classes."""
     from PIL import Image
 
+    from adapt.data.base import BROKEN
+
     if classes > PNG_CLASSES:
         raise EdgeError(f"{path}: a 24-bit PNG holds {PNG_CLASSES} classes, not {classes}; read .npz or .bin")
     try:
@@ -205,7 +207,9 @@ def read_png(path: str | Path, classes: int) -> NDArray[np.uint32]:
             if image.mode != "RGB":
                 raise EdgeError(f"{path}: mode {image.mode}, a 24-bit label is RGB; is it an edge label?")
             rgb = np.asarray(image).astype(np.uint32)
-    except OSError as error:
+    except EdgeError:
+        raise
+    except BROKEN as error:
         raise EdgeError(f"{path}: no readable PNG ({error}); unpack it again") from None
     bits = (rgb[..., 2] | rgb[..., 1] << np.uint32(8) | rgb[..., 0] << np.uint32(16))[None]
     unpack(bits, classes)
@@ -222,7 +226,7 @@ def write_npz(path: str | Path, bits: NDArray[np.uint32], classes: int) -> None:
 def read_npz(path: str | Path) -> tuple[NDArray[np.uint32], int]:
     """(bit field, number of classes) of our own file.  Raises EdgeError for any other."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             bits, classes = file["bits"], int(file["classes"])
     except Exception as error:  # zip, zlib, numpy: damaged files raise many kinds
         raise EdgeError(

@@ -67,6 +67,10 @@ def edge_probability(
     """
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise EdgeError(f"edges: the frame is {frame.dtype} {list(frame.shape)}, uint8 [H,W,3] is needed")
+    if tile < 0 or not frame.size:
+        raise EdgeError(
+            f"edges: tiles of {tile} on a frame of {list(frame.shape)}: 0 or more, on some pixels"
+        )
     height, width = frame.shape[:2]
     with torch.inference_mode():
         x = normalise(torch.from_numpy(np.array(frame))[None], spec)

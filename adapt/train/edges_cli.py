@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from adapt.data.base import DataError, open_dataset
+from adapt.data.base import DataError, open_dataset, read_frame
 from adapt.evaluate.edge_errors import EdgeError
 from adapt.labels import edge_codec
 from adapt.labels.seal import Gate
@@ -133,8 +132,7 @@ def _draw(a: argparse.Namespace, classes: int, progress: Any) -> Any:
         image = next((q for s in (".jpg", ".png") if (q := a.images / f"{file.stem}{s}").is_file()), None)
         if image is None:
             raise ValueError(f"{a.images} has no image {file.stem}.jpg or .png")
-        with Image.open(image) as opened:
-            frame = np.asarray(opened.convert("RGB"))
+        frame = read_frame(image)
         edges.append((frame, edge_codec.read(file, classes, (frame.shape[0], frame.shape[1]))))
         progress("read", i + 1, len(files))
     return crops_of_edges(edges, a.crop)

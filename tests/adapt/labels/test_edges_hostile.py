@@ -115,3 +115,55 @@ def test_tiles_begin_where_matlabs_round_puts_them():
     assert offsets(8, 3) == [0, 3, 5]
     assert offsets(12, 5) == [0, 4, 7]
     assert offsets(7, 3) == [0, 2, 4]
+
+
+def test_a_count_table_that_is_cut_off_or_forged_is_named(tmp_path):
+    table = EdgeCounts(0.1, classes=2)
+    table.add(P, ON, 1)
+    table.save(tmp_path / "good.npz")
+    content = (tmp_path / "good.npz").read_bytes()
+    for cut in (0, 10, len(content) // 2, len(content) - 3):
+        (tmp_path / "cut.npz").write_bytes(content[:cut])
+        refused("not a saved count table", lambda: EdgeCounts.load(tmp_path / "cut.npz"))
+    with np.load(tmp_path / "good.npz") as file:
+        held = {name: file[name] for name in file.files}
+    kind = held["kind"]
+    for change in (
+        {"kind": np.array([0.1, 1, 1e12, 0])},
+        {"kind": np.array([0.1, 1, np.nan, 0])},
+        {"matched_truth": held["matched_truth"] - 100},
+        {"matched_truth": held["matched_truth"] + 100},
+        {"best": held["best"].astype(float)},
+    ):
+        np.savez(tmp_path / "forged.npz", **{**held, **change})
+        refused("forged.npz", lambda: EdgeCounts.load(tmp_path / "forged.npz"))
+    assert kind.tolist() == [0.1, 1, 2, 0]
+
+
+def test_pictures_pillow_has_other_words_for_end_in_one_line_too(tmp_path, capsys):
+    from PIL import Image
+
+    from adapt import align as tool
+    from adapt.evaluate.edges_cli import main as evaluate
+
+    for folder in ("labels", "images", "p"):
+        (tmp_path / folder).mkdir()
+    for folder in ("labels", "images"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / folder / "a.png")
+    np.savez(tmp_path / "p" / "a.npz", probability=np.zeros((2, 8, 8), np.float32))
+    good = (tmp_path / "images" / "a.png").read_bytes()
+    broken = good[:20] + b"\xff" * 8 + good[28:]  # a header whose checksum is wrong: SyntaxError
+    folders = {"--labels": "labels", "--images": "images", "--out": "out", "--probabilities": "p"}
+    arguments = [word for option, name in folders.items() for word in (option, str(tmp_path / name))]
+    arguments += ["--classes", "2", "--quiet"]
+    assert tool.main(arguments) == 0
+    for folder in ("images", "labels"):
+        (tmp_path / folder / "a.png").write_bytes(broken)
+        capsys.readouterr()
+        assert tool.main(arguments) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+        (tmp_path / folder / "a.png").write_bytes(good)
+    for main, more in ((tool.main, arguments), (evaluate, ["--truth", "x", "--predictions", "y"])):
+        with pytest.raises(SystemExit) as end:
+            main([*more, "--jobs", "-1"])
+        assert end.value.code == 2
