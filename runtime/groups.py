@@ -18,7 +18,7 @@ from typing import Any
 from runtime import requests
 from runtime.accounts import Account, Durations, Statistics
 from runtime.errors import Code, ServiceError
-from runtime.host import ModelHost
+from runtime.host import UNLOADED, ModelHost
 from runtime.requests import Answer, InferRequest, OutputRequest, parse_version
 from runtime.slot import Slot
 from runtime.tensors import Array, EngineSpec, TensorSpec
@@ -113,7 +113,7 @@ class FrameGroup:
         """Why the group does not answer; "" when it does."""
         with self._slots:
             if self.unloaded:
-                return "unloaded"
+                return UNLOADED
             for name in self.names:
                 host = self._hosts.get(name)
                 if host is None:
@@ -124,6 +124,10 @@ class FrameGroup:
                 return "" if self._current() is not None else "its members are not up yet"
             except GroupError as error:
                 return str(error)
+
+    @property
+    def is_unloaded(self) -> bool:
+        return self.unloaded
 
     @property
     def stuck(self) -> str:

@@ -40,6 +40,9 @@ class _Work:
     stages: Durations = field(default_factory=Durations)
 
 
+UNLOADED = "unloaded"  # the reason of a model that somebody has unloaded
+
+
 class ModelHost:
     """`lock`: guards what is live; the members of a frame group share one, so that they flip as one."""
 
@@ -63,6 +66,11 @@ class ModelHost:
     @property
     def live(self) -> Slot | None:
         return self._live
+
+    @property
+    def is_unloaded(self) -> bool:
+        """Whether it does not answer because somebody said so."""
+        return self._live is None and self.reason == UNLOADED
 
     @property
     def previous(self) -> Slot | None:
@@ -315,6 +323,7 @@ class ModelHost:
             try:
                 outputs = slot.engine.run(inputs, work.names)
             except Exception as error:
+                slot.failed_on = (inputs, work.names)
                 slot.failures += len(jobs)
                 why = " ".join(str(error).split())[:300]
                 message = f"engine of '{self.name}' version {slot.version} failed: {why}"

@@ -136,9 +136,16 @@ def _array(given: InputTensor, spec: TensorSpec, prefix: str, model: str) -> Arr
     assert not isinstance(data, Place), "the service resolves places"
     if spec.datatype == "BYTES":
         try:
-            return _text(data, given.shape)
+            array = _text(data, given.shape)
+            for value in array.reshape(-1):  # here, because requests that share a run would fail together
+                if isinstance(value, bytes):
+                    value.decode()
         except TextError as error:
             raise _invalid(_text_message(error, prefix, spec.name, model)) from error
+        except UnicodeDecodeError as error:
+            message = f"{prefix}input '{spec.name}' for model '{model}' is not UTF-8, as its engine wants it"
+            raise _invalid(message) from error
+        return array
     dtype = DTYPES[spec.datatype]
     size = math.prod(given.shape) * dtype.itemsize
     got = data.nbytes if isinstance(data, np.ndarray) else len(data)

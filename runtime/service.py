@@ -350,11 +350,11 @@ class Service:
     # -- metadata --------------------------------------------------------------------
 
     def ready(self) -> bool:
-        """Every model has a live version that answers (and there is at least one), and the server is not
-        draining.
+        """Every model (and there is at least one) has a live version that answers, or was unloaded on
+        somebody's word, as Triton has it; and the server is not draining.
         """
-        hosts = self.served()
-        well = all(host.live is not None and not host.stuck for host in hosts.values())
+        hosts = self.served().values()
+        well = all(host.is_unloaded or (host.live is not None and not host.stuck) for host in hosts)
         return bool(hosts) and not self.draining and well
 
     def model_ready(self, model: str, version: str) -> bool:

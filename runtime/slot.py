@@ -13,6 +13,7 @@ from typing import Any
 
 from runtime import tasks
 from runtime.engines import Engine
+from runtime.tensors import Array
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Slot:
         self.run_ms: deque[float] = deque(maxlen=256)  # wall time of the last runs; appended without a lock
         self.cpu_ms: deque[float] = deque(maxlen=256)
         self.failures = 0  # requests that the engine failed
+        self.failed_on: tuple[dict[str, Array], tuple[str, ...]] | None = None  # the last run that it failed
         self.hung = False  # a run of it has not come back (runtime/hangs.py)
         self._lock = threading.Lock()
         self._held = 0

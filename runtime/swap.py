@@ -22,7 +22,7 @@ from typing import Any
 from runtime.config import ServerConfig
 from runtime.errors import Code, Refused, ServiceError
 from runtime.events import Bus, Event, State
-from runtime.host import ModelHost
+from runtime.host import UNLOADED, ModelHost
 from runtime.memory import Ledger
 from runtime.priority import LowPriority
 from runtime.repository import Repository
@@ -217,7 +217,7 @@ class SwapController:
     def leave_unloaded(self, state: dict[str, Any]) -> bool:
         if not state.get("unloaded"):
             return False
-        self.host.reason = "unloaded"
+        self.host.reason = UNLOADED
         recorded = (state.get("live"), state.get("previous"))
         self.host.unloaded = tuple(n for n in recorded if isinstance(n, int) and n > 0)
         return True
@@ -495,7 +495,7 @@ class SwapController:
             state = self._repository.live(self.model) or {}
             self._write({**state, "unloaded": True})
             self.end_watch()
-            self.host.unload("unloaded")
+            self.host.unload(UNLOADED)
 
     def reload(self) -> None:
         """Serves the model again after `unload`, with the version that was live."""

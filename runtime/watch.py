@@ -81,7 +81,7 @@ class Watch(threading.Thread):
         statistics = self._host.statistics_of(self.slot.version)
         start = statistics.snapshot()
         until = time.monotonic() + limits.seconds
-        looked = bad = 0
+        looked = bad = failed = blamed = 0
         worst = ""
         sums: list[float] = []
         while not self._ended.is_set() and time.monotonic() < until:
@@ -96,7 +96,10 @@ class Watch(threading.Thread):
                 if observation.confidence is not None and (sure := task.confidence(looks)) is not None:
                     sums.append(sure)
                     self.confidence = float(np.mean(sums[-50:]))
-            verdict = self._verdict(start, statistics.snapshot(), looked, bad, worst, len(sums))
+            if (new := self.slot.failures - failed) > 0:
+                failed += new
+                blamed += new if self._previous_runs() else 0
+            verdict = self._verdict(start, statistics.snapshot(), looked, bad, worst, len(sums), blamed)
             if verdict is not None:
                 detail = {"looked_at": looked, "bad": bad}
                 self._roll_back(self.slot, *verdict, detail)
@@ -131,13 +134,26 @@ class Watch(threading.Thread):
             return False
         return self._fault(previous.task, previous.task.look(answer), answer) is not None
 
+    def _previous_runs(self) -> bool:
+        """Whether the version before runs what this one has just failed: a client that sends what no version
+        can run rolls nothing back.
+        """
+        (given, names), previous = self.slot.failed_on or ({}, ()), self._host.previous
+        self.slot.failed_on = None
+        if previous is None or not given:
+            return True
+        try:
+            held(previous, given, list(names))
+        except Exception:
+            return False
+        return True
+
     def _verdict(
-        self, start: Any, now: Any, looked: int, bad: int, worst: str, with_confidence: int
+        self, start: Any, now: Any, looked: int, bad: int, worst: str, with_confidence: int, failed: int
     ) -> tuple[str, str] | None:
         limits, before = self._config.watch, self._before
         if self.slot.hung:
             return self._hangs()
-        failed = self.slot.failures
         total = failed + now.success - start.success
         if failed >= limits.min_frames and failed > limits.max_error_share * total:
             return "watch-errors", f"the engine failed {failed} of {total} requests"

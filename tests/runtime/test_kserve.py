@@ -14,6 +14,7 @@ import pytest
 grpcclient = pytest.importorskip("tritonclient.grpc")
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # noqa: E402
 
+from bench import onnx_models  # noqa: E402
 from runtime import requests  # noqa: E402
 from runtime.config import QueueConfig  # noqa: E402
 from runtime.errors import Code, ServiceError  # noqa: E402
@@ -265,6 +266,26 @@ def test_asynchronous_calls_and_asyncio(server, client):
             return [(r.as_numpy("labels")[0] == labels).all() for r in results]
 
     assert asyncio.run(ask()) == [True] * 8
+
+
+def test_bytes_that_are_no_text_are_the_callers_fault_and_not_the_engines(repository, quick, serve):
+    """A watch window would roll a version back for failures that any client could cause."""
+    b.publish(repository, "text", onnx_models.text(), foreign=True)
+    server = serve(quick)
+    slot = server.service.host("text").live
+
+    def text(*values):
+        one = grpcclient.InferInput("TEXT", [len(values)], "BYTES")
+        one.set_data_from_numpy(np.array(values, np.object_))
+        return [one]
+
+    with grpcclient.InferenceServerClient(server.target) as client:
+        with pytest.raises(InferenceServerException, match="'TEXT' for model 'text' is not UTF-8") as refused:
+            client.infer("text", text(b"fine", b"\xff\xfe"))
+        assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+        said = ["\u00df".encode(), b"", b"a\x00b\x00"]
+        assert client.infer("text", text(*said)).as_numpy("SAME").tolist() == said
+    assert slot.failures == 0
 
 
 def test_a_full_queue_a_deadline_and_a_timeout(repository, quick, serve):

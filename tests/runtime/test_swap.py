@@ -414,6 +414,37 @@ def test_an_engine_that_throws_when_live_is_rolled_back(repository, quick, serve
         assert account["rejected"] == {"engine": failures}
 
 
+def test_a_client_that_sends_what_no_version_can_run_rolls_nothing_back(repository, quick, serve):
+    """Free dimensions that do not fit each other pass every check of the shapes, and fail in the engine."""
+    b.publish(repository, "simple", b.simple(), foreign=True)
+    server = serve(dataclasses.replace(quick, watch=WatchConfig(seconds=60.0, max_fps=100.0)))
+    second = b.publish(repository, "simple", b.simple(), foreign=True)
+
+    def send(client, rows):
+        inputs = {"INPUT0": np.ones((2, 16), np.int32), "INPUT1": np.ones((rows, 16), np.int32)}
+        return client.infer_tensors("simple", inputs).version
+
+    with Client(server.target) as client:
+        assert [e.state for e in client.submit("simple", second)][-1] == "LIVE"
+        slot = server.service.host("simple").live
+        for _ in range(10):
+            with pytest.raises(RpcError, match="failed"):
+                send(client, 3)
+        wait(lambda: slot.failed_on is None)  # the watch window has looked at it
+        assert send(client, 2) == second
+        time.sleep(0.1)
+        assert send(client, 2) == second
+        slot.engine.run = broken  # its own fault is another matter
+
+        def back():
+            try:
+                return send(client, 2) == 1
+            except RpcError:
+                return False
+
+        wait(back)
+
+
 def broken(*_):
     raise RuntimeError("out of order")
 
