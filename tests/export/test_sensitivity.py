@@ -121,15 +121,17 @@ def test_a_search_without_time_says_how_far_it_came(pack):
         choose(original, quantised, FRAMES, contract, wanted, progress=silent, clock=Clock(), budget=4)
 
 
-def test_those_measured_first_are_spread_over_all():
+def test_those_measured_first_are_the_ends_and_then_spread_over_all():
     for count in (1, 2, 3, 7, 16, 123):
         names = [str(i) for i in range(count)]
         order = [int(name) for name in sensitivity.spread(names)]
         assert sorted(order) == list(range(count))
+        part = count // 8
+        assert set(order[: 2 * part]) == {*range(part), *range(count - part, count)}
         for few in (3, 5, 9, 17):
-            places = sorted(order[:few])
-            if few < count:
-                assert max(np.diff(places)) <= 2 * (count - 1) / (few - 1) + 1
+            places = sorted(order[2 * part : 2 * part + few])
+            if few < count - 2 * part:
+                assert max(np.diff(places)) <= 2 * (count - 2 * part - 1) / (few - 1) + 1
 
 
 def test_nothing_is_kept_where_parity_is_met(graphs, pack):

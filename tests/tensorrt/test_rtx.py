@@ -158,6 +158,43 @@ def test_our_callbacks_are_real_subclasses(library: Library) -> None:
     watch.phase_finish("inner")
 
 
+def test_the_library_is_content_with_our_loggers(library: Library) -> None:
+    """It warns of a logger other than the first, and ignores it: whoever made the first must keep it."""
+    trt = library.module
+    first, second = Log(), Log()
+    kept = [trt.Builder(logger(library, log)) for log in (first, second)]
+    assert trt.OnnxParser(kept[1].create_network(1), logger(library, second)).parse(b"") in (True, False)
+    assert not [line for log in (first, second) for line in log.lines() if "differs from one already" in line]
+
+    class Other(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.heard: list[str] = []
+
+        def log(self, severity: object, msg: str) -> None:
+            self.heard.append(msg)
+
+    other = Other()
+    kept.append(trt.Builder(other))
+    assert any("differs from one already registered" in line for line in other.heard)
+
+
+def test_a_file_that_is_no_onnx_is_one_line(
+    library: Library, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for content, says in ((b"nonsense", "not an ONNX file"), (None, "does not exist")):
+        source = tmp_path / "model.onnx"
+        source.unlink(missing_ok=True)
+        if content is not None:
+            source.write_bytes(content)
+        assert main([str(source), "--backend", RTX, "--out", str(tmp_path / "x.plan")]) == 1
+        said = capsys.readouterr().err
+        assert says in said
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_command_builds_a_file(library: Library, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source, out = tmp_path / "model.onnx", tmp_path / "model.plan"
     source.write_bytes(onnx())
