@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import shutil
 import statistics
 import sys
@@ -181,17 +182,27 @@ def make(name: str, pack: Pack, seed: int, out: Path, truth: dict[bytes, np.ndar
     return makers[name]()
 
 
-def run(name: str, pack: Pack, seed: int, out: Path, lag: int = 0) -> dict[str, Any]:
+def run(
+    name: str, pack: Pack, seed: int, out: Path, lag: int = 0, seconds: float = 0
+) -> dict[str, Any] | None:
+    """One method over one stream; None where `seconds` were over first: the same call goes on from there."""
     frames, labels = stream(seed)
     truth = {x.tobytes(): y for x, y in zip(frames, labels, strict=True)}
     method = make(name, pack, seed, out, truth, lag)
     classes = len(pack.spec.classes)
     windows: list[Confusion] = []
-    began = time.monotonic()
-    for start in range(0, len(frames), BATCH):
+    began, spent, first = time.monotonic(), 0.0, 0
+    kept = out / f"{name}-{seed}-{lag}.kept"
+    if kept.is_file():
+        method, windows, spent, first = pickle.loads(kept.read_bytes())  # our own, in our own folder
+    for start in range(first, len(frames), BATCH):
+        if seconds and time.monotonic() - began > seconds:
+            kept.write_bytes(pickle.dumps((method, windows, spent + time.monotonic() - began, start)))
+            return None
         if start % WINDOW == 0:
             windows.append(Confusion(classes))
         windows[-1].add(labels[start : start + BATCH], method.answer(frames[start : start + BATCH]))
+    kept.unlink(missing_ok=True)
     each = len(frames) // len(PHASES) // WINDOW
     phases = []
     for i in range(len(PHASES)):
@@ -201,7 +212,7 @@ def run(name: str, pack: Pack, seed: int, out: Path, lag: int = 0) -> dict[str, 
         phases.append(round(total.miou(), 5))
     return {
         "method": name, "seed": seed, "windows": [round(w.miou(), 5) for w in windows], "phases": phases,
-        "seconds": round(time.monotonic() - began, 1), "rounds": getattr(method, "log", []),
+        "seconds": round(spent + time.monotonic() - began, 1), "rounds": getattr(method, "log", []),
         "returns": getattr(method, "returns", 0), "lag": lag,
     }  # fmt: skip
 
@@ -244,6 +255,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--lag", type=int, default=0, metavar="N", help="frames from a decision to its swap (0)"
     )
+    parser.add_argument(
+        "--seconds", type=float, default=0, help="stop after so many; again goes on (0: never)"
+    )
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the curves here")
     parser.add_argument("--table", action="store_true", help="no new run: show what is recorded")
     a = parser.parse_args(argv)
@@ -257,10 +271,16 @@ def main(argv: list[str] | None = None) -> int:
     records = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     records = [r for r in records if r.get("lag", 0) == a.lag]
     known = {(r["method"], r["seed"]) for r in records}
+    began = time.monotonic()
     for seed in range(a.seeds) if not a.table else ():
         for name in a.methods.split(","):
             if (name, seed) not in known:
-                records.append(run(name, pack, seed, a.out, a.lag))
+                left = max(1.0, a.seconds - (time.monotonic() - began)) if a.seconds else 0
+                record = run(name, pack, seed, a.out, a.lag, left)
+                if record is None:
+                    print(f"stopped after {a.seconds:g} s: start again", file=sys.stderr)
+                    return 0
+                records.append(record)
                 with file.open("a") as out:
                     out.write(json.dumps(records[-1]) + "\n")
                 print(f"{name} {seed}: {records[-1]['phases']}", file=sys.stderr, flush=True)
