@@ -109,7 +109,8 @@ def per_class(
     for tick in (0, 0.25, 0.5, 0.75, 1.0):
         parts.append(_line(at(tick), top, at(tick), height - 28))
         parts.append(_text(at(tick), height - 10, f"{100 * tick:.0f}", size=11, fill=SOFT, anchor="middle"))
-    for heading, x in (("before", 690), ("after", 745), ("gain", 800), ("bound", 855)):
+    known = any(not math.isnan(u) for u in upper)
+    for heading, x in (("before", 690), ("after", 745), ("gain", 800), ("bound", 855))[: 4 if known else 3]:
         parts.append(_text(x, 14, heading, size=11, fill=SOFT, anchor="end"))
     for i, name in enumerate(names):
         y = top + row * i + row / 2

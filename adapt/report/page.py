@@ -10,7 +10,7 @@ import jinja2
 
 from adapt.report import figures
 
-__all__ = ["environment", "event_words", "hexes"]
+__all__ = ["environment", "event_words", "hexes", "side"]
 
 
 def environment(*folders: Path) -> jinja2.Environment:
@@ -24,6 +24,7 @@ def environment(*folders: Path) -> jinja2.Environment:
     found.globals.update(
         arrows=lambda words: str(words).replace("->", "→"),
         colour={"before": figures.BEFORE, "after": figures.AFTER, "upper": figures.UPPER, "bad": figures.BAD},
+        side=side,
         pct=lambda v: "–" if v is None else f"{100 * v:.1f}",
         ms=lambda v: "–" if v is None else f"{v:.0f}",
     )
@@ -33,6 +34,17 @@ def environment(*folders: Path) -> jinja2.Environment:
 def hexes(colours: Sequence[Sequence[int]]) -> list[str]:
     """#rrggbb of colours; whatever is no number 0..255 raises ValueError, so that it cannot reach a style."""
     return ["#" + "".join(f"{min(max(int(v), 0), 255):02x}" for v in c[:3]) for c in colours]
+
+
+def side(check: dict[str, Any]) -> str:
+    """Whether a check's limit is a most or a least, for people: "≤ " or "≥ ", "" where numbers do not tell.
+
+    Looks at the frames are of shares that may not be exceeded, whatever else had to be true to refuse.
+    """
+    value, limit, passed = float(check["value"]), float(check["limit"]), bool(check["passed"])
+    if str(check["name"]).startswith("frames-"):
+        return "≤ "
+    return "" if value == limit else "≥ " if (value > limit) == passed else "≤ "
 
 
 def event_words(event: dict[str, Any]) -> str:

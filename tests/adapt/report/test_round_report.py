@@ -14,6 +14,7 @@ import pytest
 from adapt.files import write_json
 from adapt.report import figures
 from adapt.report.__main__ import main
+from adapt.report.page import side
 from adapt.report.round import MOST, ReportError, keep_pictures, render, write
 from adapt.round import RoundConfig, adapt
 
@@ -53,6 +54,23 @@ def finished(toy_pack, dark_frames, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("round")
     adapt(toy_pack, dark_frames, config=QUICK, out=out)
     return out
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "passed", "expected"),
+    [(0.9, 0.6, True, "≥ "), (0.5, 0.6, False, "≥ "), (0.01, 0.03, True, "≤ "), (0.05, 0.03, False, "≤ "),
+     (1.0, 1.0, True, "")],
+)  # fmt: skip
+def test_a_limit_says_whether_it_is_a_most_or_a_least(value, limit, passed, expected):
+    check = {"name": "a", "value": value, "limit": limit, "passed": passed}
+    assert side(check) == expected
+    assert side({**check, "name": "frames-a"}) == "≤ "
+
+
+def test_no_column_stands_without_a_number():
+    names, colours, nan = ["road"], [[1, 2, 3]], float("nan")
+    assert ">bound<" not in figures.per_class(names, colours, [0.5], [0.6], [nan])
+    assert ">bound<" in figures.per_class(names, colours, [0.5], [0.6], [0.7])
 
 
 def test_a_round_leaves_pictures_and_the_report_shows_them(finished, toy_pack):
