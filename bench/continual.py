@@ -196,9 +196,10 @@ def run(
     if kept.is_file():
         method, windows, spent, first = pickle.loads(kept.read_bytes())  # our own, in our own folder
     for start in range(first, len(frames), BATCH):
-        if seconds and time.monotonic() - began > seconds:
+        if seconds and start % WINDOW == 0:
             kept.write_bytes(pickle.dumps((method, windows, spent + time.monotonic() - began, start)))
-            return None
+            if time.monotonic() - began > seconds:
+                return None
         if start % WINDOW == 0:
             windows.append(Confusion(classes))
         windows[-1].add(labels[start : start + BATCH], method.answer(frames[start : start + BATCH]))
