@@ -51,12 +51,11 @@ class EdgeMeasures:
     labelled_tight: float = math.nan
 
     def numbers(self) -> dict[str, Any]:
-        """For a report: plain numbers; what is not known is left out."""
-        plain: dict[str, Any] = {"finite": self.finite, "share": [round(float(v), 6) for v in self.share]}
-        for key in MEASURED:
-            if math.isfinite(value := getattr(self, key)):
-                plain[key] = round(value, 5)
-        return plain
+        """For a report and for a round that goes on: plain numbers, not rounded, so that it decides alike.
+        What is not known is left out.
+        """
+        known = {key: value for key in MEASURED if math.isfinite(value := getattr(self, key))}
+        return {"finite": self.finite, "share": [float(v) for v in self.share], **known}
 
     @classmethod
     def of(cls, numbers: dict[str, Any]) -> EdgeMeasures:

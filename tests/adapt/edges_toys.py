@@ -32,7 +32,7 @@ def joint_pack(path: Path) -> Pack:
     network = networks.create("espnetv2_edges", classes=CLASSES, scale=0.5)
     spec = replace(toy_spec(), name="joint", network="espnetv2_edges", arguments={"scale": 0.5}, task="joint")
     pairs = [toy_scene(i) for i in range(16)]
-    recipe = EdgeRecipe(45, batch=4, round=40, rate=6e-3, frozen_bn=False)
+    recipe = EdgeRecipe(45, batch=2, round=40, rate=6e-3, frozen_bn=False)
     draw = crops_of_segmentation(pairs, CLASSES, Augmentation(SIZE, (0.9, 1.1)))
     train(network, spec, draw, recipe, seed=0)
     replay = [(*pair, "train") for pair in pairs[:6]] + [(*toy_scene(100 + i), "holdout") for i in range(4)]
