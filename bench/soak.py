@@ -8,9 +8,9 @@ know what it sent), and this one, which kills and restarts the others.  Promises
 
   sent = answered + rejected   every frame of the camera ends in an answer or in a refusal by the server;
                                while that is down the camera asks again, and attempts are counted
-  one version                  every answer names one version that the repository has
+  one version                  every answer names one version that the repository's history calls live
   memory and disk bounded      resident memory of both and bytes of work folder and repository stay under the
-                               bounds printed
+                               bounds printed; of engine versions the last few are kept, the others deleted
   clean end                    after the last kill both start again, and end on SIGTERM with status 0
 
 and mean IoU over time, from labels only this process has: as served, of the released network on the same
@@ -45,6 +45,7 @@ MODEL = "street"
 DOMAINS = ("day", "dusk", "night", "fog")
 WINDOW = 15.0  # seconds of a point on the curve
 SERVER_RSS, ADAPTER_RSS, DISK = 900e6, 2.0e9, 1.5e9
+KEEP = 6  # engine versions
 CONFIG = "[engine]\nthreads = 1\n[shadow]\nframes = 12\ntimeout = 20\n[watch]\nseconds = 8\n"
 
 
@@ -233,6 +234,7 @@ def soak(a: argparse.Namespace) -> dict[str, Any]:
     from bench.gate import source_pack
     from export.build import build
     from runtime.client import Client
+    from runtime.repository import Repository
 
     torch.set_num_threads(1)
     began = time.monotonic()
@@ -262,6 +264,7 @@ def soak(a: argparse.Namespace) -> dict[str, Any]:
         ["adapt.run", "--server", address, "--model", MODEL, "--pack", str(pack.path), "--repository",
          str(a.out / "engines"), "--workdir", str(a.out / "adapter"), "--frames", "28", "--max-fps", "5",
          "--portions", "0.4", "--steps", "24", "--batch", "4+4", "--max-bytes", "40000000", "--threads", "1",
+         "--keep-versions", str(KEEP),
          *(f"--set={s}" for s in settings)],
         a.out,
     )  # fmt: skip
@@ -303,6 +306,8 @@ def soak(a: argparse.Namespace) -> dict[str, Any]:
         adapter.kill()
         server.kill()
     versions = sorted(int(p.name) for p in (a.out / "engines" / MODEL).iterdir() if p.name.isdigit())
+    history = Repository(a.out / "engines", read_only=True).history(MODEL)
+    were_live = {int(line["version"]) for line in history if line["state"] == "LIVE"}
     found = _rounds(a.out / "adapter")
     # ------------------------------------------------------------------ only now are labels known to anything
     released, bound = pack.network().eval(), bounds(pack, a.seed)
@@ -338,7 +343,9 @@ def soak(a: argparse.Namespace) -> dict[str, Any]:
     promises = {
         "sent = answered + rejected": count["sent"] == count["answered"] + count["rejected"] > 0,
         "server's account": account["accepted"] == account["answered"] + refused,
-        "every version named exists": set(used) <= set(versions),
+        "every version named was live": set(used) <= were_live,
+        # Beside those kept: the released one, the live one, and one that was just published.
+        "old versions deleted": len(versions) <= KEEP + 3,
         "memory bounded": peak["server"] < SERVER_RSS and peak["adapter"] < ADAPTER_RSS,
         "disk bounded": max(disk, default=0) < DISK,
         "clean end": codes == {"adapter": 0, "server": 0},
@@ -350,7 +357,8 @@ def soak(a: argparse.Namespace) -> dict[str, Any]:
         "promises": promises, "account": dict(count), "last_server_account": account,
         "kills": {"server": server.kills, "adapter": adapter.kills}, "killed": kills,
         "unasked_ends": {"server": server.ends, "adapter": adapter.ends},
-        "exit": codes, "rounds": dict(found), "versions": len(versions), "live": live, "versions_used": used,
+        "exit": codes, "rounds": dict(found), "versions": max(were_live), "versions_kept": versions,
+        "live": live, "versions_used": used,
         "peak_mb": {k: round(v / 1e6) for k, v in peak.items()},
         "server_mb_first_last": [round(samples[5]["server"] / 1e6), round(samples[-1]["server"] / 1e6)],
         "disk_mb": [round(v / 1e6, 1) for v in disk[:: max(1, len(disk) // 12)]],
@@ -374,6 +382,7 @@ def _rounds(workdir: Path) -> Counter[str]:
     for file in sorted(workdir.glob("round-*/loop.json")):
         told = json.loads(file.read_text())
         found[str(told["state"])] += 1
+        found["refreshes"] += str(told.get("trigger", "")).startswith("road")
         found["reports"] += (file.parent / "report.html").is_file()
     return found
 
