@@ -99,6 +99,12 @@ def _matlab(path: Path, name: str) -> Any:
     return content[name]
 
 
+def _field(struct: Any, name: str, path: Path) -> Any:
+    if not hasattr(struct, name):
+        raise EdgeError(f"{path} has no {name} in its struct: is it this data set's?")
+    return getattr(struct, name)
+
+
 def _listed(path: Path) -> list[str]:
     try:
         names = path.read_text(encoding="utf-8").split()
@@ -129,14 +135,32 @@ class SBD:
 
     def truth(self, i: int, mode: str) -> NDArray[np.bool_]:
         """bool [20,H,W]."""
-        instances = _matlab(self.root / "inst" / f"{self.names[i]}.mat", "GTinst")
+        path = self.root / "inst" / f"{self.names[i]}.mat"
+        instances = _matlab(path, "GTinst")
+        segmentation = _field(instances, "Segmentation", path)
         if mode == "raw":
-            categories = _matlab(self.root / "cls" / f"{self.names[i]}.mat", "GTcls").Segmentation
-            return instance_edges(categories, instances.Segmentation, len(self.classes))
-        out = np.zeros((len(self.classes), *np.shape(instances.Segmentation)), np.bool_)
-        boundaries = np.atleast_1d(np.asarray(instances.Boundaries, dtype=object))
-        for category, boundary in zip(np.atleast_1d(instances.Categories), boundaries, strict=True):
-            out[int(category) - 1] |= _dense(boundary)
+            other = self.root / "cls" / f"{self.names[i]}.mat"
+            categories = _field(_matlab(other, "GTcls"), "Segmentation", other)
+            return instance_edges(categories, segmentation, len(self.classes))
+        out = np.zeros((len(self.classes), *np.shape(segmentation)), np.bool_)
+        held = _field(instances, "Boundaries", path)
+        alone = (
+            hasattr(held, "toarray") or np.asarray(held).dtype != np.object_
+        )  # SciPy takes it out of its cell
+        boundaries = [held] if alone else list(np.atleast_1d(held))
+        listed = np.atleast_1d(_field(instances, "Categories", path))
+        if len(listed) != len(boundaries):
+            raise EdgeError(
+                f"{path} has {len(boundaries)} boundaries of {len(listed)} categories: unpack again"
+            )
+        for category, boundary in zip(listed, boundaries, strict=True):
+            edge = _dense(boundary)
+            if not 1 <= int(category) <= len(self.classes) or edge.shape != out.shape[1:]:
+                raise EdgeError(
+                    f"{path}: a boundary {list(edge.shape)} of category {int(category)}; "
+                    f"{list(out.shape[1:])} of 1 to {len(self.classes)} are needed"
+                )
+            out[int(category) - 1] |= edge
         return out
 
 
@@ -160,6 +184,8 @@ class Cityscapes:
         path = self.files[i]
         ids = _labels(path)
         instances = _labels(path.with_name(path.name.replace("_labelIds", "_instanceIds")))
+        if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() > 255:
+            raise EdgeError(f"{path} holds ids of {ids.min()} to {ids.max()}: labelIds are 0 to 255")
         table = np.full(256, 255, np.uint8)
         table[list(LABEL_IDS)] = np.arange(len(LABEL_IDS))
         train = table[ids.astype(np.uint8)]
@@ -190,7 +216,10 @@ class BSDS:
         path = self.files[i]
         if path.suffix == ".mat":
             cells = np.atleast_1d(_matlab(path, "groundTruth"))
-            return np.stack([_dense(c.Boundaries) for c in cells])
+            maps = [_dense(_field(c, "Boundaries", path)) for c in cells]
+            if len({m.shape for m in maps}) > 1:
+                raise EdgeError(f"{path}: its annotators' maps differ in size: unpack the set again")
+            return np.stack(maps)
         bits = _labels(path)
         maps = np.stack([(bits >> b) & 1 for b in range(8)]).astype(np.bool_)
         marked = np.flatnonzero(maps.any((1, 2)))

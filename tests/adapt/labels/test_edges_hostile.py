@@ -167,3 +167,35 @@ def test_pictures_pillow_has_other_words_for_end_in_one_line_too(tmp_path, capsy
         with pytest.raises(SystemExit) as end:
             main([*more, "--jobs", "-1"])
         assert end.value.code == 2
+
+
+def test_truth_of_another_set_is_named_and_never_scored_as_another_class(tmp_path):
+    from PIL import Image
+    from scipy.io import savemat
+
+    from adapt.evaluate.edge_sets import open_truth
+
+    for folder in ("inst", "cls", "gtFine/val/city", "groundTruth"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "val.txt").write_text("a")
+    edge = np.empty(1, object)
+    edge[0] = ON
+
+    def sbd(mode="thin", **struct):
+        savemat(tmp_path / "inst" / "a.mat", {"GTinst": struct})
+        return open_truth(f"sbd:{tmp_path}:val").truth(0, mode)
+
+    good = {"Segmentation": np.ones((3, 3)), "Boundaries": edge, "Categories": np.array([20])}
+    assert sbd(**good)[19].all()
+    for category in (0, 21, -1):
+        refused(f"category {category}", lambda c=category: sbd(**{**good, "Categories": np.array([c])}))
+    refused("1 boundaries of 2", lambda: sbd(**{**good, "Categories": np.array([1, 2])}))
+    refused("needed", lambda: sbd(**{**good, "Segmentation": np.ones((4, 3))}))
+    refused("no Boundaries", lambda: sbd(Segmentation=np.ones((3, 3)), Categories=np.array([1])))
+    refused("no Segmentation", lambda: sbd(mode="raw", Boundaries=edge))
+    city = tmp_path / "gtFine" / "val" / "city"
+    for name, value in (("labelIds", 26001), ("instanceIds", 26001)):
+        Image.fromarray(np.full((4, 4), value, np.uint16)).save(city / f"a_gtFine_{name}.png")
+    refused("labelIds are 0 to 255", lambda: open_truth(f"cityscapes:{tmp_path}:val").truth(0, "thin"))
+    savemat(tmp_path / "groundTruth" / "a.mat", {"groundTruth": {"Segmentation": ON}})
+    refused("no Boundaries", lambda: open_truth(f"bsds:{tmp_path}").truth(0, "thin"))
