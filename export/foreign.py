@@ -23,11 +23,15 @@ from export.inspect import describe_onnx, external, parse_onnx, sample_inputs
 from export.publish import Published, libraries, model_name, publish
 from runtime.config import EngineConfig
 from runtime.engines import load
+from runtime.engines.ort import OnnxRuntimeEngine
 from runtime.errors import Refused
 from runtime.tasks import recognise
 
 if TYPE_CHECKING:
     from runtime.repository import Repository
+
+#: Seconds that a graph may take for one answer; one that loops for ever is given up then.
+LONGEST = 300.0
 
 
 def publish_onnx(
@@ -145,14 +149,17 @@ def _run_once(content: bytes, graph: onnx.ModelProto, size: tuple[int, int] | No
     feed = sample_inputs(graph, size or (256, 256))
     names = [o.name for o in graph.graph.output]
     try:
-        engine = load(content, "onnxruntime", "fp32", EngineConfig(threads=1), candidate=False)
+        engine = OnnxRuntimeEngine.load(content, "fp32", EngineConfig(threads=1), candidate=False)
     except Refused as error:
         raise ExportError(f"ONNX Runtime refuses the graph: {one_line(error)}") from error
     try:
         start = time.perf_counter()
-        answers = engine.run(feed, names)
+        answers = engine.run(feed, names, limit=LONGEST)
         seconds = time.perf_counter() - start
     except Exception as error:  # onnxruntime raises types of its own
+        if time.perf_counter() - start >= LONGEST:
+            why = f"the graph did not answer within {LONGEST:g} s"
+            raise ExportError(f"{why}: a loop without an end?") from error
         raise ExportError(
             f"the graph does not run on made-up inputs { ({k: list(v.shape) for k, v in feed.items()}) }: "
             f"{one_line(error)[:200]}; give --size where its sides are open"

@@ -257,8 +257,8 @@ class _Build:
             config.progress_monitor = watch
         memory = builder.build_serialized_network(network, config)
         if trouble:
-            if isinstance(trouble[0], Cancelled):
-                raise trouble[0]
+            if isinstance(trouble[0], Cancelled) or not isinstance(trouble[0], Exception):
+                raise trouble[0]  # as it is: it was asked for, by the callback or by Ctrl-C
             raised = f"the progress callback raised {type(trouble[0]).__name__}: {trouble[0]}"
             raise TensorRTError(f"the build was stopped: {raised}") from trouble[0]
         memory = check(

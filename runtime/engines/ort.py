@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,22 @@ class OnnxRuntimeEngine:
     def memory_bytes(self) -> int:
         return self._memory_bytes
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+    def run(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str], *, limit: float | None = None
+    ) -> dict[str, Array]:
+        """`limit`: seconds after which the run is given up, between two operators: it then raises."""
         feed = {name: _text(value) if value.dtype.kind == "O" else value for name, value in inputs.items()}
-        return dict(zip(outputs, self._session.run(list(outputs), feed), strict=True))
+        if limit is None:
+            return dict(zip(outputs, self._session.run(list(outputs), feed), strict=True))
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        timer = threading.Timer(limit, lambda: setattr(options, "terminate", True))
+        timer.start()
+        try:
+            return dict(zip(outputs, self._session.run(list(outputs), feed, options), strict=True))
+        finally:
+            timer.cancel()
 
     def promoted(self) -> OnnxRuntimeEngine:
         if self._optimised is None:

@@ -17,6 +17,7 @@ import pytest
 from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
 
+from export import foreign
 from export.build import Options, build, main
 from export.inspect import main as inspect_main
 from export.lint import lint
@@ -111,6 +112,17 @@ def test_a_graph_that_wants_terabytes_inside(tmp_path, capsys):
         helper.make_node("Add", ["x", "r"], ["y"]),
     ]
     assert "does not run" in refused(capsys, tmp_path, graph(nodes, held=held))
+
+
+def test_a_graph_that_loops_for_ever_is_given_up(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(foreign, "LONGEST", 0.5)
+    once = [helper.make_node("Identity", ["c"], ["again"]), helper.make_node("Relu", ["v"], ["w"])]
+    inputs = [VALUE("i", TensorProto.INT64, []), VALUE("c", TensorProto.BOOL, []), VALUE("v", FLOAT, None)]
+    outputs = [VALUE("again", TensorProto.BOOL, []), VALUE("w", FLOAT, None)]
+    held = [numpy_helper.from_array(np.array(2**62), "n"), numpy_helper.from_array(np.array(True), "true")]
+    body = helper.make_graph(once, "b", inputs, outputs)
+    loop = helper.make_node("Loop", ["n", "true", "x"], ["y"], body=body)
+    assert "a loop without an end" in refused(capsys, tmp_path, graph([loop], held=held))
 
 
 @pytest.mark.parametrize("name", ["x\ny", 'x"\n}\noutput {', "x\0", "\u2028"])

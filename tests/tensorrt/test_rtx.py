@@ -133,6 +133,16 @@ def test_building_leaves_the_interpreter_to_others(library: Library) -> None:
     assert during >= 5  # a build that held the lock would let none or one through
 
 
+def test_ctrl_c_arrives_while_the_library_builds(library: Library) -> None:
+    """It is raised inside the callback, whose exceptions TensorRT swallows."""
+
+    def interrupted(phase: str, step: int, steps: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(onnx(batch=1), backend=RTX, progress=interrupted)
+
+
 def test_marking_weights_refittable_by_their_onnx_names(library: Library) -> None:
     """The names in the network are the ONNX initialisers' own: the contract that refit stands on."""
     trt = library.module
