@@ -153,8 +153,8 @@ class EdgeLimits:
     # MF that may be lost on a labelled target hold-out, where one is given: as mIoU's.
     labelled_drop: float = 0.005
     # MF that may be lost on the source hold-out.  Measured on toy frames (tests/adapt/edges_toys.py): eight
-    # honest rounds, in the dark and by day, gained up to 0.021 or lost up to 0.023 at either distance; of what
-    # was made bad on purpose, a shift by 3 pixels lost the least, 0.074 within two pixels.
+    # honest rounds, in the dark and by day, gained up to 0.021 or lost up to 0.023 at either distance; of
+    # what was made bad on purpose, a shift by 3 pixels lost the least, 0.074 within two pixels.
     source_drop: float = 0.03
     # MF against the target's confident pseudo-edges, which the training is to raise: it may not fall.  The
     # same honest rounds gained 0.001 and more, the same bad ones lost 0.071 and more within two pixels.
