@@ -50,6 +50,9 @@ _ADDED = ("latitude REAL", "longitude REAL", "rare INTEGER NOT NULL DEFAULT 0") 
 _COLUMNS = "id,time,source,model,version,file,bytes,height,width,phash,summary,why,latitude,longitude,rare"
 
 
+LATEST = 1e10  # seconds since the epoch: what is later (the year 2286) was no clock
+
+
 class StoreError(Exception):
     """The frame store cannot be used.  One line: thing, reason, remedy."""
 
@@ -232,7 +235,7 @@ class FrameStore:
             frame: uint8 [H,W,3] RGB.
             summary: what `confidence_summary` gives, or any JSON-able dictionary.
             why: the reason it is kept, in words a person reads later.
-            at: seconds since the epoch; now, where it is not given.
+            at: seconds since the epoch; now, where it is not given or cannot be.
             place: (latitude, longitude) in degrees.
             collect: whether whoever sent it allows it to be kept; None = did not say.
 
@@ -242,7 +245,7 @@ class FrameStore:
         """
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise ValueError(f"a frame is uint8 [H,W,3], this is {frame.dtype} {list(frame.shape)}")
-        now = time.time() if at is None or not math.isfinite(at) else at
+        now = at if at is not None and 0 <= at < LATEST else time.time()  # NaN is neither
         place = _valid(place)
         with self._lock:
             try:

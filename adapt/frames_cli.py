@@ -64,6 +64,17 @@ def _place(text: str) -> tuple[float, float]:
     return latitude, longitude
 
 
+def _metres(text: str) -> float:
+    if not 0 < float(text) < math.inf:
+        raise ValueError(f"{text!r} is no distance")
+    return float(text)
+
+
+def _printable(name: str) -> str:
+    """A camera's name comes from whoever sends frames: it moves no cursor and begins no line."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:40]) or "-"
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m adapt.frames", description="Look into a frame store, and take frames out of it.",
@@ -78,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--after", type=moment, metavar="TIME")
     which.add_argument("--around", type=_place, metavar="LAT,LON", help="near this place ...")
     which.add_argument(
-        "--within", type=float, default=100.0, metavar="M", help="... within so many metres (100)"
+        "--within", type=_metres, default=100.0, metavar="M", help="... within so many metres (100)"
     )
     verbs = p.add_subparsers(dest="verb", required=True)
     verbs.add_parser("list", parents=[which], help="one line a frame")
@@ -100,7 +111,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     command = parser()
     a = command.parse_args(argv)
-    if a.verb == "purge" and not (a.all or a.source or a.before or a.after or a.around):
+    asked = (vars(a).get(key) for key in ("source", "before", "after", "around"))
+    if a.verb == "purge" and not a.all and all(value is None for value in asked):
         command.error("purge: give --source, --before, --after, --around, or --all")
     try:
         return _do(a)
@@ -150,14 +162,14 @@ def _list(store: FrameStore, a: argparse.Namespace) -> int:
     for row in rows:
         score = row.summary.get("score")
         words = [
-            f"{row.id:>6}", _utc(row.time), f"{row.source or '-':<12.40}", f"v{row.version}",
+            f"{row.id:>6}", _utc(row.time), f"{_printable(row.source):<12}", f"v{row.version}",
             f"{row.width}x{row.height}", f"{row.bytes / 1e3:.0f} kB",
             "score -" if score is None else f"score {score:.2f}",
             "" if row.place is None else f"{row.place[0]:.5f},{row.place[1]:.5f}", row.why,
         ]  # fmt: skip
         print(" ".join(word for word in words if word))
-    count = Counter(row.source for row in rows)
-    cameras = ", ".join(f"{name or '-'} {n}" for name, n in count.items())
+    count = Counter(_printable(row.source) for row in rows)
+    cameras = ", ".join(f"{name} {n}" for name, n in count.items())
     print(f"{len(rows)} frames, {sum(row.bytes for row in rows) / 1e6:.1f} MB; {cameras}", file=sys.stderr)
     return 0
 
@@ -177,18 +189,25 @@ def _show(store: FrameStore, a: argparse.Namespace) -> int:
         print(json.dumps(_known(row)))
     else:
         for key, value in _known(row).items():
-            print(f"{key:>10}  {value}")
+            print(f"{key:>10}  {_printable(value) if key == 'source' else value}")
     return 0
 
 
 def _export(store: FrameStore, a: argparse.Namespace) -> int:
-    rows = _chosen(store, a)
+    rows, lost = [], 0
     a.folder.mkdir(parents=True)
-    for row in rows:
-        Image.fromarray(store.read(row)).save(a.folder / f"{row.id:06d}.png", "PNG", compress_level=1)
+    for row in _chosen(store, a):
+        try:
+            picture = Image.fromarray(store.read(row))
+        except StoreError as error:  # one that is damaged keeps none of the others back
+            print(f"adapt.frames: {error}", file=sys.stderr)
+            lost += 1
+            continue
+        picture.save(a.folder / f"{row.id:06d}.png", "PNG", compress_level=1)
+        rows.append(row)
     write_json(a.folder / "index.json", [{**_known(row), "file": f"{row.id:06d}.png"} for row in rows])
-    print(f"{len(rows)} frames in {a.folder}", file=sys.stderr)
-    return 0
+    print(f"{len(rows)} frames in {a.folder}" + (f", {lost} left out" if lost else ""), file=sys.stderr)
+    return 1 if lost else 0
 
 
 def _delete(store: FrameStore, a: argparse.Namespace) -> int:

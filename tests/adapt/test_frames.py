@@ -155,3 +155,42 @@ def test_killed_while_writing_leaves_rows_and_files_that_agree(tmp_path):
             for row in rows:
                 assert store.read(row).shape == (120, 160, 3)
             assert store.bytes() <= 60_000
+
+
+def test_what_the_command_prints_moves_no_cursor_and_a_distance_is_one(tmp_path, capsys):
+    from adapt.frames_cli import main
+
+    with FrameStore(tmp_path / "s", near=-1) as store:
+        for i, name in enumerate(("\x1b[2Jfront", "a\nb", "x\u202ey", "")):
+            store.add(scene(i), source=name, place=(48.0, 11.0))
+    assert main([str(tmp_path / "s"), "list"]) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 4
+    assert not any(c in said.out + said.err for c in "\x1b\u202e")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "s"), "purge", "--around", "48,11", "--within", "-5"])
+    assert main([str(tmp_path / "s"), "purge", "--source", ""]) == 0, "a camera without a name has one"
+    assert main([str(tmp_path / "s"), "purge", "--after", "0"]) == 0
+    with FrameStore(tmp_path / "s") as store:
+        assert len(store) == 0
+
+
+@pytest.mark.parametrize("at", [float("nan"), float("inf"), -5.0, 1e300, 4e12])
+def test_a_time_that_no_clock_shows_is_now(tmp_path, at):
+    """Else a purge by time would never find the frame."""
+    with FrameStore(tmp_path / "s", near=-1) as store:
+        store.add(scene(0), source="front", at=at)
+        assert abs(store.rows()[0].time - time.time()) < 60
+
+
+def test_one_damaged_picture_keeps_no_other_back(tmp_path, capsys):
+    from adapt.frames_cli import main
+
+    with FrameStore(tmp_path / "s", near=-1) as store:
+        for i in range(3):
+            store.add(scene(i), source="front")
+        bad = store.rows()[1]
+    (tmp_path / "s" / "frames" / bad.file).write_bytes(b"\x89PNG no")
+    assert main([str(tmp_path / "s"), "export", str(tmp_path / "out")]) == 1
+    assert "2 frames" in capsys.readouterr().err
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
