@@ -27,7 +27,7 @@ class Limits:
     # Of its share a shown class must keep this much.  Good rounds move shares by 2, collapses by 100.
     kept: float = 0.15
     # Nats by which training may take the class shares away from the source's (KL).  A road may have other
-    # shares; training need not drive them further off.  Measured over 135 trained stages, streets and CamVid:
+    # shares; training need not drive them further off.  Measured over 141 trained stages, streets and CamVid:
     # good ones rise by up to 0.08 (one by 0.15, whose batch statistics had been refused), those that
     # strengthen an error of the network, an evening sky called building, by 0.135 and more.
     shares_rise: float = 0.12
