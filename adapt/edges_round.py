@@ -65,7 +65,7 @@ class EdgeRoundConfig:
     portion: float = 0.5
     steps: int = 60
     batch: int = 6
-    crop: tuple[int, int] = (160, 208)
+    crop: tuple[int, int] = (160, 192)
     scale: tuple[float, float] = (0.75, 1.25)
     rate: float = 1e-3
     replay: float = 0.5

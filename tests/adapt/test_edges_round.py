@@ -93,6 +93,13 @@ def test_a_round_can_refuse_its_own_result(pack, tmp_path):
     assert result.report["gate"]["failed"] == ["edges-pseudo", "edges-pseudo-tight"]
 
 
+def test_a_round_as_it_is_by_default_can_be_run(pack, tmp_path):
+    """But for its length: the loop gives no settings."""
+    short = replace(EdgeRoundConfig(), steps=1, batch=1)
+    result = adapt_edges(pack, target(), config=short, out=tmp_path / "o")
+    assert len(result.report["loss"]) == 2
+
+
 def test_what_cannot_be_run_is_named(pack, tmp_path):
     with pytest.raises(EdgeRoundError, match="4 at least"):
         adapt_edges(pack, target()[:2], out=tmp_path)
