@@ -31,7 +31,7 @@ from PIL import Image
 
 from adapt import predict
 from adapt.data.base import DataError, read_frame, read_label, resize_frame, resize_label
-from adapt.edges_gate import EdgeMeasures, decide, edge_score, measure
+from adapt.edges_gate import EdgeMeasures, decide, measure
 from adapt.files import write_json
 from adapt.labels.cbst import ClassHistograms, pseudo_labels
 from adapt.labels.seal import Gate
@@ -42,7 +42,7 @@ from adapt.train.edges import Draw, EdgeRecipe, EdgeTrainer, Sample, crops_of_se
 from adapt.train.loop import Progress, atomic_save, silent
 from networks.pack import Pack, PackError, load_pack, write_pack
 
-__all__ = ["EdgeRoundConfig", "EdgeRoundError", "EdgeRoundResult", "adapt_edges", "edge_score"]
+__all__ = ["EdgeRoundConfig", "EdgeRoundError", "EdgeRoundResult", "adapt_edges", "check_pack"]
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -134,6 +134,22 @@ def adapt_edges(
     return _Round(pack, frames, config or EdgeRoundConfig(), Path(out), progress, labelled or ()).run()
 
 
+def check_pack(pack: Pack) -> int:
+    """What the sides of frames must be multiples of.  Raises EdgeRoundError for a pack no round can move."""
+    with torch.device("meta"):
+        network: Any = pack.spec.create()
+    if not hasattr(network, "joint"):
+        raise EdgeRoundError(
+            f"{pack.path} is {pack.spec.network}, which has no edge head; use espnetv2_edges"
+        )
+    if network.edge_head.classes != len(pack.spec.classes):
+        raise EdgeRoundError(
+            f"{pack.path} has {network.edge_head.classes} edge classes and {len(pack.spec.classes)} of "
+            "segmentation; pseudo-edges need the same"
+        )
+    return int(network.size_multiple)
+
+
 class _Round:
     def __init__(
         self,
@@ -161,19 +177,8 @@ class _Round:
         self._tell(f"edges: {stage}", done, total, **numbers)
 
     def _check_frames(self) -> None:
-        pack, frames, config = self.pack, self.frames, self.config
-        with torch.device("meta"):
-            network: Any = pack.spec.create()
-        if not hasattr(network, "joint"):
-            raise EdgeRoundError(
-                f"{pack.path} is {pack.spec.network}, which has no edge head; use espnetv2_edges"
-            )
-        if network.edge_head.classes != len(pack.spec.classes):
-            raise EdgeRoundError(
-                f"{pack.path} has {network.edge_head.classes} edge classes and "
-                f"{len(pack.spec.classes)} of segmentation; "
-                "pseudo-edges need the same"
-            )
+        frames, config = self.frames, self.config
+        multiple = check_pack(self.pack)
         if len(frames) < 4:
             raise EdgeRoundError(
                 f"{len(frames)} frames of the target: 4 at least are needed, some are kept aside"
@@ -185,12 +190,10 @@ class _Round:
                 f"a frame is {wrong.dtype} {list(wrong.shape)}, the first {list(frames[0].shape)}: all are "
                 "uint8 [H,W,3] of one size"
             )
-        if any(side % network.size_multiple for side in frames[0].shape[:2]):
-            raise EdgeRoundError(
-                f"frames are {frames[0].shape[:2]}: sides must be multiples of {network.size_multiple}"
-            )
-        if any(side % network.size_multiple for side in config.crop):
-            raise EdgeRoundError(f"crop {config.crop}: sides must be multiples of {network.size_multiple}")
+        if any(side % multiple for side in frames[0].shape[:2]):
+            raise EdgeRoundError(f"frames are {frames[0].shape[:2]}: sides must be multiples of {multiple}")
+        if any(side % multiple for side in config.crop):
+            raise EdgeRoundError(f"crop {config.crop}: sides must be multiples of {multiple}")
 
     def _refuse_evaluation_frames(self) -> None:
         """What the gate judges by must not be among what is learnt from."""

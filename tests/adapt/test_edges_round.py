@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import torch
 
 import networks
 from adapt.data.street import render
-from adapt.edges_round import EdgeRoundConfig, EdgeRoundError, adapt_edges, edge_score
+from adapt.edges_gate import edge_score
+from adapt.edges_round import EdgeRoundConfig, EdgeRoundError, adapt_edges, check_pack
 from adapt.limits import EdgeLimits
 from networks.labels import STREET
 from networks.pack import PackSpec, load_pack, write_pack
@@ -105,6 +107,12 @@ def test_what_cannot_be_run_is_named(pack, tmp_path):
         adapt_edges(pack, target()[:2], out=tmp_path)
     with pytest.raises(EdgeRoundError, match="multiples of 32"):
         adapt_edges(pack, [f[:50] for f in target()], config=quick(), out=tmp_path)
+    bare = SimpleNamespace(path="p", spec=replace(pack.spec, network="roadnet", arguments={"width": 8}))
+    with pytest.raises(EdgeRoundError, match="no edge head"):
+        check_pack(bare)
+    other = {"scale": 0.5, "edge_classes": 3}
+    with pytest.raises(EdgeRoundError, match="3 edge classes"):
+        check_pack(SimpleNamespace(path="p", spec=replace(pack.spec, arguments=other)))
     with pytest.raises(EdgeRoundError, match="crop"):
         adapt_edges(pack, target(), config=quick(crop=(60, 60)), out=tmp_path)
 
