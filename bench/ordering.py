@@ -515,6 +515,27 @@ def table(found: dict[str, dict[int, dict[str, Any]]], rare: Sequence[str]) -> s
     return "\n".join(lines)
 
 
+def options_table(found: dict[str, dict[int, dict[str, Any]]]) -> str:
+    """Markdown: what each option changes against the same round without it, in points, seed by seed.
+
+    The round without is the shortest plain+…; an option is what stands behind that name.
+    """
+    plain = sorted((v for v in found if v.startswith("plain+portions=")), key=len)
+    if not plain:
+        return ""
+    base, lines = plain[0], []
+    for variant in (v for v in found if v.startswith(f"{base}+")):
+        common = sorted(set(found[variant]) & set(found[base]))
+        change = [found[variant][s]["miou"] - found[base][s]["miou"] for s in common]
+        if change:
+            each = ", ".join(f"{100 * c:+.1f}" for c in change)
+            lines.append(f"| `{variant.removeprefix(base + '+')}` | {spread(change)} | {each} |")
+    if not lines:
+        return ""
+    told = spread([r["miou"] for r in found[base].values()])
+    return "\n".join([f"| against `{base}` ({told}) | Δ mIoU | each seed |", "|---|---:|---|", *lines])
+
+
 def near_table(found: dict[int, dict[str, Any]]) -> str:
     """Markdown: mIoU with each share of the parent's weights, mean ± deviation, and each seed."""
     heads = list(next(iter(found.values()))["near"])
@@ -612,6 +633,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\n{arguments.shift}\n")
     if rows:
         print(table(rows, rare), "\n")
+        options = options_table(rows)
+        if options:
+            print(options, "\n")
     if "near" in everything:
         print(near_table(everything["near"]), "\n")
     if "labels" in everything:

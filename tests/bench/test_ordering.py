@@ -34,7 +34,7 @@ def test_what_is_compared_is_pinned_against_changed_defaults():
     assert left <= {
         "steps", "source", "target", "crop", "scale", "seed", "limits",  # the shift's
         "threads", "device", "infer_batch", "checkpoint_every", "judge",  # do not change what is learnt
-        "replay_limit", "source_holdout", "ignore_bottom", "ignore_border",
+        "replay_limit", "source_holdout", "ignore_bottom", "ignore_border", "golden",
     }  # fmt: skip
 
 
@@ -90,3 +90,16 @@ def test_an_unknown_row_and_an_empty_cache_end_with_one_line(tmp_path, capsys, m
     )
     assert main(["--shift", "street:dusk", "--out", str(tmp_path), "--table"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["miou"] == {"source": {"0": 0.3}}
+
+
+def test_an_option_is_compared_with_the_same_round_without_it_seed_by_seed():
+    base = "plain+portions=[0.35]+steps=60"
+    found = {
+        base: {0: {"miou": 0.5}, 1: {"miou": 0.6}},
+        f"{base}+ema=0.99": {0: {"miou": 0.51}, 1: {"miou": 0.63}, 2: {"miou": 0.9}},  # 2 has no partner
+        "cbst": {0: {"miou": 0.7}}, "plain+source_free=true": {0: {"miou": 0.4}},
+    }  # fmt: skip
+    lines = ordering.options_table(found).splitlines()
+    assert lines[0] == f"| against `{base}` (55.0 ± 7.1) | Δ mIoU | each seed |"
+    assert lines[2:] == ["| `ema=0.99` | 2.0 ± 1.4 | +1.0, +3.0 |"]
+    assert ordering.options_table({"cbst": {0: {"miou": 0.7}}}) == ""
