@@ -50,6 +50,7 @@ _ADDED = ("latitude REAL", "longitude REAL", "rare INTEGER NOT NULL DEFAULT 0") 
 _COLUMNS = "id,time,source,model,version,file,bytes,height,width,phash,summary,why,latitude,longitude,rare"
 
 
+PATIENCE = 5.0  # seconds for which another process may hold the index
 LATEST = 1e10  # seconds since the epoch: what is later (the year 2286) was no clock
 
 
@@ -150,7 +151,7 @@ class FrameStore:
         self._tally = Tally()
         try:
             (self.path / "frames").mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path / "index.sqlite", timeout=30, check_same_thread=False)
+            self._db = sqlite3.connect(self.path / "index.sqlite", timeout=PATIENCE, check_same_thread=False)
             try:
                 self._open()
                 self._index = os.stat(self.path / "index.sqlite")
@@ -162,7 +163,8 @@ class FrameStore:
                 self._db.close()
                 raise
         except (OSError, sqlite3.Error, ValueError) as error:
-            raise StoreError(f"frame store {self.path} cannot be opened ({error}); move it away") from error
+            remedy = _remedy(error, "move it away")
+            raise StoreError(f"frame store {self.path} cannot be opened ({error}): {remedy}") from error
 
     def _open(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -253,7 +255,7 @@ class FrameStore:
                 told = (source, model, int(version), summary or {}, why, now, place, collect)
                 return self._add(frame, _phash(frame), *told)
             except (OSError, sqlite3.Error) as error:
-                remedy = "make room on its disk, or move it away"
+                remedy = _remedy(error, "make room on its disk, or move it away")
                 raise StoreError(
                     f"frame store {self.path} cannot take a frame ({error}): {remedy}"
                 ) from error
@@ -520,6 +522,11 @@ def _phash(frame: np.ndarray) -> np.ndarray:
     import imagehash
 
     return np.asarray(imagehash.phash(Image.fromarray(frame)).hash).reshape(-1)
+
+
+def _remedy(error: Exception, other: str) -> str:
+    held = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+    return "end the program that holds its index.sqlite" if held else other
 
 
 def _hex(bits: np.ndarray) -> str:

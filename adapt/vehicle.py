@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 __all__ = ["Conditions", "FileVehicle", "Vehicle", "VehicleError", "VehicleState", "open_vehicle"]
 
+TRIES = 3  # more, for a file that is read while it is rewritten
 AHEAD = 5.0  # seconds that a file may be from the future: two clocks are never the same
 LARGEST = 65_536  # bytes of a state file
 
@@ -44,6 +45,10 @@ class VehicleState:
     temperature: float | None = None
 
 
+class _Damaged(VehicleError):
+    """It cannot be parsed."""
+
+
 class Vehicle(Protocol):
     """Where the state comes from."""
 
@@ -58,6 +63,14 @@ class FileVehicle:
         self.path, self.fresh, self.clock = Path(path), fresh, clock
 
     def read(self) -> VehicleState:
+        for _ in range(TRIES):
+            try:
+                return self._read()
+            except _Damaged:  # read while it was rewritten in its place, most likely
+                time.sleep(0.02)
+        return self._read()
+
+    def _read(self) -> VehicleState:
         try:
             # Not blocking: opening a pipe that nobody writes to would wait for ever.
             with open(self.path, "rb", opener=_not_blocking) as file:
@@ -73,7 +86,7 @@ class FileVehicle:
             text = content.decode("utf-8")
             told = tomllib.loads(text) if self.path.suffix == ".toml" else json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise VehicleError(f"vehicle state {self.path} is damaged ({_line(error)})") from error
+            raise _Damaged(f"vehicle state {self.path} is damaged ({_line(error)})") from error
         if not isinstance(told, dict):
             raise VehicleError(f"vehicle state {self.path} is damaged (not a table)")
         at = _number(told, "time", self.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -194,3 +195,20 @@ def test_one_damaged_picture_keeps_no_other_back(tmp_path, capsys):
     assert main([str(tmp_path / "s"), "export", str(tmp_path / "out")]) == 1
     assert "2 frames" in capsys.readouterr().err
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
+
+
+def test_an_index_that_somebody_holds_is_said_as_that_and_works_again_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr("adapt.frames.PATIENCE", 0.05)
+    with FrameStore(tmp_path / "s", near=-1) as store:
+        store.add(scene(0), source="front")
+        other = sqlite3.connect(tmp_path / "s" / "index.sqlite", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match=r"locked.*end the program that holds"):
+            store.add(scene(1), source="front")
+        with pytest.raises(StoreError, match="end the program that holds"):
+            FrameStore(tmp_path / "s").close()
+        assert len(store.rows()) == 1, "what is there can be read meanwhile"
+        other.execute("COMMIT")
+        other.close()
+        assert store.add(scene(1), source="front").id is not None
+        assert sum(1 for p in (tmp_path / "s" / "frames").rglob("*.png")) == 2, "no picture without its row"

@@ -560,3 +560,22 @@ def test_energy_is_read_from_powercap_over_its_wrap(tmp_path):
     assert "105 of 100 J" in counted.exceeded()
     with pytest.raises(BudgetError, match="joules cannot be limited"):
         Meter(Budget(joules=1.0), tmp_path / "c.json", energy=EnergyMeter(tmp_path / "none", nvml=False))
+
+
+def test_a_state_that_is_rewritten_in_its_place_is_read_between_two_writes(tmp_path, monkeypatch):
+    """The first reads find it cut off, as after the writer's truncate; then it is whole."""
+    file = tmp_path / "state.json"
+    file.write_text('{"time": 17')
+    tries = []
+
+    def sleep(seconds):
+        tries.append(seconds)
+        if len(tries) == 2:
+            file.write_text(json.dumps({"time": time.time(), "parked": True}))
+
+    monkeypatch.setattr("adapt.vehicle.time.sleep", sleep)
+    assert FileVehicle(file).read().parked is True
+    assert len(tries) == 2
+    file.write_text("{")
+    with pytest.raises(VehicleError, match="damaged"):
+        FileVehicle(file).read()
