@@ -82,13 +82,15 @@ class Responder:
         live = self.answering()
         if live is None:
             return
-        before = self.loop.state.get("answers")
-        if before is not None and before != live:
+        before, going = (self.loop.state.get(key) for key in ("answers", "going"))
+        if before is not None and live not in (before, going):
             # A watch window or a person took it away: it does not come back by itself, nor is what they chose
             # replaced before the road changes.
             self.response.forget(int(before))
             self.response.start_again()
             self._settle = True
+        if live != RELEASED and live not in self.response.versions():
+            self._settle = True  # what was known of it is lost: this is its road
         if before != live:
             self.loop.keep(answers=live)
         source = self.camera(captured.source)
@@ -139,6 +141,7 @@ class Responder:
         submit: Callable[[], Any] = partial(loop.client.submit, model, version)
         if version == RELEASED:
             submit = partial(loop.client.reset, model)
+        loop.keep(going=version)  # killed now, it is known again as our own doing
         _, state, reason = loop.follow(submit)
         line = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"), "version": version, "why": action.why,

@@ -211,3 +211,46 @@ def test_old_versions_are_pruned_after_a_round_went_live_and_their_roads_forgott
     server.prune = None  # a server that knows no such thing
     loop.source = Road(clock, ("dark", 30), seed=900)
     assert loop.once()["state"] == "LIVE"
+
+
+def test_killed_on_the_way_back_it_knows_its_own_doing(toy_pack, tmp_path, monkeypatch):
+    clock, server = Clock(), Server()
+    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 12), ("day", 12)), server)
+    assert loop.once()["state"] == "LIVE"
+
+    class Killed(BaseException):
+        pass
+
+    def reset(model):
+        yield from server._say("reset")
+        raise AssertionError("nobody reads on after LIVE")
+
+    server.reset = reset
+    real = loop.keep
+
+    def keep(**more):
+        if "answers" in more:
+            raise Killed
+        real(**more)
+
+    loop.keep = keep
+    with pytest.raises(Killed):
+        loop.once()
+    loop.close()
+    again = make(toy_pack, tmp_path, clock, Road(clock, ("day", 6), ("dark", 18)), server)
+    monkeypatch.setattr(type(again.responder), "answering", lambda self: self.answers)
+    monkeypatch.setattr(type(again.responder), "answers", RELEASED, raising=False)
+    until_silent(again)
+    assert server.asked == [("submit", 2), ("reset",), ("submit", 2)], "the dark road is still known"
+
+
+def test_a_library_that_was_lost_begins_with_what_is_live(toy_pack, tmp_path):
+    """Not with a refresh that would replace a trained version."""
+    clock, server = Clock(), Server()
+    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 12)), server)
+    loop.once()
+    loop.close()
+    (tmp_path / "work" / "roads.npz").write_bytes(b"damaged")
+    again = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 30), ("day", 12)), server)
+    until_silent(again)
+    assert server.asked == [("submit", 2), ("reset",)]
