@@ -26,8 +26,13 @@ from export.files import read_file
 from export.lint import lint
 from networks.command import finish
 from networks.pack import PackError, load_pack
+from runtime.config import EngineConfig
+from runtime.cuda import CudaError
+from runtime.engines.tensorrt import TensorRTEngine
+from runtime.engines.tensorrt_library import TensorRTError
 from runtime.errors import Refused
 from runtime.repository import Repository
+from runtime.tensors import DTYPES
 
 Report = dict[str, Any]
 #: Values of one made-up input: 256 Mi, an open batch of one frame is far below.
@@ -122,6 +127,8 @@ def inspect_version(path: Path, *, lineage: bool = False, profile: bool = False)
         except ExportError:
             if not damage:
                 raise
+    if profile and manifest["engine"].get("kind") == "tensorrt":
+        report["plan_profile"] = profile_plan(repository, manifest)
     if lineage:
         report["lineage"] = _lineage(repository, model, manifest)
         report["rounds"] = _rounds(repository, model)
@@ -361,6 +368,26 @@ def profile_onnx(path: Path, model: onnx.ModelProto, runs: int = 5) -> Report:
     }
 
 
+def profile_plan(repository: Repository, manifest: Report, runs: int = 10) -> Report:
+    """Milliseconds a layer of a TensorRT version on this machine's device, or {"absent": why there are none}.
+
+    The plan is the one whose hash was verified; one with host code is not loaded here.
+    """
+    file = str(manifest["engine"].get("file"))
+    try:
+        _, files = repository.read(manifest["model"], manifest["version"], keep=(file,))
+        config = EngineConfig(device="cuda", concurrency=1)
+        with TensorRTEngine.load(files[file], "", config, candidate=True) as engine:
+            rng = np.random.default_rng(0)
+            feed = {}
+            for spec in engine.spec.inputs:
+                shape = [abs(size) for size in spec.shape]  # -1 is free: one
+                feed[spec.name] = rng.integers(0, 127, shape).astype(DTYPES[spec.datatype])
+            return {"runs": runs, "layers_ms": engine.profile(feed, runs)}
+    except (Refused, TensorRTError, CudaError) as error:
+        return {"absent": one_line(error)}
+
+
 # -- for a person -------------------------------------------------------------------------------------
 
 
@@ -451,6 +478,10 @@ def _show_version(r: Report) -> list[str]:
     if plan := engine.get("plan"):
         count = len(plan.get("refittable") or ())
         lines.append(f"  plan        {plan.get('library')}, {count} weights can be refitted")
+    if found := r.get("plan_profile"):
+        said = f"not timed: {found['absent']}" if "absent" in found else "ms a run"
+        lines.append(f"  layers      {said}")
+        lines += [f"    {row['layer']:<56}{row['milliseconds']:>10.4f}" for row in found.get("layers_ms", [])]
     return lines
 
 
@@ -514,9 +545,8 @@ exit codes: 0 read and intact, 1 unreadable or damaged (one line on stderr says 
     result.add_argument(
         "--lineage", action="store_true", help="where a version's weights come from, and its history"
     )
-    result.add_argument(
-        "--profile", action="store_true", help="run the graph and show the time of each operator"
-    )
+    timed = "run it and show the time of each operator, and of each layer of a TensorRT plan (a plan is code)"
+    result.add_argument("--profile", action="store_true", help=timed)
     result.add_argument("--json", action="store_true", help="print one JSON object")
     return result
 

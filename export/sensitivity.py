@@ -76,12 +76,12 @@ def choose(
         frames: uint8 [n,H,W,3], not those that were calibrated on; at most `MOST` of them are used.
         thresholds: what the engine must reach; `MARGIN` of what they allow is asked for here.
         budget: seconds of `clock` after which no further graph is tried, one that is being tried is finished.
-            Convolutions that were not measured by then stay in 8 bits, and of the choices that reach parity
-            the best so far is answered; the report says that it is not `complete`.
+            Convolutions that were not measured by then count as the cheapest, and of the choices that reach
+            parity the best so far is answered; the report says that it is not `complete`.
     Returns:
         nothing to keep where all may be quantised.
     Raises:
-        ExportError: not even half of the convolutions can be quantised, or none was found within the budget.
+        ExportError: not even half of the convolutions can be quantised.
     """
     started = clock()
     mixer = Mixer(original, quantised)
@@ -111,16 +111,15 @@ def choose(
     progress("sensitivity", len(costs), len(mixer.names))
     count = len(mixer.names)
     order = sorted(costs, key=lambda name: -costs[name])
-    low, high = 0, min(len(order), count // 2)  # `low` misses; `high` is hoped to reach
+    order += [name for name in spread(mixer.names) if name not in costs]
+    low, high = 0, count // 2  # `low` misses; `high` is hoped to reach
     if missed := misses(order[:high]):
-        if len(order) < count:
-            raise ExportError(
-                f"int8 misses parity, and {budget:g} s were enough to measure {len(order)} of {count} "
-                "convolutions: search longer (--int8-budget), at a smaller size, or use fp32"
-            )
+        short = len(costs) < count
+        more = f"search longer than {budget:g} s (--int8-budget), " if short else ""
+        seen = f", {len(costs)} of them measured" if short else ""
         raise ExportError(
-            f"int8 misses parity with half of the {count} convolutions in float: {missed[0]}; "
-            "use fp32, or calibrate on frames of the road (--calibration)"
+            f"int8 misses parity with half of the {count} convolutions in float{seen}: {missed[0]}; "
+            f"{more}use fp32, or calibrate on frames of the road (--calibration)"
         )
     while high - low > 1 and clock() - started <= budget:
         progress("fewest", count - (high - low), count)
@@ -133,11 +132,11 @@ def choose(
     report = {
         "automatic": high,
         "missed": first,
-        "costs": {name: round(costs[name], 8) for name in order[: high + 5]},
+        "costs": {name: round(costs[name], 8) for name in order[: high + 5] if name in costs},
         "frames": len(frames),
-        "measured": len(order),
+        "measured": len(costs),
         "seconds": round(clock() - started, 1),
-        "complete": len(order) == count and high - low <= 1,
+        "complete": len(costs) == count and high - low <= 1,
     }
     return Choice(tuple(order[:high]), report)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from export.inspect import main as inspect_main
 from runtime import cuda_driver
 from runtime.client import Client
 from runtime.config import EngineConfig, GuardConfig, ServerConfig, ShadowConfig, WatchConfig
 from runtime.engines import tensorrt
+from runtime.engines.tensorrt_library import Library, TensorRTError
 from runtime.repository import Repository
 from runtime.server import Server
 from tests.runtime import builders
@@ -97,6 +100,30 @@ def test_a_plan_is_served_and_swapped_while_frames_arrive(device: Device, tmp_pa
         assert again.version == 2
         assert (again.labels == labels).mean() > 0.8
     assert device.clean()
+
+
+def test_inspect_times_the_layers_of_a_plan(
+    device: Device, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = Repository(tmp_path / "engines")
+    publish(repository, 12.0)
+    version = str(repository.directory("road", 1))
+    assert inspect_main([version, "--profile", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["plan_profile"]
+    assert found["layers_ms"] == [
+        {"layer": "max", "milliseconds": 0.25},
+        {"layer": "dot", "milliseconds": 0.5},
+    ]
+    assert inspect_main([version, "--profile"]) == 0
+    assert "dot                                                         0.5000" in capsys.readouterr().out
+    assert device.clean()
+
+    def absent() -> Library:
+        raise TensorRTError("TensorRT cannot be used: no CUDA driver")
+
+    monkeypatch.setattr(tensorrt, "tensorrt", absent)
+    assert inspect_main([version, "--profile"]) == 0
+    assert "layers      not timed: load: TensorRT cannot be used: no CUDA driver" in capsys.readouterr().out
 
 
 def test_a_damaged_plan_is_refused_and_the_live_one_goes_on(device: Device, tmp_path: Path) -> None:
