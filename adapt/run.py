@@ -14,7 +14,7 @@ from typing import Any
 
 from adapt.budget import Budget, BudgetError
 from adapt.frames import StoreError
-from adapt.loop import TRIGGERS, Loop, LoopConfig, LoopError, Paused
+from adapt.loop import TRIGGERS, EdgeMember, Loop, LoopConfig, LoopError, Paused
 from adapt.politeness import be_polite
 from adapt.presets import PRESETS, preset
 from adapt.progress import Bars
@@ -339,6 +339,26 @@ def connect(arguments: argparse.Namespace) -> Any:
     return Client(arguments.server, token=token, credentials=credentials)
 
 
+def _edge_member(arguments: argparse.Namespace) -> EdgeMember:
+    """The pack whose edges follow.  Raises LoopError for what every round would decline later."""
+    from adapt.edges_round import EdgeRoundError, check_pack
+    from networks.pack import load_pack
+
+    pack = load_pack(arguments.edge_pack)
+    try:
+        multiple = check_pack(pack)
+    except EdgeRoundError as error:
+        raise LoopError(f"--edge-pack: {error}") from error
+    if any(side % multiple for side in pack.spec.size):
+        raise LoopError(f"--edge-pack: size {pack.spec.size} is no multiple of {multiple}: train it at one")
+    if not _versions_in(Path(arguments.repository), arguments.edge_model):
+        raise LoopError(
+            f"repository {arguments.repository!r} holds no version of {arguments.edge_model!r}: publish the "
+            "edge pack with export.build first"
+        )
+    return EdgeMember(pack, arguments.edge_model, arguments.group)
+
+
 def _main(arguments: argparse.Namespace) -> int:
     cores = [int(part) for part in arguments.cores.split(",")] if arguments.cores else None
     nice = 10 if arguments.nice is None else arguments.nice
@@ -347,7 +367,6 @@ def _main(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from adapt.loop import EdgeMember
     from adapt.remote import Remote
     from adapt.serverload import counters_of
     from adapt.sources import FileSource, open_source
@@ -371,9 +390,7 @@ def _main(arguments: argparse.Namespace) -> int:
     vehicle = open_vehicle(arguments.vehicle, fresh=arguments.vehicle_fresh) if arguments.vehicle else None
     if config.conditions and vehicle is None:
         raise LoopError("--parked, --charging, --min-battery and --max-temperature need --vehicle")
-    edges = None
-    if arguments.edge_pack:
-        edges = EdgeMember(load_pack(arguments.edge_pack), arguments.edge_model, arguments.group)
+    edges = _edge_member(arguments) if arguments.edge_pack else None
     client = connect(arguments)
 
     def imports(done: dict[str, int]) -> list[tuple[str, FileSource]]:

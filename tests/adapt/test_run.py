@@ -225,6 +225,9 @@ def test_a_wrong_repository_or_server_is_said_at_once_and_not_after_an_hour(
     said = capsys.readouterr().err
     assert "server '127.0.0.1:1' did not answer" in said
     assert said.count("\n") == 1
+    edges = ["--edge-pack", str(toy_pack.path), "--edge-model", "edges", "--group", "both"]
+    assert main([*base, "--repository", str(home.path), *edges]) == 1
+    assert "is roadnet, which has no edge head" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------- with the real server
