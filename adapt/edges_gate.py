@@ -55,13 +55,15 @@ class EdgeMeasures:
         What is not known is left out.
         """
         known = {key: value for key in MEASURED if math.isfinite(value := getattr(self, key))}
-        return {"finite": self.finite, "share": [float(v) for v in self.share], **known}
+        share = [float(v) if math.isfinite(v) else None for v in self.share]  # JSON has no NaN
+        return {"finite": self.finite, "share": share, **known}
 
     @classmethod
     def of(cls, numbers: dict[str, Any]) -> EdgeMeasures:
         """From what ``numbers`` gave."""
         known = {key: float(numbers[key]) for key in MEASURED if key in numbers}
-        return cls(bool(numbers["finite"]), np.asarray(numbers["share"], np.float64), **known)
+        share = [math.nan if v is None else v for v in numbers["share"]]
+        return cls(bool(numbers["finite"]), np.asarray(share, np.float64), **known)
 
 
 MEASURED = ("source", "source_tight", "agreement", "agreement_tight", "labelled", "labelled_tight")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -86,6 +87,8 @@ def test_a_planted_bad_candidate_is_refused_with_and_without_a_source(joint_pack
     after = measured(joint_pack, holdouts, BAD[name])
     if name == "not a number":
         assert failed(before, after) == {"edges-finite"}
+        assert "NaN" not in json.dumps(after.numbers())
+        assert np.isnan(EdgeMeasures.of(after.numbers()).share).all()
         return
     known = failed(before, after)
     assert {"edges-source-tight", "edges-pseudo-tight", "edges-labelled-tight"} <= known

@@ -15,7 +15,7 @@ from adapt.budget import Budget
 from adapt.edges_round import adapt_edges
 from adapt.loop import EdgeMember, Paused
 from adapt.remote import Command
-from adapt.round import RoundPaused
+from adapt.round import RoundPaused, RoundResult
 from adapt.vehicle import Conditions
 from networks.pack import load_pack
 from tests.adapt.conftest import toy_scene
@@ -33,9 +33,8 @@ def test_paused_and_killed_anywhere_a_round_of_edges_ends_with_the_same_weights(
     class Killed(BaseException):
         pass
 
-    stops = [(RoundPaused, "labels", 2), (Killed, "measure parent", 3), (Killed, "align", 2),
-             (RoundPaused, "train", 1), (RoundPaused, "align", 1), (Killed, "train", 3),
-             (Killed, "measure candidate", 1), (RoundPaused, "measure candidate", 2)]  # fmt: skip
+    stops = [(Killed, "labels", 2), (Killed, "align", 2), (RoundPaused, "train", 1), (Killed, "train", 3),
+             (RoundPaused, "measure candidate", 2)]  # fmt: skip
     result, told = None, []
 
     def stop(stage: str, done: int, total: int, **numbers: float) -> None:
@@ -51,7 +50,7 @@ def test_paused_and_killed_anywhere_a_round_of_edges_ends_with_the_same_weights(
         except (Killed, RoundPaused):
             continue
     assert not stops
-    assert result.report["resumed"] == 8
+    assert result.report["resumed"] == 5
     assert result.pack.sha256 == whole.pack.sha256
     for key in ("loss", "gate", "parent_measures", "candidate_measures"):
         assert result.report[key] == whole.report[key], key
@@ -128,42 +127,50 @@ def whole(toy_pack, joint_pack, tmp_path_factory):
     return built, report
 
 
-def test_a_car_that_drives_off_pauses_the_edges_too(toy_pack, joint_pack, tmp_path, whole):
-    class Car:
-        looks = 0
-
-        def read(self):
-            self.looks += 1
-            return SimpleNamespace(parked=self.looks % 9 < 7, charging=None, battery=None, temperature=None)
-
-    line, built = Line(), {}
-    loop = edged(
-        toy_pack, joint_pack, tmp_path, built=built, vehicle=Car(), conditions=Conditions(parked=True),
-        remote=line,
-    )  # fmt: skip
-    assert loop.once()["state"] == "LIVE"
-    phases = [(r.get("phase"), r.get("round", {}).get("stage", "")) for r in line.reports]
-    first = next(i for i, (_, stage) in enumerate(phases) if stage.startswith("edges: "))
-    assert any(phase == "paused" for phase, _ in phases[first:])
-    assert built == whole[0]
-
-
-def test_a_spent_budget_stops_in_the_edges_and_the_next_run_goes_on(toy_pack, joint_pack, tmp_path, whole):
+def test_a_spent_budget_and_a_car_that_drives_off_stop_in_the_edges_and_change_nothing(
+    toy_pack, joint_pack, tmp_path, whole, monkeypatch
+):
     steps = FAST.steps + 1
     loop = edged(toy_pack, joint_pack, tmp_path, budget=Budget(steps=steps), once=True)
     with pytest.raises(Paused, match=f"{steps} of {steps} steps are spent"):
         loop.once()
     assert (tmp_path / "work" / "round-0001" / "edges" / "checkpoint.pt").is_file()
     loop.close()
-    built: dict[str, str] = {}
-    again = edged(toy_pack, joint_pack, tmp_path, built=built, budget=Budget(steps=100), once=True)
+
+    class Car:
+        away = 2  # looks, from the second frame that is measured on
+
+        def read(self):
+            drives = self.away > 0 and again._stage == "edges: measure candidate"
+            self.away -= drives
+            return SimpleNamespace(parked=not drives, charging=None, battery=None, temperature=None)
+
+    monkeypatch.setattr("adapt.loop.LOOK", 0.0)
+    line, built = Line(), {}
+    again = edged(
+        toy_pack, joint_pack, tmp_path, built=built, budget=Budget(steps=100), vehicle=Car(),
+        conditions=Conditions(parked=True), remote=line,
+    )  # fmt: skip
     assert again.once()["edges"] == "accepted"
+    phases = [(r.get("phase"), r.get("round", {}).get("stage", "")) for r in line.reports]
+    assert [phase for phase, _ in phases].count("paused") == 1
+    assert any(stage == "edges: measure candidate" for _, stage in phases)
+    assert not any(stage.startswith("labels") for _, stage in phases), "the segmentation was done"
     assert built == whole[0]
     assert again.meter.spent()["steps"] == FAST.steps + SHORT.steps
 
 
+@pytest.fixture
+def at_once(toy_pack, monkeypatch):
+    """The segmentation's round has come to its end before it begins."""
+    nothing = {f"{name}_measures": {} for name in ("parent", "reference", "candidate")}
+    gate = {"passed": True, "failed": [], "checks": []}
+    done = RoundResult(toy_pack, True, {"round": "0", "gate": gate, **nothing})
+    monkeypatch.setattr("adapt.loop.adapt", lambda *a, **k: done)
+
+
 def test_the_throttle_is_asked_after_each_piece_and_a_limit_that_never_suffices_is_named(
-    toy_pack, joint_pack, tmp_path, monkeypatch
+    toy_pack, joint_pack, tmp_path, monkeypatch, at_once
 ):
     class Throttle:
         pieces = 0
@@ -183,14 +190,14 @@ def test_the_throttle_is_asked_after_each_piece_and_a_limit_that_never_suffices_
 
     monkeypatch.setattr(loop.meter, "memory_exceeded", memory)
     report = loop.once()
-    assert throttle.pieces > 40
+    assert throttle.pieces >= 3
     assert report["state"] == "LIVE"
     assert server.submitted == [("road", 2)], "the segmentation goes on alone"
     assert report["edges"].startswith("failed: memory: 9 MB")
     assert "at the same place" in report["edges"]
 
 
-def test_a_round_can_be_cancelled_in_its_edges(toy_pack, joint_pack, tmp_path):
+def test_a_round_can_be_cancelled_in_its_edges(toy_pack, joint_pack, tmp_path, at_once):
     class Canceller(Line):
         def report(self, **parts):
             super().report(**parts)
@@ -207,7 +214,7 @@ def test_a_round_can_be_cancelled_in_its_edges(toy_pack, joint_pack, tmp_path):
 
 @pytest.mark.parametrize(("gone", "says"), [(5, "accepted"), (12, "at least are needed")])
 def test_frames_that_go_before_the_edges_leave_a_smaller_round_or_a_word(
-    toy_pack, joint_pack, tmp_path, gone, says
+    toy_pack, joint_pack, tmp_path, gone, says, at_once
 ):
     server = Server()
     loop = edged(toy_pack, joint_pack, tmp_path, server=server)
