@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ class Recording:
 
     def __init__(self, name: str, save: Path | None) -> None:
         self.rerun = _rerun()
-        self.stream = self.rerun.RecordingStream(f"roadworthy/{name}")
+        self.stream = self.rerun.RecordingStream(f"roadworthy-{name}")
         if save is None:
             self.stream.spawn()
         else:
@@ -208,19 +209,31 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     began = time.monotonic()
+    save: Path | None = arguments.save
+    half = None if save is None else save.with_name(f".{save.name}.{os.getpid()}.tmp")
+    count, stopped = 0, False
     try:
-        recording = Recording(arguments.what, arguments.save)
+        if save is not None and not save.parent.is_dir():
+            raise ViewError(f"{save.parent} is no folder: make it, or give another --save")
+        recording = Recording(arguments.what, half)
         try:
             if arguments.what == "rounds":
                 count = rounds(arguments.workdir, recording)
             else:
                 count = _live(arguments, recording)
+        except KeyboardInterrupt:  # the way to end a live view: what was seen is kept
+            stopped = True
         finally:
             recording.close()
-    except (ViewError, OSError, ValueError, KeyError) as error:
+        if half is not None and save is not None:
+            os.replace(half, save)
+    except (ViewError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         print(f"adapt.view: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    finally:
+        if half is not None:
+            half.unlink(missing_ok=True)
+    if stopped:
         return 0
     where = f" in {arguments.save}" if arguments.save else ""
     kind = "rounds" if arguments.what == "rounds" else "frames"

@@ -55,6 +55,37 @@ def test_every_part_of_a_round_is_shown(tmp_path):
         view.rounds(tmp_path / "empty", told)
 
 
+class OnDisk(Told):
+    """One that leaves a file, as Rerun's does from the first moment."""
+
+    def __init__(self, name, save):
+        super().__init__()
+        self.rerun = None
+        save.write_bytes(b"begun")
+
+
+def test_a_view_that_fails_leaves_the_recording_that_was_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(view, "Recording", OnDisk)
+    save = tmp_path / "r.rrd"
+    save.write_bytes(b"yesterday's")
+    (tmp_path / "empty").mkdir()
+    assert view.main(["rounds", str(tmp_path / "empty"), "--save", str(save)]) == 1
+    assert save.read_bytes() == b"yesterday's"
+    assert view.main(["rounds", str(tmp_path / "empty"), "--save", str(tmp_path / "no" / "r.rrd")]) == 1
+    assert "is no folder" in capsys.readouterr().err
+    assert view.main(["rounds", str(a_workdir(tmp_path / "work")), "--save", str(save)]) == 0
+    assert save.read_bytes() == b"begun"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "r.rrd", "work"]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(view, "_live", interrupted)
+    save.unlink()
+    assert view.main(["live", "--server", "nobody:1", "--model", "m", "--save", str(save)]) == 0
+    assert save.read_bytes() == b"begun"
+
+
 def test_a_round_that_was_put_aside_is_not_shown(tmp_path):
     a_workdir(tmp_path)
     (tmp_path / "round-0001").rename(tmp_path / "round-0001.lost-17")
