@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from runtime import logs
+
 
 class State(StrEnum):
     SUBMITTED = "SUBMITTED"
@@ -39,6 +41,16 @@ class Event:
     reason: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
     time: float = field(default_factory=time.time)
+
+    def fields(self) -> dict[str, Any]:
+        """What a structured log says of it."""
+        return logs.fields(
+            model=self.model,
+            version=self.version,
+            state=self.state.value,
+            check=self.check,
+            reason=self.reason,
+        )
 
     def line(self) -> dict[str, Any]:
         """The line of history.jsonl."""

@@ -515,7 +515,8 @@ class GroupController:
             self._repository.append_history(self.name, event.line())
         except OSError as error:
             log.error("history of %s: %s", self.name, error)
-        log.info("group %s %s %s %s", event.model, event.version, event.state.value, event.reason)
+        said = (event.model, event.version, event.state.value, event.reason)
+        log.info("group %s %s %s %s", *said, extra=event.fields())
         self._bus.publish(event)
         self._published = [*self._published[-1:], event]
         return event

@@ -18,7 +18,7 @@ from pathlib import Path
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from runtime import config as configuration
-from runtime import malloc
+from runtime import logs, malloc
 from runtime.errors import ConfigError
 from runtime.server import Server
 
@@ -28,8 +28,8 @@ examples:
   python -m runtime.serve --repository engines --port 0 --metrics-port 0 --config server.toml
 
 signals:
-  HUP         read the configuration file again: [guard], [shadow], [watch], [swap], [drift] take effect at
-              once
+  HUP         read the configuration file again: [guard], [shadow], [watch], [swap], [drift] and
+              keep_versions take effect at once
   TERM, INT   drain: health says NOT_SERVING, new requests are refused with UNAVAILABLE, what is in flight
   finishes
 
@@ -72,15 +72,19 @@ def parser() -> argparse.ArgumentParser:
         choices=("debug", "info", "warning", "error"),
         help="log level (default info)",
     )
+    p.add_argument(
+        "--log-format",
+        default="text",
+        choices=logs.FORMATS,
+        help="text, or json: one object a line, with model, version, state, check of swaps (default text)",
+    )
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     p = parser()
     options = p.parse_args(argv)
-    logging.basicConfig(
-        stream=sys.stderr, level=options.log.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    logs.configure(options.log, options.log_format)
     keys = ("repository", "host", "port", "metrics_port", "read_only")
     overrides = {key: getattr(options, key) for key in keys}
     try:

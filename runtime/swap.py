@@ -619,9 +619,8 @@ class SwapController:
             self._repository.append_history(self.model, event.line())
         except OSError as error:  # a full disk must not stop a rollback
             log.error("history of %s: %s", self.model, error)
-        log.info(
-            "%s version %s %s %s %s", event.model, event.version, event.state.value, event.check, event.reason
-        )
+        said = (event.model, event.version, event.state.value, event.check, event.reason)
+        log.info("%s version %s %s %s %s", *said, extra=event.fields())
         self._bus.publish(event)
         if ticket is not None:
             ticket.put(event)

@@ -134,7 +134,7 @@ def scrape(server):
 def test_the_dashboard_asks_for_metrics_that_exist(repository, quick, serve):
     b.publish(repository)
     b.publish(repository, "simple", b.simple(), foreign=True)
-    drift = DriftConfig(learn=8, block=2, max_fps=1000.0)
+    drift = DriftConfig(learn=8, block=2, max_fps=1e6, queue=64)  # no frame is lost
     server = serve(dataclasses.replace(quick, groups={"both": ["road", "simple"]}, drift=drift))
     second = b.publish(repository)
     said = {
