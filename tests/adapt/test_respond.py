@@ -59,7 +59,7 @@ class Server:
 
     def prune(self, model, keep):
         self.pruned.append((model, keep))
-        return {"deleted": [2], "kept": [3]}
+        return {"deleted": [], "kept": []}
 
     def _say(self, *asked):
         self.asked.append(asked)
@@ -189,28 +189,34 @@ def test_only_going_back_may_be_asked_for(toy_pack, tmp_path):
         LoopConfig(model="road", respond="sometimes")
 
 
-def test_a_refresh_neither_uses_frames_up_nor_counts_as_a_round_for_rest_and_schedule(toy_pack, tmp_path):
+def test_a_refresh_counts_neither_for_rest_nor_for_the_schedule(toy_pack, tmp_path):
     clock = Clock()
-    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 32)), Server(), rest=3600.0, frames=30)
+    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 24)), Server(), rest=3600.0, enough=8)
     assert loop.once()["kind"] == "refresh"
     assert loop.state["finished"] == 0.0
-    assert loop.once()["kind"] == "train"
-    assert time.time() - loop.state["finished"] < 60
+    assert loop.state["used"] == {}
+    for _ in range(12):
+        loop._pump(0.1)
+    loop._asked = "nothing but rest could stop a round now"
+    assert len(loop._decide()[1]) == 24
 
 
 def test_old_versions_are_pruned_after_a_round_went_live_and_their_roads_forgotten(toy_pack, tmp_path):
     clock, server = Clock(), Server()
-    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 32)), server, keep_versions=4, frames=30)
-    loop.once()
-    assert server.pruned == [("road", 4)]
-    loop.once()
-    assert loop.responder.response.versions() == {3}
-    quiet = make(toy_pack, tmp_path / "b", clock, Road(clock, ("dark", 12)), Server())
-    quiet.once()
-    assert quiet.client.pruned == [], "nothing is deleted unless told"
-    server.prune = None  # a server that knows no such thing
-    loop.source = Road(clock, ("dark", 30), seed=900)
+    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 12)), server, keep_versions=4)
+    loop.responder.response.learn(3, loop.responder.response.released.look, "rear")
+    server.prune = lambda model, keep: server.pruned.append((model, keep)) or {"deleted": [3], "kept": []}
     assert loop.once()["state"] == "LIVE"
+    assert server.pruned == [("road", 4)]
+    assert loop.responder.response.versions() == {2}
+    server.prune = None  # a server that knows no such thing
+    loop._retire(["road"])
+
+
+def test_nothing_is_deleted_unless_told(toy_pack, tmp_path):
+    clock, server = Clock(), Server()
+    make(toy_pack, tmp_path, clock, Road(clock, ("dark", 12)), server).once()
+    assert server.pruned == []
 
 
 def test_killed_on_the_way_back_it_knows_its_own_doing(toy_pack, tmp_path, monkeypatch):
