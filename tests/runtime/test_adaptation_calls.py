@@ -316,7 +316,9 @@ def test_a_server_that_stops_says_so_to_its_adapter(repository, quick, serve):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_drift_is_watched_told_and_begins_anew_with_a_version(repository, quick, serve, kind):
-    config = DriftConfig(max_fps=1000.0, learn=40, block=2, false_alarm_hours=0.01, votes=1, min_interval=0.0)
+    config = DriftConfig(
+        max_fps=1e6, learn=40, block=2, false_alarm_hours=0.01, votes=1, min_interval=0.0, queue=1024
+    )  # no frame is lost, however busy the machine is
     b.publish(repository)
     server = serve(dataclasses.replace(quick, drift=config))
     rng = np.random.default_rng(0)
