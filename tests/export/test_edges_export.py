@@ -247,8 +247,9 @@ def test_int8_is_judged_by_its_edges(case, pack_of, tmp_path):
     """Random weights have thin margins, so what is asked for is little; and what is missed is named."""
     little = Thresholds(0, 0, 255, edges_max=255, edges_mean=255, bits=0, mf=1)
     options = Options(precision="int8", threads=1, int8_frames=2, thresholds=little)
+    strict = replace(little, edges_max=1, edges_mean=0.1)  # of edges alone: labels would be named first
     with pytest.raises(ExportError, match=r"int8 misses parity .*edge difference"):
-        build(pack_of(case), tmp_path / "repo", options=replace(options, thresholds=Thresholds()))
+        build(pack_of(case), tmp_path / "repo", options=replace(options, thresholds=strict, int8_budget=1e-9))
     result = build(pack_of(case), tmp_path / "repo", options=options)
     assert result.manifest["engine"]["int8"]["convolutions"]["int8"] > 10
     with np.load(result.path / "golden.npz") as file:
