@@ -525,11 +525,13 @@ class SwapController:
         return max((n for n in self._repository.versions(self.model) if n not in out), default=None)
 
     def keep_newest(self) -> None:
-        """Deletes what the configuration says is too many (`keep_versions`); never raises for a bad disk."""
+        """Deletes what the configuration says is too many (`keep_versions`).  Never raises: the thread that
+        calls it has other swaps to do.
+        """
         if self._config.keep_versions > 0 and not self._stop.is_set() and not self._repository.read_only:
             try:
                 self.prune(self._config.keep_versions)
-            except OSError as error:
+            except Exception as error:
                 log.error("old versions of %s cannot be deleted: %s", self.model, error)
 
     def prune(self, keep: int) -> list[int]:
