@@ -1051,12 +1051,24 @@ def build_version(
 ) -> int:
     """`export.build.build`, and the number of the version it made.
 
-    Raises RoundError where it cannot be built: that ends the round, not the loop.
+    The version has the task and the edge thresholds of the model's newest one: a joint pack may be served as
+    its edges alone.  Raises RoundError where it cannot be built: that ends the round, not the loop.
     """
-    from export.build import build
+    from export.build import Options, build
     from export.errors import ExportError
+    from runtime.repository import Repository
 
+    told: dict[str, Any] = {}
+    served = Repository(repository)
+    for number in sorted(_versions(served, model), reverse=True):
+        with contextlib.suppress(Exception):  # a damaged version tells nothing
+            manifest = served.manifest(model, number)
+            told = {"task": manifest["task"], "edge_thresholds": manifest.get("edge_thresholds")}
+            break
     try:
-        return int(build(pack, repository, model=model, adaptation=adaptation, gate=gate).version)
+        options = Options(**told)
+        return int(
+            build(pack, repository, model=model, adaptation=adaptation, gate=gate, options=options).version
+        )
     except ExportError as error:
         raise RoundError(str(error)) from error

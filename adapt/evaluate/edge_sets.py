@@ -216,10 +216,10 @@ class BSDS:
         path = self.files[i]
         if path.suffix == ".mat":
             cells = np.atleast_1d(_matlab(path, "groundTruth"))
-            maps = [_dense(_field(c, "Boundaries", path)) for c in cells]
-            if len({m.shape for m in maps}) > 1:
+            drawn = [_dense(_field(c, "Boundaries", path)) for c in cells]
+            if len({m.shape for m in drawn}) > 1:
                 raise EdgeError(f"{path}: its annotators' maps differ in size: unpack the set again")
-            return np.stack(maps)
+            return np.stack(drawn)
         bits = _labels(path)
         maps = np.stack([(bits >> b) & 1 for b in range(8)]).astype(np.bool_)
         marked = np.flatnonzero(maps.any((1, 2)))

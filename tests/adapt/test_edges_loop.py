@@ -264,6 +264,7 @@ def test_one_network_under_both_heads_is_adapted_as_one(joint_pack, tmp_path):
     lenient = Limits(
         source_drop=1.0, kept=0.0, variety=0.0, flip_drop=1.0, parent_flip_drop=1.0, teacher=0.0,
         agreement=0.0, translated_drop=1.0, calibration_rise=1.0, confidence_jump=1.0, foreign=1.0,
+        shares_rise=99.0,
     )  # fmt: skip
     config = RoundConfig(portions=(0.5,), steps=2, source=2, target=2, rate=1e-4, limits=lenient)
     loop = edged(joint_pack, joint_pack, tmp_path, round=config)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ import networks
 from adapt.data.street import render
 from adapt.edges_round import EdgeRoundConfig, adapt_edges
 from adapt.labels.ridges import edge_probability
-from adapt.limits import EdgeLimits
+from adapt.limits import EdgeLimits, Limits
+from adapt.loop import EdgeMember, Loop, LoopConfig
+from adapt.round import RoundConfig
 from export.build import Options, build
 from networks.labels import STREET
 from networks.pack import PackSpec, load_pack, write_pack
@@ -65,6 +69,63 @@ def blind(pack, folder):
         state[name] = torch.full_like(state[name], -5.0 if name.endswith("bias") else 0.0)
     spec = dataclasses.replace(pack.spec, parent=pack.sha256)
     return write_pack(folder, spec, state, golden=pack.golden())
+
+
+@pytest.mark.slow
+def test_the_loop_takes_both_heads_of_one_pack_live_as_they_are_served(pack, tmp_path):
+    """Built with the tasks and thresholds of what is live: the pack's own task is "joint"."""
+    repository = Repository(tmp_path / "engines")
+    thresholds = limits(pack)
+    build_both(pack, repository, thresholds)
+    config = ServerConfig(
+        repository=str(repository.path), port=0, metrics_port=-1, groups={"scene": ["seg", "edges"]},
+        engine=EngineConfig(threads=1), shadow=ShadowConfig(idle_timeout=0.05),
+        watch=WatchConfig(seconds=0.0),
+    )  # fmt: skip
+    anything = Limits(
+        source_drop=1.0, kept=0.0, variety=0.0, flip_drop=1.0, parent_flip_drop=1.0, teacher=0.0,
+        agreement=0.0, translated_drop=1.0, calibration_rise=1.0, confidence_jump=1.0, foreign=1.0,
+        largest=1.0, temporal_drop=1.0, shares_rise=99.0,
+    )  # fmt: skip
+    frames = [render(200 + i, "dusk", SIZE)[0] for i in range(8)]
+    captured = [
+        SimpleNamespace(
+            frame=frame, time=time.time(), source="front", model="seg", version=1, labels=None,
+            confidence=None, place=None, collect=None, dropped=0,
+        )
+        for frame in frames
+    ]  # fmt: skip
+    source = SimpleNamespace(
+        finished=False, get=lambda timeout: captured.pop(0) if captured else None, close=lambda: None
+    )
+    edges = EdgeRoundConfig(
+        steps=2, batch=2, crop=(64, 64), portion=0.9, rate=1e-6,
+        limits=EdgeLimits(source_drop=1.0, agreement_drop=1.0, kept=0.0, largest=1.0),
+    )  # fmt: skip
+    with Server(config) as server, Client(server.target) as client:
+        loop = Loop(
+            client, pack, repository.path, tmp_path / "work",
+            LoopConfig(
+                model="seg", frames=8, near=0,
+                round=RoundConfig(
+                    portions=(0.9,), steps=1, rate=1e-6, adabn=False, bn="frozen", source=1, target=1,
+                    limits=anything,
+                ),
+            ),
+            progress=lambda *a, **k: None, source=source, edges=EdgeMember(pack, "edges", "scene", edges),
+            once=True,
+        )  # fmt: skip
+        report = loop.once()
+        loop.close()
+        assert (report["state"], report.get("edges")) == ("LIVE", "accepted"), report["reason"]
+        assert report["members"] == {"seg": 2, "edges": 2}
+        answer = client.infer("scene", FRAMES[0], outputs=("labels", "edge_bits"))
+        assert answer.version == 2
+        for model, task in (("seg", "segmentation"), ("edges", "edges")):
+            assert repository.manifest(model, 2)["task"] == task
+        assert repository.manifest("edges", 2)["edge_thresholds"] == pytest.approx(list(thresholds))
+        loaded = load_pack(tmp_path / "work" / "round-0001" / "edges" / "pack")
+        assert answer.parameters["edges.pack"] == loaded.sha256
 
 
 @pytest.mark.slow
