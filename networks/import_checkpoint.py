@@ -1,6 +1,7 @@
 """Turn a released checkpoint into a model pack, without ever executing what is in it.
 
-    python -m networks.import_checkpoint espnetv2 espnetv2_s_1.0_city_1024x512.pth --classes cityscapes19 --out packs/e
+    python -m networks.import_checkpoint espnetv2 espnetv2_s_1.0_city_1024x512.pth \\
+                                         --classes cityscapes19 --out packs/e
 
 Knows checkpoints and packs; what is special about one architecture's files is in that architecture's
 module (`read_checkpoint`).
@@ -187,7 +188,8 @@ def parser() -> argparse.ArgumentParser:
         description="Turn a checkpoint that somebody released into a model pack.  The file is read as "
         "tensors only: one that would execute code is refused.  All weights must fit the network by name.",
         epilog="""examples:
-  python -m networks.import_checkpoint espnetv2 espnetv2_s_1.0_city_1024x512.pth --classes cityscapes19 --out packs/e
+  python -m networks.import_checkpoint espnetv2 espnetv2_s_1.0_city_1024x512.pth \\
+      --classes cityscapes19 --out packs/espnetv2
   python -m networks.import_checkpoint roadnet tiny.pth --classes street --set width=16 --size 128x256 --out p
 
 exit codes: 0 the pack was written, 1 refused (one line on stderr says why), 2 wrong usage""",
