@@ -418,22 +418,26 @@ class Repository:
         """
         removed = []
         for path in list(self._leftovers()):
-            if path.name.startswith(_STAGING):
-                gone = self._sweep_staging(path)
-            elif path.name.startswith(_GONE):
-                gone = _remove(path)
-            else:  # between creation and lock or rename: a moment, so an old one has no owner
-                gone = time.time() - path.lstat().st_mtime > 60 and _remove(path)
-            if gone:
-                removed.append(path)
+            with contextlib.suppress(OSError):  # its writer was faster, or it is not ours
+                if self._swept(path):
+                    removed.append(path)
         return removed
+
+    def _swept(self, path: Path) -> bool:
+        if path.name.startswith(_STAGING):
+            return self._sweep_staging(path)
+        if path.name.startswith(_GONE):
+            return _remove(path)
+        # between creation and lock or rename: a moment, so an old one has no owner
+        return time.time() - path.lstat().st_mtime > 60 and _remove(path)
 
     def _leftovers(self) -> Iterator[Path]:
         for home in self.path.iterdir():
             if home.is_dir() and not home.is_symlink():
-                for path in home.iterdir():
-                    if path.name.startswith((_STAGING, _NEW, _TEMPORARY, _GONE)):
-                        yield path
+                with contextlib.suppress(OSError):  # gone meanwhile, or a lost+found of root's
+                    for path in home.iterdir():
+                        if path.name.startswith((_STAGING, _NEW, _TEMPORARY, _GONE)):
+                            yield path
 
     def _sweep_staging(self, path: Path) -> bool:
         if path in self._locks:

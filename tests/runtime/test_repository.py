@@ -241,6 +241,25 @@ def test_sweep_leaves_a_living_writer_alone(repository):
     repository.abandon(staged)
 
 
+def test_what_goes_while_it_is_swept_fails_nobody(repository, monkeypatch):
+    """Every build sweeps, while the server beside it replaces live.json."""
+    put(repository)
+    left = [repository.path / "road" / name for name in (".tmp-live.json-1", ".staging-1", ".gone-2-1")]
+    monkeypatch.setattr(repository, "_leftovers", lambda: iter(left))
+    assert left[0] not in repository.sweep()
+    monkeypatch.undo()
+    real = Path.iterdir
+
+    def iterdir(path):
+        if path.name == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    (repository.path / "lost+found").mkdir()
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert repository.sweep() == []
+
+
 WRITER = """
 import sys
 from runtime.repository import Repository
