@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -28,6 +28,7 @@ __all__ = ["RESPONSES", "Responder", "refresh_config"]
 
 RESPONSES = ("off", "back", "refresh")
 FEWEST = 4  # frames of a round
+HELD = ("frozen", "pinned", "stopping")  # somebody holds what is live: no fault of the version's
 
 
 def refresh_config(config: RoundConfig) -> RoundConfig:
@@ -95,10 +96,12 @@ class Responder:
             self.loop.keep(answers=live)
         source = self.camera(captured.source)
         action = self.response.offer(captured.frame, live, source)
-        if action is None or action.kind == "stay":
+        if action is None or not action.sure:
             return
-        if self._settle:
-            self._settle = False
+        settle, self._settle = self._settle, False  # of this road, not of the next one
+        if action.kind == "stay":
+            return
+        if settle:
             self.response.learn(live, self.response.seen(source), source)
         elif action.kind == "back" or self.loop.config.respond == "refresh":
             self._action = action, source
@@ -139,10 +142,8 @@ class Responder:
         loop.say(f"back to {f'version {version}' if version else 'the released pack'}: {action.why}")
         loop.report("submit", note=action.why, force=True)
         submit: Callable[[], Any] = partial(loop.client.submit, model, version)
-        if version == RELEASED:
-            submit = partial(loop.client.reset, model)
         loop.keep(going=version)  # killed now, it is known again as our own doing
-        _, state, reason = loop.follow(submit)
+        events, state, reason = loop.follow(self._reset if version == RELEASED else submit)
         line = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"), "version": version, "why": action.why,
             "state": state, "reason": reason,
@@ -154,10 +155,36 @@ class Responder:
             loop.keep(answers=version)
         elif state == "REJECTED":
             loop.say(f"the server keeps what is live: {reason}")
-            self.response.forget(version)
-            self.response.learn(int(loop.state.get("answers", RELEASED)), look, source)
+            if not events or events[-1]["check"] not in HELD:
+                self.response.forget(version)
+                self.response.learn(int(loop.state.get("answers", RELEASED)), look, source)
         self.response.start_again()
         loop.report("collect", force=True)
+
+    def _reset(self) -> Iterator[Any]:
+        """The released pack on an operator's word; without the right to give it, offered as any version is."""
+        from runtime.client import Rejected
+
+        client, model = self.loop.client, self.loop.config.model
+        try:
+            yield from client.reset(model)
+            return
+        except Rejected as error:
+            number = self._released() if error.code == "PERMISSION_DENIED" else 0
+            if not number:
+                raise
+        yield from client.submit(model, number)
+
+    def _released(self) -> int:
+        """The newest version that was built of the released pack; 0 where there is none."""
+        from runtime.repository import Repository
+
+        repository, model = Repository(self.loop.repository, read_only=True), self.loop.config.model
+        for number in reversed(repository.versions(model)):
+            with contextlib.suppress(Exception):  # a damaged version tells nothing
+                if repository.manifest(model, number)["pack"]["sha256"] == self.loop.pack.sha256:
+                    return number
+        return 0
 
     def learn(self, state: str, result: RoundResult | None, version: int, refreshing: bool) -> None:
         """A round ended: which version answers the road of its frames from now on."""

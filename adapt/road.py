@@ -184,11 +184,14 @@ def _row(parts: Sequence[tuple[np.ndarray, np.ndarray]], frames: int) -> Look:
 
 @dataclass(frozen=True)
 class Action:
-    """kind: "stay", "back" or "refresh".  version: what should answer.  why: one line."""
+    """kind: "stay", "back" or "refresh".  version: what should answer.  why: one line.  sure: enough looks in
+    a row said so.
+    """
 
     kind: str
     version: int = RELEASED
     why: str = ""
+    sure: bool = True
 
 
 @dataclass
@@ -247,9 +250,10 @@ class Response:
         arrays = {f"mean_{i}": r.look.mean for i, r in enumerate(self.roads)}
         arrays |= {f"variance_{i}": r.look.variance for i, r in enumerate(self.roads)}
         temporary = self.file.with_suffix(".tmp")
-        with open(temporary, "wb") as out:
-            np.savez(out, roads=np.array(json.dumps(told)), **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, self.file)
+        with contextlib.suppress(OSError):  # a full disk: known until the next start
+            with open(temporary, "wb") as out:
+                np.savez(out, roads=np.array(json.dumps(told)), **arrays)  # type: ignore[arg-type]
+            os.replace(temporary, self.file)
 
     def learn(self, version: int, look: Look, source: str = "") -> None:
         """A road with this look is answered by `version` from now on."""
@@ -297,7 +301,7 @@ class Response:
         recent = [*self._recent.get(source, []), (look, self._says(look, live, source))]
         self._recent[source] = recent = recent[-self.config.agree :]
         if len(recent) < self.config.agree or len({word for _, word in recent}) > 1:
-            return Action("stay", live, "not sure yet")
+            return Action("stay", live, "not sure yet", sure=False)
         return self._decide(recent[-1][1], self.seen(source), live, source)
 
     def seen(self, source: str = "") -> Look:

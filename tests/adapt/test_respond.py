@@ -14,8 +14,11 @@ from adapt.limits import Limits
 from adapt.loop import Loop, LoopConfig, LoopError
 from adapt.road import RELEASED
 from adapt.vehicle import Conditions
+from runtime.client import Rejected
+from runtime.repository import Repository
 from tests.adapt.conftest import toy_scene
 from tests.adapt.test_loop import FAST, Clock, Line
+from tests.runtime import builders
 
 # What the gate says of a toy is not asked here: it lets everything through.
 LAX = Limits(
@@ -55,7 +58,7 @@ class Server:
     def __init__(self, *decisions: str) -> None:
         self.asked: list = []
         self.pruned: list = []
-        self.decisions = list(decisions)
+        self.decisions, self.check = list(decisions), "shadow"
 
     def prune(self, model, keep):
         self.pruned.append((model, keep))
@@ -64,7 +67,7 @@ class Server:
     def _say(self, *asked):
         self.asked.append(asked)
         state = self.decisions.pop(0) if self.decisions else "LIVE"
-        yield SimpleNamespace(time=0.0, state=state, check="shadow", reason="played", version=0)
+        yield SimpleNamespace(time=0.0, state=state, check=self.check, reason="played", version=0)
 
     def submit(self, model, version):
         return self._say("submit", version)
@@ -146,6 +149,53 @@ def test_a_version_the_server_does_not_want_back_is_forgotten(toy_pack, tmp_path
     until_silent(loop)
     assert server.asked == [("submit", 2), ("reset",), ("submit", 2)]
     assert loop.responder.response.versions() == set()
+
+
+def test_a_version_is_not_forgotten_because_somebody_holds_what_is_live(toy_pack, tmp_path):
+    clock, server = Clock(), Server("LIVE", "LIVE", "REJECTED")
+    road = Road(clock, ("dark", 12), ("day", 12), ("dark", 31))
+    loop = make(toy_pack, tmp_path, clock, road, server)
+    assert loop.once()["state"] == "LIVE"
+    server.check = "frozen"
+    until_silent(loop)
+    assert server.asked == [("submit", 2), ("reset",), ("submit", 2), ("submit", 2)], "asked again, thawed"
+
+
+def test_an_adapter_that_may_not_reset_offers_the_released_version(toy_pack, tmp_path):
+    """The role of an adapter: it submits, and only an operator promotes."""
+    clock, server = Clock(), Server()
+
+    def reset(model):
+        raise Rejected("Reset needs the role control", "PERMISSION_DENIED")
+        yield
+
+    server.reset = reset
+    repository = Repository(tmp_path / "repo")
+    for pack in ("another", toy_pack.sha256, "another"):
+        builders.publish(repository, model=b"x", foreign=True, pack={"sha256": pack})
+    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 12), ("day", 12)), server)
+    assert loop.once()["state"] == "LIVE"
+    until_silent(loop)
+    assert server.asked[1:] == [("submit", 2)]
+    assert loop.state["answers"] == RELEASED
+
+
+def test_a_full_disk_costs_the_memory_of_roads_over_restarts_and_no_more(toy_pack, tmp_path):
+    clock, server = Clock(), Server()
+    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 12), ("day", 12)), server)
+    (tmp_path / "work" / "roads.tmp").mkdir()  # it cannot be written
+    assert loop.once()["state"] == "LIVE"
+    until_silent(loop)
+    assert server.asked == [("submit", 2), ("reset",)]
+
+
+def test_what_somebody_else_chose_holds_for_this_road_alone(toy_pack, tmp_path, monkeypatch):
+    clock, server = Clock(), Server()
+    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 12)), server)
+    loop.once()
+    monkeypatch.setattr(type(loop.responder), "answering", lambda self: RELEASED)  # reset, by day
+    loop.source = Road(clock, ("day", 18), ("dark", 18), seed=500)
+    assert loop.once()["kind"] == "refresh", "of the dark road nobody has chosen anything"
 
 
 def test_what_somebody_else_chose_is_not_undone_on_this_road(toy_pack, tmp_path, monkeypatch):
