@@ -162,7 +162,7 @@ class Responder:
         loop.report("collect", force=True)
 
     def _reset(self) -> Iterator[Any]:
-        """The released pack on an operator's word; without the right to give it, offered as any version is."""
+        """The released pack on an operator's word; without the right to that, offered as any version is."""
         from runtime.client import Rejected
 
         client, model = self.loop.client, self.loop.config.model
