@@ -659,7 +659,8 @@ class Loop:
                 waits = str(pause)
             except StoreError as error:  # a picture was removed while the round read it
                 self._mend_store()
-                if len(found(readable=True)) < 4:
+                found = partial(found, readable=True)  # a damaged one stays damaged
+                if len(found()) < 4:
                     return f"FAILED: {error}"
             finally:
                 self.store.pinned = ()

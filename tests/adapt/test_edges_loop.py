@@ -230,6 +230,24 @@ def test_frames_that_go_before_the_edges_leave_a_smaller_round_or_a_word(
     assert (server.submitted[0][0] == "both") == (gone == 5)
 
 
+def test_a_picture_that_is_damaged_before_the_edges_is_left_out(toy_pack, joint_pack, tmp_path, at_once):
+    server = Server()
+    loop = edged(toy_pack, joint_pack, tmp_path, server=server)
+    tries = []
+
+    def say(text):
+        if text.startswith("edges of round"):
+            tries.append(text)
+            assert len(tries) < 9, "again and again"
+            (loop.store.path / "frames" / loop.store.rows()[5].file).write_bytes(b"damaged")
+
+    loop.say = say
+    report = loop.once()
+    assert (report["state"], report["edges"]) == ("LIVE", "accepted")
+    assert [int(text.split(": ")[1].split()[0]) for text in tries] == [14, 13]
+    assert server.submitted[0][0] == "both"
+
+
 def test_frames_that_go_while_it_was_killed_do_not_cost_the_finished_round(
     toy_pack, joint_pack, tmp_path, whole, monkeypatch
 ):
