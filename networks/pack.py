@@ -86,7 +86,7 @@ class PackSpec:
             for key in ("classes", "size", "mean", "std", "edge_classes", "edge_thresholds"):
                 object.__setattr__(self, key, tuple(getattr(self, key)))
             object.__setattr__(self, "colours", tuple(tuple(int(v) for v in c) for c in self.colours))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise PackError(f"malformed list in the description: {error}") from error
         reason = self._problem()
         if reason:
@@ -122,7 +122,7 @@ class PackSpec:
             return f"size {self.size[0]}x{self.size[1]} has more than {MOST_PIXELS} pixels"
         for key in ("mean", "std"):
             values = getattr(self, key)
-            if len(values) != 3 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+            if len(values) != 3 or not all(map(_is_finite, values)):
                 return f"{key} must be three finite numbers, not {values!r}"
         if min(self.std) <= 0:
             return f"std must be positive, not {self.std!r}"
@@ -157,7 +157,7 @@ class PackSpec:
         """Raises: PackError for anything but the fields of this schema."""
         try:
             values = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # TOMLDecodeError, and int()'s for endless numbers
             raise PackError(f"model.toml is not TOML: {one_line(error)}") from error
         schema = values.pop("schema", None)
         if schema != SCHEMA:
@@ -547,6 +547,13 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def _plain(value: Any) -> Any:

@@ -157,6 +157,9 @@ class TestADescriptionThatIsWrong:
             ("schema = 1", "schema = 1\nfrobnicate = 2", "unknown fields: frobnicate"),
             ("    64,\n    96,", "    64,\n    100,", "size 64x100 must be a multiple of 32"),
             ("0.225", "0.0", "std must be positive"),
+            pytest.param("0.225", "1" + "0" * 400, "std must be three finite numbers", id="no-float"),
+            pytest.param("0.225", "1" + "0" * 5000, "is not TOML", id="endless"),
+            ("colours = [", "colours = [\n [inf, 0, 0],", "malformed list"),
         ],
     )
     def test_is_refused_by_name(self, path, old, new, words):
