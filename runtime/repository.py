@@ -78,7 +78,8 @@ def _transition(line: str | bytes) -> dict[str, Any] | None:
         return None
     when, version, detail = entry.get("time", 0.0), entry.get("version", 0), entry.get("detail")
     numbers = isinstance(when, int | float) and isinstance(version, int)
-    return entry if numbers and (detail is None or isinstance(detail, dict)) else None
+    words = all(isinstance(entry.get(key, ""), str) for key in ("state", "check"))
+    return entry if numbers and words and (detail is None or isinstance(detail, dict)) else None
 
 
 def _deciding(entries: list[dict[str, Any]], versions: set[int]) -> set[int]:

@@ -219,6 +219,18 @@ def test_a_torn_line_of_history_is_skipped_and_closed(repository):
     assert [entry["version"] for entry in repository.history("road")] == [1, 3]
 
 
+def test_a_line_of_another_form_stops_no_shortening(repository, monkeypatch):
+    """The thread of the swaps writes the history: what it raises there would end it."""
+    monkeypatch.setattr(repository_module, "HISTORY_BYTES", 256)
+    put(repository)
+    strange = [{"state": {}}, {"state": "LIVE", "check": []}, {"state": ["NOTE"], "detail": {"pinned": 1}}]
+    path = repository.path / "road" / "history.jsonl"
+    path.write_text("".join(json.dumps({"version": 1, **line}) + "\n" for line in strange))
+    for _ in range(9):
+        repository.append_history("road", {"version": 1, "state": "LIVE", "check": ""})
+    assert {entry["state"] for entry in repository.history("road")} == {"LIVE"}
+
+
 def test_publish_refuses_what_is_not_plain(repository):
     staged = repository.stage("road")
     with pytest.raises(ValueError, match="empty"):
