@@ -255,10 +255,12 @@ class TestAKilledBuild:
     """SIGKILL leaves a staging directory at most, and the next build removes it."""
 
     SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from export import publish
 from networks.command import finish
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is put behind them deaf to it
 
 def work():
     def slow(self, *rest, **more):
@@ -270,7 +272,21 @@ def work():
 sys.exit(finish(work, (publish.ExportError,)))
 """
 
-    def start(self, repository):
+    @pytest.fixture
+    def start(self):
+        """Starts a build that has begun to write; whatever the test does, the process is gone after it."""
+        children = []
+
+        def begin(repository):
+            children.append(self.begin(repository))
+            return children[-1]
+
+        yield begin
+        for child in children:
+            with child:  # closes its pipes
+                child.kill()
+
+    def begin(self, repository):
         command = [sys.executable, "-c", self.SCRIPT, str(repository)]
         child = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -279,17 +295,17 @@ sys.exit(finish(work, (publish.ExportError,)))
         assert child.stdout.readline() == "writing\n"
         return child
 
-    def test_told_to_stop_it_leaves_nothing(self, tmp_path):
-        child = self.start(tmp_path / "repo")
+    def test_told_to_stop_it_leaves_nothing(self, tmp_path, start):
+        child = start(tmp_path / "repo")
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=30)
         assert (child.returncode, err) == (130, "error: interrupted\n")
         assert list((tmp_path / "repo").iterdir()) == []
 
-    def test_killed_it_is_swept_by_the_next(self, tmp_path, capsys):
-        child = self.start(tmp_path / "repo")
+    def test_killed_it_is_swept_by_the_next(self, tmp_path, capsys, start):
+        child = start(tmp_path / "repo")
         child.kill()
-        child.communicate(timeout=30)
+        child.wait(30)
         assert any(".staging-" in path.name for path in (tmp_path / "repo" / "m").iterdir())
         (tmp_path / "m.onnx").write_bytes(relu().SerializeToString())
         words = ["--onnx", tmp_path / "m.onnx", "--name", "m", "--repository", tmp_path / "repo"]
