@@ -88,7 +88,9 @@ def by_hand(network, spec, x, thresholds):
     return p, bits
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c == "joint" else c for c in CASES]
+)  # "joint, other edges" is a joint network too, and the harder one
 class TestEveryKind:
     def test_a_version_answers_what_its_pack_does(self, case, pack_of, tmp_path):
         pack = pack_of(case)
