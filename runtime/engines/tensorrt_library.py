@@ -114,7 +114,7 @@ class Log:
         return errors[-1] if errors else "TensorRT gave no reason"
 
 
-_loggers: dict[ModuleType, tuple[trt.ILogger, weakref.WeakSet[Log]]] = {}
+_loggers: dict[ModuleType, tuple[trt.ILogger, list[weakref.ref[Log]]]] = {}
 _loggers_lock = threading.Lock()
 
 
@@ -127,14 +127,15 @@ def logger(library: Library, log: Log) -> trt.ILogger:
     """
     with _loggers_lock:
         if library.module not in _loggers:
-            listening: weakref.WeakSet[Log] = weakref.WeakSet()
+            listening: list[weakref.ref[Log]] = []
             _loggers[library.module] = _recording(library, listening), listening
         made, logs = _loggers[library.module]
-        logs.add(log)
+        # At once, and no set: another thread may be saying something, and an error there ends the process.
+        logs[:] = [*(one for one in logs if one() not in (None, log)), weakref.ref(log)]
     return made
 
 
-def _recording(library: Library, logs: weakref.WeakSet[Log]) -> trt.ILogger:
+def _recording(library: Library, logs: list[weakref.ref[Log]]) -> trt.ILogger:
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
@@ -146,8 +147,9 @@ def _recording(library: Library, logs: weakref.WeakSet[Log]) -> trt.ILogger:
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
             if severity <= trt.ILogger.WARNING:  # INFO and VERBOSE are thousands of lines a build
-                for log in list(logs):
-                    log.add(severity.name, msg)
+                for one in tuple(logs):
+                    if (log := one()) is not None:
+                        log.add(severity.name, msg)
 
     return Recording()
 

@@ -297,6 +297,17 @@ def test_an_error_that_another_engine_logged_is_not_taken_for_ones_own() -> None
     engine.close()
 
 
+def test_a_log_hears_each_word_once_and_none_after_it_is_gone() -> None:
+    found = library(Device())
+    first, last = Log(), Log()
+    said = logger(found, first)
+    for _ in range(2):
+        assert logger(found, last) is said
+    del first
+    said.log(found.module.ILogger.ERROR, "one")
+    assert last.errors() == ["one"]
+
+
 def test_a_lost_device_is_told_and_closing_goes_on() -> None:
     device = Device()
     before = threading.active_count()
