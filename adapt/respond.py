@@ -188,12 +188,15 @@ class Responder:
 
     def learn(self, state: str, result: RoundResult | None, version: int, refreshing: bool) -> None:
         """A round ended: which version answers the road of its frames from now on."""
-        loop, rows = self.loop, self.loop.left()
-        if result is None or not rows:
+        loop = self.loop
+        if result is None:
             return
         try:
-            look = self.response.probe.all_of(loop.store.frames(rows))
-        except StoreError:  # its frames are gone
+            rows = loop.left()
+            look = self.response.probe.all_of(loop.store.frames(rows)) if rows else None
+        except StoreError:  # its frames are gone, or the whole store is
+            return
+        if look is None:
             return
         source = self.camera(rows[0].source)
         live = int(loop.state.get("answers", RELEASED))

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from adapt.budget import Budget
+from adapt.frames import StoreError
 from adapt.limits import Limits
 from adapt.loop import Loop, LoopConfig, LoopError
 from adapt.road import RELEASED
+from adapt.round import RoundError
 from adapt.vehicle import Conditions
 from runtime.client import Rejected
 from runtime.repository import Repository
@@ -262,6 +264,22 @@ def test_old_versions_are_pruned_after_a_round_went_live_and_their_roads_forgott
     assert loop.responder.response.versions() == {2}
     server.prune = None  # a server that knows no such thing
     loop._retire(["road"])
+
+
+def test_a_round_ends_in_words_where_the_store_is_damaged(toy_pack, tmp_path, monkeypatch):
+    clock, server = Clock(), Server()
+    loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 12)), server)
+
+    def rows(*_, **__):
+        raise StoreError("database disk image is malformed")
+
+    def build(*_):
+        monkeypatch.setattr(type(loop.store), "rows", rows)
+        raise RoundError("no room")
+
+    loop._build = build
+    assert loop.once()["state"] == "FAILED"
+    assert loop.state["phase"] == "collect"
 
 
 def test_nothing_is_deleted_unless_told(toy_pack, tmp_path):
