@@ -240,5 +240,3 @@ class Mixer:
         del result.graph.initializer[:]
         result.graph.initializer.extend(kept)
         return result
-
-
