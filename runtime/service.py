@@ -141,7 +141,6 @@ class Service:
         """Takes [guard], [shadow], [watch], [swap], [drift] and keep_versions, and reads every config.pbtxt
         again.
 
-
         Returns the other keys that differ: they need a new start.
         """
         taken = ("guard", "shadow", "watch", "swap", "drift", "keep_versions")
