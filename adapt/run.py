@@ -202,10 +202,10 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads (1)")
     g.add_argument(
         "--priority", choices=("idle", "nice"),
-        help="idle: runs only where nothing else wants the processor; nice: --nice alone (idle)",
+        help="nice: --nice; idle: runs only where nothing else wants a core, for busy machines (nice)",
     )  # fmt: skip
-    g.add_argument("--nice", type=int, metavar="N", help="0 to 19; implies --priority nice (10)")
-    g.add_argument("--idle", action="store_true", help=argparse.SUPPRESS)  # the default by now
+    g.add_argument("--nice", type=int, metavar="N", help="0 to 19 (10)")
+    g.add_argument("--idle", action="store_true", help="--priority idle")
     g.add_argument("--cores", metavar="N,N,..", help="the only cores to use")
     g.add_argument(
         "--slow", type=float, default=0.0, metavar="R",
@@ -301,10 +301,14 @@ def main(argv: list[str] | None = None) -> int:
         command.error("--threads and --frames must be 1 or more")
     if arguments.slow and arguments.slow <= 1:
         command.error("--slow must be above 1, such as 1.15")
+    if arguments.idle and arguments.priority == "nice":
+        command.error("--idle belongs to --priority idle")
+    if arguments.idle:
+        arguments.priority = "idle"
     if arguments.priority == "idle" and arguments.nice is not None:
         command.error("--nice belongs to --priority nice")
     if arguments.priority is None:
-        arguments.priority = "nice" if arguments.nice is not None and not arguments.idle else "idle"
+        arguments.priority = "nice"
     edges = (arguments.edge_pack, arguments.edge_model, arguments.group)
     if any(edges) and not all(edges):
         command.error("--edge-pack, --edge-model and --group belong together")

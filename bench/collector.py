@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--pairs", type=int, default=12)
     p.add_argument("--seconds", type=float, default=3.0)
     p.add_argument("--max-fps", type=float, default=5.0)
-    p.add_argument("--priority", choices=("nice", "idle"), default="idle", help="of the collector's process")
+    p.add_argument("--priority", choices=("nice", "idle"), default="nice", help="of the collector's process")
     a = p.parse_args(argv)
     from bench.demo import streets
     from export.build import build

@@ -31,14 +31,14 @@ MODEL = "road"
 VARIANTS: dict[str, list[str]] = {
     "default": [],
     "default+throttle": ["--slow", "1.15"],
-    "nice": ["--priority", "nice"],
+    "idle": ["--priority", "idle"],
     "impolite": ["--nice", "0"],
 }
 
 EPILOG = """\
 examples:
   python -m bench.p99_training
-  python -m bench.p99_training --variants default,default+throttle,nice --pairs 6 --seconds 10
+  python -m bench.p99_training --variants default,default+throttle,idle --pairs 6 --seconds 10
   python -m bench.p99_training --pack out/real/cityscapes --rate 5
 
 exit codes: 0 measured, 1 a process failed, 2 wrong usage
@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--seconds", type=float, default=8.0, help="of a stretch (8)")
     p.add_argument("--frames", type=int, default=48)
     p.add_argument("--batch", default="3+3")
-    p.add_argument("--variants", default="default,nice", help=f"of {', '.join(VARIANTS)} (default,nice)")
+    p.add_argument("--variants", default="default,idle", help=f"of {', '.join(VARIANTS)} (default,idle)")
     a = p.parse_args(argv)
     names = a.variants.split(",")
     if unknown := set(names) - set(VARIANTS):
