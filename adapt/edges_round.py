@@ -17,8 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +35,7 @@ from adapt.files import write_json
 from adapt.labels.cbst import ClassHistograms, pseudo_labels
 from adapt.labels.seal import Gate
 from adapt.limits import Check, EdgeLimits, as_dict
+from adapt.record import Record
 from adapt.round import RoundPaused
 from adapt.train.augment import Augmentation
 from adapt.train.edges import Draw, EdgeRecipe, EdgeTrainer, Sample, crops_of_segmentation
@@ -150,7 +150,7 @@ def check_pack(pack: Pack) -> int:
     return int(network.size_multiple)
 
 
-class _Round:
+class _Round(Record):
     def __init__(
         self,
         pack: Pack,
@@ -236,17 +236,6 @@ class _Round:
         self.seconds = dict(state.get("seconds", {}))
         self.state["resumed"] = int(state.get("resumed", -1)) + 1
         self._save()
-
-    def _save(self) -> None:
-        self.state["seconds"] = {k: round(v, 3) for k, v in self.seconds.items()}
-        write_json(self.out / "state.json", self.state)
-
-    def _timed(self, key: str, work: Callable[[], Any]) -> Any:
-        start = time.monotonic()
-        try:
-            return work()
-        finally:
-            self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - start
 
     def _finished(self) -> EdgeRoundResult | None:
         """The result, where this round came to its end."""

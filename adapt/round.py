@@ -18,7 +18,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ from adapt.labels import lrent
 from adapt.labels.cbst import ClassHistograms, allowed_mask, pseudo_labels, st_threshold
 from adapt.labels.compat import CODES, PublishedThresholds, published_labels
 from adapt.layout import Layout
+from adapt.record import Record
 from adapt.report.round import keep_pictures
 from adapt.train.augment import Augmentation
 from adapt.train.loop import Optimisation, Progress, Trainer, atomic_save, silent
@@ -302,7 +303,7 @@ class _Stage:
         return [check.name for check in self.checks if not check.passed]
 
 
-class _Round:
+class _Round(Record):
     def __init__(
         self,
         pack: Pack,
@@ -451,17 +452,6 @@ class _Round:
             self.state = {"identity": self.identity, "stages": {}, "resumed": -1}
         self.state["resumed"] = int(self.state.get("resumed", -1)) + 1
         self._save()
-
-    def _save(self) -> None:
-        self.state["seconds"] = {k: round(v, 3) for k, v in self.seconds.items()}
-        write_json(self.out / "state.json", self.state)
-
-    def _timed(self, key: str, work: Callable[[], Any]) -> Any:
-        start = time.monotonic()
-        try:
-            return work()
-        finally:
-            self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - start
 
     # ------------------------------------------------------------------------------------------ stages
     def run(self) -> RoundResult:
