@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from protos import inference_pb2 as pb
-from runtime import tracing
 from runtime.client import Client, Rejected, messages
 from runtime.config import TracingConfig
+from runtime.observability import tracing
 from tests.runtime import builders as b
 
 pytest.importorskip("opentelemetry.sdk")
