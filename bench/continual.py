@@ -8,8 +8,9 @@ tent        TENT: entropy lowered on every batch by scale and shift of batch nor
 ours        a round (adapt.round) after every 50 frames on those 50, from the released pack, behind its gate;
             what it accepts answers from the next frame on.  Where it finds that the released pack is best
             here, that one answers; where it refuses otherwise, nothing changes
-refresh     the loop's answer to a change of road alone (adapt.loop.domain_memory.Response, adapt.loop.domain_response.refresh_config):
-            after a dozen frames of another road back to the version that knows it, or new batch statistics
+refresh     the loop's answer to a change of road alone (adapt.loop.domain_memory.Response,
+            adapt.loop.domain_response.refresh_config): after a dozen frames of another road back to the
+            version that knows it, or new batch statistics
 ours+refresh  both, as adapt.run does it: refreshed at once, trained on 50 frames of the new road
 bound       the rounds of "ours" with the true labels of the same frames and no gate
 
@@ -77,8 +78,9 @@ class _Labelled(rounds._Round):
 class Rounds:
     """ "ours" and "bound" as a method of `adapt.baselines`: what is live answers, a round may change it.
 
-    refresh: a change of road is answered by `adapt.loop.domain_memory.Response`, as the running loop has it.  train: rounds
-    of training follow.  lag: frames that go by, answered but not kept, until what was decided is live.
+    refresh: a change of road is answered by `adapt.loop.domain_memory.Response`, as the running loop has it.
+    train: rounds of training follow.  lag: frames that go by, answered but not kept, until what was decided
+    is live.
     """
 
     def __init__(

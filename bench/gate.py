@@ -75,9 +75,13 @@ def cases() -> list[Case]:
     for seed in range(4):
         made += [Case("good", domain, seed) for domain in ("dusk", "fog", "night", "camera", "day")]
     for seed in range(2):
-        more = {"good-mirror": (("adabn_by", "mirror"),), "good-translated": (("adabn_by", "translated"),),
-                "good-mean-teacher": (("ema", 0.98),),
-                "good-portion-.2": (("portions", (0.2,)),), "good-portion-.7": (("portions", (0.7,)),)}
+        more = {
+            "good-mirror": (("adabn_by", "mirror"),),
+            "good-translated": (("adabn_by", "translated"),),
+            "good-mean-teacher": (("ema", 0.98),),
+            "good-portion-.2": (("portions", (0.2,)),),
+            "good-portion-.7": (("portions", (0.7,)),),
+        }
         made += [Case(k, d, seed, c) for k, c in more.items() for d in ("dusk", "night")]
     for seed in range(4):
         free = (("source_free", True),)
@@ -312,7 +316,9 @@ def extra(network: Any, pack: Pack, work: Any) -> dict[str, float]:
 
 
 # ------------------------------------------------------------------------------------------------ the table
-def verdict(record: dict[str, Any], limits: gate_segmentation.Limits, spec: Any) -> list[gate_segmentation.Check]:
+def verdict(
+    record: dict[str, Any], limits: gate_segmentation.Limits, spec: Any
+) -> list[gate_segmentation.Check]:
     """What the gate, with these limits, says of a record's last stage."""
     stage = record.get("train-1")
     if stage is None:
@@ -339,7 +345,7 @@ def measures_of(numbers: dict[str, Any]) -> gate_segmentation.Measures:
 
 
 def truth(record: dict[str, Any]) -> str:
-    """"good", "needless" or "bad", by labels; "bad" too where training broke off."""
+    """ "good", "needless" or "bad", by labels; "bad" too where training broke off."""
     stage = record.get("train-1")
     if stage is None:
         return "bad"

@@ -1,4 +1,4 @@
-"""How often the look at the frames (``adapt.gate.input_quality``) declines an attack, how often an honest drive.
+"""How often `adapt.gate.input_quality` refuses an attack, and how often it refuses an honest drive.
 
     python -m bench.hostile [--data DIR]
 
@@ -34,13 +34,16 @@ def rendered(seeds: int) -> Iterator[tuple[str, list[np.ndarray]]]:
     for domain in scenes.DOMAINS:
         for seed in range(seeds):
             for drives, along in ((8, 6), (2, 24)):
-                yield f"rendered {domain}", [
-                    frame
-                    for k in range(drives)
-                    for frame, _ in scenes.drive(
-                        810_000 + 1000 * seed + 17 * drives + k, domain, along, step=2.5
-                    )
-                ]
+                yield (
+                    f"rendered {domain}",
+                    [
+                        frame
+                        for k in range(drives)
+                        for frame, _ in scenes.drive(
+                            810_000 + 1000 * seed + 17 * drives + k, domain, along, step=2.5
+                        )
+                    ],
+                )
 
 
 def real(data: Path, width: int = 480, shift: int = 0) -> Iterator[tuple[str, list[np.ndarray]]]:

@@ -234,7 +234,10 @@ class Seed:
             frames = self.dusk()
             batchnorm.reestimate(
                 network,
-                (normalise(inference.as_tensor(frames[i : i + 6]), spec) for i in range(0, len(frames) - 1, 6)),
+                (
+                    normalise(inference.as_tensor(frames[i : i + 6]), spec)
+                    for i in range(0, len(frames) - 1, 6)
+                ),
             )
             part, _ = supervised.score(network, spec, [drive[i] for i in test])
             total.merge(part)

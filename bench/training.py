@@ -165,7 +165,9 @@ class Bench:
             "ratio": round(statistics.median(b / a for a, b in pairs), 3),
         }
 
-    def dry(self, network: torch.nn.Module, device: str) -> tuple[truncated_backprop.Loss, list[torch.Tensor]]:
+    def dry(
+        self, network: torch.nn.Module, device: str
+    ) -> tuple[truncated_backprop.Loss, list[torch.Tensor]]:
         batch = Tensors.of(self.trainer({}).draw(0), device)
         how = Optimisation(steps=1)
         return (lambda net: loss_of(net, self.spec, how, batch)), batch.all()

@@ -349,7 +349,9 @@ def _options(args: argparse.Namespace, pack: Pack, plan: tensorrt_options.PlanOp
     )
 
 
-def _run(args: argparse.Namespace, plan: tensorrt_options.PlanOptions, progress: Callback) -> Published | Checked:
+def _run(
+    args: argparse.Namespace, plan: tensorrt_options.PlanOptions, progress: Callback
+) -> Published | Checked:
     if args.onnx:
         from export.publish.foreign import publish_onnx
 

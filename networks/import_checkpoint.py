@@ -118,7 +118,9 @@ def import_checkpoint(
     space = SPACES[classes]
     state = read_state(file)
     found: dict[str, Any] = {}
-    reader = getattr(importlib.import_module(networks.architecture(network).__module__), "read_checkpoint", None)
+    reader = getattr(
+        importlib.import_module(networks.architecture(network).__module__), "read_checkpoint", None
+    )
     if reader is not None:
         try:
             state, found = reader(state, len(space))

@@ -3,7 +3,8 @@
 Both papers (Hong et al., "Deep Dual-resolution Networks", 2021; Xu et al., "PIDNet", 2023) build on the
 same two blocks of He et al. (2016), end most stages *without* the last ReLU, and classify with the same
 pre-activated head.  Submodules carry the names under which the authors' weights are published
-(`conv1`, `bn1`, `downsample.0`, …), so that a published state dict maps by name (`networks.checkpoints.convert`).
+(`conv1`, `bn1`, `downsample.0`, …), so that a published state dict maps by name
+(`networks.checkpoints.convert`).
 
 Knows torch and nothing of any one architecture.
 """

@@ -2,8 +2,8 @@
 patch or a watermark that never moves, a screen, two cameras under one name, damaged pictures, a strobe: a
 round that would learn from them is declined, with the reason, before any work is done.
 
-Looks at pixels alone: no network, no label, no file.  Every limit stands in `adapt.gate.limits.Limits`; how often
-each look declines an attack and how often an honest drive is measured by ``python -m bench.hostile``
+Looks at pixels alone: no network, no label, no file.  Every limit stands in `adapt.gate.limits.Limits`; how
+often each look declines an attack and how often an honest drive is measured by ``python -m bench.hostile``
 (docs/results/gate.md).  What a camera could really have seen (another country, a flooded street) is not this
 module's business: that is the domain shift adaptation is there for, and the gate judges what comes of it.
 """

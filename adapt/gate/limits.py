@@ -78,7 +78,7 @@ class Limits:
     # Agreement with the mirrored answer that other batch statistics must gain to be taken (gate.better).
     statistics_gain: float = 0.0
 
-    # ------------------------------------------------------------------------ the frames (adapt.gate.input_quality)
+    # ------------------------------------------------------------- the frames (adapt.gate.input_quality)
     # Frames that show nothing: a covered lens has a luma deviation of 0 to 2 levels, CamVid's dusk over 30.
     contrast: float = 4.0
     # A pixel from this level on is white; a frame with more than this share of them is dazzled.  Measured: up

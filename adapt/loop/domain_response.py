@@ -1,9 +1,10 @@
-"""The loop's answer to a change of road: what `adapt.loop.domain_memory` asks for, through the store, budget and server.
+"""The loop's answer to a change of road: what `adapt.loop.domain_memory` asks for, through the store, budget
+and server.
 
-`Responder` stands between the loop and `adapt.loop.domain_memory.Response`: it is shown every frame that was kept, knows
-what answers now, goes back to a version through the server's guarded swap, and hands the loop the frames of a
-refresh, which is then a round as any other.  WORKDIR/roads.npz are the roads known, WORKDIR/roads.jsonl says
-when and why what answers changed without a round.
+`Responder` stands between the loop and `adapt.loop.domain_memory.Response`: it is shown every frame that was
+kept, knows what answers now, goes back to a version through the server's guarded swap, and hands the loop
+the frames of a refresh, which is then a round as any other.  WORKDIR/roads.npz are the roads known,
+WORKDIR/roads.jsonl says when and why what answers changed without a round.
 """
 
 from __future__ import annotations

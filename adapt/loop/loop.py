@@ -1,8 +1,8 @@
 """The on-device loop: collect → decide → round → build → submit → report, as long as the vehicle lives.
 
     collect   frames of a source pass the rules into the frame store
-    respond   the road changed (`adapt.loop.domain_response`): back to the version that knows this one, or new batch
-              statistics at once, from a dozen frames, through the round, build and swap below
+    respond   the road changed (`adapt.loop.domain_response`): back to the version that knows this one, or
+              new batch statistics at once, from a dozen frames, through the round, build and swap below
     decide    enough new frames, drift, a schedule or a command; the vehicle allows it and the budget lasts
     round     `adapt.round`, in pieces: paused when the vehicle drives off or the budget is spent, resumed to
               the same result; between the pieces the server's latency decides about pauses

@@ -81,8 +81,8 @@ class RoundConfig:
         rare, rare_target, classmix: see `adapt.train.batches.Mixture`.
         lrent: CRST's soft labels with this weight of the entropy (published: 0.25), 0 = CBST's.
         policy: "cbst" (λ_c a class) or "st" (one λ).
-        compat: "cbst" or "crst" computes λ_c and labels as that published code does (`adapt.labels.published`);
-            without prior and tags, which those codes do not have in this form.
+        compat: "cbst" or "crst" computes λ_c and labels as that published code does
+            (`adapt.labels.published`); without prior and tags, which those codes do not have in this form.
         label_flip, label_scales: MST for the labelling.
         prior: use the pack's spatial prior (CBST-SP) where it has one.
         adabn: re-estimate batch statistics, adabn_batch frames at a time; adabn_keep: the shares of the
@@ -557,7 +557,9 @@ class _Round(Record):
         kept = {k: v.clone() for k, v in network.state_dict().items()}
         if twin is not None:
             network.load_state_dict({**kept, **twin})
-            found.teacher = segmentation.agree(found, segmentation.measure(network, self.spec, self.holdout, batch=batch))
+            found.teacher = segmentation.agree(
+                found, segmentation.measure(network, self.spec, self.holdout, batch=batch)
+            )
             network.load_state_dict(kept)
         if self.labelled:
             found.labelled = segmentation.source_score(network, self.spec, self.labelled, batch=batch)

@@ -10,8 +10,8 @@
     joint         both, from one run of the backbone
 
 Confidence is 1/sum(exp(x - max x)) of the enlarged logits: the largest softmax without ever computing a
-full-resolution softmax.  Thresholds are compared on logits, before any rounding.  `export.graph.writer` writes the
-same graph as ONNX.
+full-resolution softmax.  Thresholds are compared on logits, before any rounding.  `export.graph.writer`
+writes the same graph as ONNX.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What is looked at in an answer of semantic edges, and what a look must show.  Pure functions on arrays.
 
-The counterpart of `runtime/checks/segmentation.py` for `edge_bits` int32 [N,H,W] (bit k: class k at or over its threshold)
-and `edges` uint8 [N,K,H,W] (255 · sigmoid).  Edges are thin and few, so shares of equal pixels say little:
-agreement is counted on edge pixels, within a tolerance, and beyond chance.  All classes are worked on at
-once, on the bit fields.  The limits and why they are what they are: `runtime/config.py`.
+The counterpart of `runtime/checks/segmentation.py` for `edge_bits` int32 [N,H,W] (bit k: class k at or over
+its threshold) and `edges` uint8 [N,K,H,W] (255 · sigmoid).  Edges are thin and few, so shares of equal
+pixels say little: agreement is counted on edge pixels, within a tolerance, and beyond chance.  All classes
+are worked on at once, on the bit fields.  The limits and why they are what they are: `runtime/config.py`.
 """
 
 from __future__ import annotations

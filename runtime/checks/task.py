@@ -84,11 +84,17 @@ class LabelPart:
     def look(self, answer: Answer) -> segmentation.Look:
         return segmentation.look(answer["labels"], answer.get("confidence"), len(self.classes))
 
-    def not_finite(self, look: segmentation.Look, answer: Answer, reference: segmentation.Look | None) -> str | None:
+    def not_finite(
+        self, look: segmentation.Look, answer: Answer, reference: segmentation.Look | None
+    ) -> str | None:
         return segmentation.not_finite(look, answer.get("probabilities"))
 
     def collapsed(
-        self, look: segmentation.Look, reference: segmentation.Look | None, limits: GuardConfig, max_vanished: float
+        self,
+        look: segmentation.Look,
+        reference: segmentation.Look | None,
+        limits: GuardConfig,
+        max_vanished: float,
     ) -> str | None:
         return segmentation.collapsed(look, reference, limits, self.classes, max_vanished)
 
@@ -125,7 +131,11 @@ class LabelPart:
         return segmentation.compare(live["labels"], candidate["labels"], len(self.classes))
 
     def disagrees(
-        self, comparison: segmentation.Comparison, look: segmentation.Look, reference: segmentation.Look, limits: ShadowConfig
+        self,
+        comparison: segmentation.Comparison,
+        look: segmentation.Look,
+        reference: segmentation.Look,
+        limits: ShadowConfig,
     ) -> str | None:
         # a live answer without confidence (not asked for) sums to 0 and limits nothing
         return segmentation.disagrees(comparison, look, reference, limits)
@@ -318,8 +328,7 @@ class Task:
     def not_finite(self, looks: Looks, answer: Answer, reference: Looks | None = None) -> str | None:
         other = reference or {}
         return _first(
-            part.not_finite(looks[part.name], answer, other.get(part.name))
-            for part in self._of(looks)
+            part.not_finite(looks[part.name], answer, other.get(part.name)) for part in self._of(looks)
         )
 
     def collapsed(
@@ -437,9 +446,7 @@ def _numbers(value: Any) -> tuple[float, ...]:
     """() for anything that is not a list of finite numbers, which the contract then refuses."""
     if not isinstance(value, list):
         return ()
-    good = all(
-        isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in value
-    )
+    good = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in value)
     return tuple(float(x) for x in value) if good else ()
 
 

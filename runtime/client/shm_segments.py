@@ -2,7 +2,8 @@
 
 A lane is one region that one request uses at a time.  Its file is unlinked as soon as the server has opened
 it, so that a client that is killed leaves no file; and the client holds a lock on it as long as it lives, by
-which the server sees that a lane has lost its owner (`runtime/shared_memory/system.py`) and gives its memory back.
+which the server sees that a lane has lost its owner (`runtime/shared_memory/system.py`) and gives its memory
+back.
 
 Knows neither gRPC nor how a lane is made known to the server: `Pool` keeps the lanes of one client.
 """

@@ -3,8 +3,8 @@
 To a client it is a model like any other (Triton would call it an ensemble): it takes the members' inputs and
 answers with the union of their outputs, of two of one name the first one's.  Its version is the generation,
 a number for one version of each member.  A request holds every member's slot at one instant, under the lock
-under which they flip (`runtime/swap/scope.py`), and is then run member by member through their own queues.  Knows
-hosts and slots; how generations come to be is in `runtime/swap/group_controller.py`.
+under which they flip (`runtime/swap/scope.py`), and is then run member by member through their own queues.
+Knows hosts and slots; how generations come to be is in `runtime/swap/group_controller.py`.
 """
 
 from __future__ import annotations

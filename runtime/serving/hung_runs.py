@@ -1,9 +1,9 @@
 """Runs that do not come back: seen, told, and kept from taking the model along.
 
 A thread that is inside an engine cannot be stopped.  What can be done about it: inside the watch window the
-version is rolled back (`runtime/swap/watch.py` reads `Slot.hung`); a run of a version that is no longer live loses
-its permit, so that the live one answers; and while every permit is held by such runs, requests are refused
-instead of waiting, the model is not ready, and health says so.
+version is rolled back (`runtime/swap/watch.py` reads `Slot.hung`); a run of a version that is no longer live
+loses its permit, so that the live one answers; and while every permit is held by such runs, requests are
+refused instead of waiting, the model is not ready, and health says so.
 
 Knows hosts and their runs; what is told to whom is the caller's.
 """

@@ -1,8 +1,8 @@
 """What the flips of a model are tied to: nothing, or a frame group.
 
 A swap controller asks its ties for the locks it works under, tells them what becomes live before it does, and
-learns from them which other models go back with it.  `runtime/serving/frame_group.py` has the other kind; neither the
-controller nor the host knows of groups.
+learns from them which other models go back with it.  `runtime/serving/frame_group.py` has the other kind;
+neither the controller nor the host knows of groups.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ class Ties(Protocol):
     slots: threading.RLock
     turn: threading.Lock
 
-    def record(
-        self, lives: Mapping[str, int], *, back: bool = False, anyway: bool = False
-    ) -> dict[str, Any]:
+    def record(self, lives: Mapping[str, int], *, back: bool = False, anyway: bool = False) -> dict[str, Any]:
         """These versions are about to be live (`back`: again).  Makes that durable where the ties keep a
         record of their own, and returns what else belongs into live.json of the models.  Under `control`.
 
@@ -65,9 +63,7 @@ class Free:
         self.slots = threading.RLock()
         self.turn = threading.Lock()
 
-    def record(
-        self, lives: Mapping[str, int], *, back: bool = False, anyway: bool = False
-    ) -> dict[str, Any]:
+    def record(self, lives: Mapping[str, int], *, back: bool = False, anyway: bool = False) -> dict[str, Any]:
         return {}
 
     def flipped(self) -> None:

@@ -214,7 +214,9 @@ def test_steadiness_counts_only_what_looks_the_same():
 )
 def test_each_further_fault_is_named(candidate, reference, check):
     before = measures(**reference)
-    checks = segmentation.decide(measures(**{**reference, **candidate}), before, before, 0.02, toy_spec(), LIMITS)
+    checks = segmentation.decide(
+        measures(**{**reference, **candidate}), before, before, 0.02, toy_spec(), LIMITS
+    )
     # Here the reference is the parent, so that a fall in the target's colours is one against both.
     both = ["source-translated", "parent-translated"] if check == "source-translated" else [check]
     assert [c.name for c in checks if not c.passed] == both
@@ -225,4 +227,6 @@ def test_harmless_steps_may_not_add_up():
     assert all(c.passed for c in fine)
     far = segmentation.cumulative(measures(source=0.5), 0.6, 0.9, LIMITS)
     assert [c.name for c in far if not c.passed] == ["total-distance", "total-source-holdout"]
-    assert [c.name for c in segmentation.cumulative(measures(), float("nan"), 0.1, LIMITS)] == ["total-distance"]
+    assert [c.name for c in segmentation.cumulative(measures(), float("nan"), 0.1, LIMITS)] == [
+        "total-distance"
+    ]

@@ -33,7 +33,9 @@ def test_a_look_counts_what_is_there():
 @given(hnp.arrays(np.uint8, (2, 4, 5), elements=st.integers(0, 3)), hnp.arrays(np.uint8, (2, 4, 5)))
 def test_looks_add(labels, confidence):
     both = segmentation.look(labels, confidence, 4)
-    halves = segmentation.look(labels[:1], confidence[:1], 4) + segmentation.look(labels[1:], confidence[1:], 4)
+    halves = segmentation.look(labels[:1], confidence[:1], 4) + segmentation.look(
+        labels[1:], confidence[1:], 4
+    )
     assert both.counts.tolist() == halves.counts.tolist()
     assert vars(both) | {"counts": 0} == vars(halves) | {"counts": 0}
 
@@ -56,7 +58,9 @@ def test_nan_is_seen_in_the_probabilities_and_in_the_confidence_alone():
     assert segmentation.not_finite(good, np.array([0.5, 0.5])) is None
     assert "NaN" in segmentation.not_finite(good, np.array([0.5, np.nan]))
     assert "NaN" in segmentation.not_finite(good, np.array([0.5, np.inf]))
-    assert "no finite logits" in segmentation.not_finite(segmentation.look(frame([0, 0]), frame([0, 0]), 4), None)
+    assert "no finite logits" in segmentation.not_finite(
+        segmentation.look(frame([0, 0]), frame([0, 0]), 4), None
+    )
 
 
 def shares(*values):
@@ -86,7 +90,10 @@ class TestAgreement:
     def judge(self, live, candidate, confidence=180):
         limits = ShadowConfig()
         sure = np.full(live.shape, 160, np.uint8)
-        mine, theirs = segmentation.look(candidate, np.full_like(sure, confidence), 4), segmentation.look(live, sure, 4)
+        mine, theirs = (
+            segmentation.look(candidate, np.full_like(sure, confidence), 4),
+            segmentation.look(live, sure, 4),
+        )
         return segmentation.disagrees(segmentation.compare(live, candidate, 4), mine, theirs, limits)
 
     def wrong_here(self, share):

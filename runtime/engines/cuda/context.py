@@ -1,9 +1,10 @@
 """The device's primary context, owned by one thread, behind one small interface.
 
-Knows CUDA's rules and no library: `Driver` is what a library must offer (runtime/engines/cuda/pycuda_driver.py has the one
-for pycuda), `CudaThread` makes sure that everything a driver gives is made, used and freed on one thread with
-the *primary* context current.  That is the context which TensorRT and torch use; a context of one's own makes
-their pointers and streams invalid, and a pycuda object that dies on another thread leaks.
+Knows CUDA's rules and no library: `Driver` is what a library must offer
+(runtime/engines/cuda/pycuda_driver.py has the one for pycuda), `CudaThread` makes sure that everything a
+driver gives is made, used and freed on one thread with the *primary* context current.  That is the context
+which TensorRT and torch use; a context of one's own makes their pointers and streams invalid, and a pycuda
+object that dies on another thread leaks.
 
 `probe` asks the driver itself, through ctypes, whether there is a device.  It must come before TensorRT is
 imported or touched: without a usable driver `tensorrt.Runtime(logger)` gives an object that looks alive, and
