@@ -29,7 +29,7 @@ class Findings:
 
 @functools.cache
 def _rules() -> dict[str, Any]:
-    text = resources.files("export").joinpath("tensorrt_parser.toml").read_text(encoding="utf-8")
+    text = resources.files("export.graph").joinpath("tensorrt_parser.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
 
 

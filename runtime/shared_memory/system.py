@@ -156,7 +156,7 @@ class Region(Memory):
         )
 
     def ownerless(self) -> bool:
-        """Whether this is a lane of our own client whose process is gone, so that no process has it locked."""
+        """Whether this is a lane of our own client whose process is gone, so that no process locks it."""
         if not self.key.removeprefix("/").startswith(PREFIX):
             return False
         with self._lock:
