@@ -257,7 +257,7 @@ class TestAKilledBuild:
     SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
-from export import publish
+from export.publish import publish
 from networks.command import finish
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is put behind them deaf to it
