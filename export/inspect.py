@@ -32,7 +32,7 @@ from runtime.engines.tensorrt.engine import TensorRTEngine
 from runtime.engines.tensorrt.library import TensorRTError
 from runtime.errors import Refused
 from runtime.repository.repository import Repository
-from runtime.serving.tensors import DTYPES
+from runtime.tensors import DTYPES
 
 Report = dict[str, Any]
 #: Values of one made-up input: 256 Mi, an open batch of one frame is far below.

@@ -33,11 +33,11 @@ from runtime.serving.memory_budget import Ledger
 from runtime.serving.served_model import Answer, InferRequest, ModelHost, parse_version
 from runtime.serving.slot import Slot
 from runtime.serving.tap import Tap
-from runtime.serving.tensors import raw
 from runtime.shared_memory.system import Memory, Place, Regions
 from runtime.swap.controller import SwapController, Ticket
 from runtime.swap.group_controller import GroupController, GroupTicket
 from runtime.swap.scope import Free, Ties
+from runtime.tensors import raw
 
 log = logging.getLogger("roadworthy.service")
 EXTENSIONS = (

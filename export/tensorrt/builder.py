@@ -39,7 +39,7 @@ from runtime.engines.tensorrt.library import (
     open_runtime,
     tensorrt,
 )
-from runtime.serving.tensors import Array
+from runtime.tensors import Array
 
 if TYPE_CHECKING:
     import tensorrt as trt

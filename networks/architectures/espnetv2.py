@@ -278,16 +278,16 @@ class ESPNetv2(SegmentationNetwork):
     def forward(self, x: Tensor) -> Tensor:
         half, quarter, eighth, sixteenth = self.base_net(x)
         y = self.bu_dec_l1(sixteenth)
-        y = self.bu_dec_l2(self.bu_br_l2(self.merge_enc_dec_l2(eighth) + _double(y)))
-        y = self.bu_dec_l3(self.bu_br_l3(self.merge_enc_dec_l3(quarter) + _double(y)))
-        return self.bu_dec_l4(self.bu_br_l4(self.merge_enc_dec_l4(half) + _double(y)))
+        y = self.bu_dec_l2(self.bu_br_l2(self.merge_enc_dec_l2(eighth) + double(y)))
+        y = self.bu_dec_l3(self.bu_br_l3(self.merge_enc_dec_l3(quarter) + double(y)))
+        return self.bu_dec_l4(self.bu_br_l4(self.merge_enc_dec_l4(half) + double(y)))
 
 
 def _halve(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 3, stride=2, padding=1)
 
 
-def _double(x: Tensor) -> Tensor:
+def double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from networks.architectures.casenet import with_dense_fusion
 from networks.architectures.casenet_light import EdgeHead
-from networks.architectures.espnetv2 import CHANNELS, ESPNetv2, _double
+from networks.architectures.espnetv2 import CHANNELS, ESPNetv2, double
 
 __all__ = ["ESPNetv2Edges"]
 
@@ -52,9 +52,9 @@ class ESPNetv2Edges(ESPNetv2):
         """(segmentation logits, A5, fused edge logits), each float32 [N,·,H/2,W/2]."""
         half, quarter, eighth, sixteenth = self.base_net(x)
         y = self.bu_dec_l1(sixteenth)
-        y = self.bu_dec_l2(self.bu_br_l2(self.merge_enc_dec_l2(eighth) + _double(y)))
-        y = self.bu_dec_l3(self.bu_br_l3(self.merge_enc_dec_l3(quarter) + _double(y)))
-        segmentation = self.bu_dec_l4(self.bu_br_l4(self.merge_enc_dec_l4(half) + _double(y)))
+        y = self.bu_dec_l2(self.bu_br_l2(self.merge_enc_dec_l2(eighth) + double(y)))
+        y = self.bu_dec_l3(self.bu_br_l3(self.merge_enc_dec_l3(quarter) + double(y)))
+        segmentation = self.bu_dec_l4(self.bu_br_l4(self.merge_enc_dec_l4(half) + double(y)))
         a5, fused = self.edge_head(half, quarter, eighth, sixteenth)
         return segmentation, a5, fused
 

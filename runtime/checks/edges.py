@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.config import GuardConfig, ShadowConfig
-from runtime.serving.tensors import Array
+from runtime.tensors import Array
 
 MAX_CLASSES = 31  # edge_bits is one int32, and the sign is none
 _BITS = ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(np.int64)  # byte -> its eight bits

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from runtime.errors import Refused
-from runtime.serving.tensors import Array
+from runtime.tensors import Array
 
 
 def read(content: bytes, dtypes: Mapping[str, str], *, frames: int, limit: int) -> dict[str, Array]:

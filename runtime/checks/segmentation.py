@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.config import GuardConfig, ShadowConfig
-from runtime.serving.tensors import Array
+from runtime.tensors import Array
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 from runtime.checks import edges as checks_edges
 from runtime.checks import segmentation
 from runtime.config import GuardConfig, ShadowConfig
-from runtime.serving.tensors import Array, EngineSpec, TensorSpec
+from runtime.tensors import Array, EngineSpec, TensorSpec
 
 Answer = Mapping[str, Array]  # the outputs of one run by name
 Looks = dict[str, Any]  # of each part that was answered, by the part's name; they add by `total`

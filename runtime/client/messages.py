@@ -18,7 +18,7 @@ from protos import inference_pb2, roadworthy_pb2
 from runtime.client.shm_segments import Lane
 from runtime.rpc import zero_copy
 from runtime.rpc.message_dict import plain
-from runtime.serving.tensors import DTYPES, Array, datatype, decode_bytes, encode_bytes
+from runtime.tensors import DTYPES, Array, datatype, decode_bytes, encode_bytes
 
 Scalar = bool | int | float | str
 WORTH = 1 << 16  # bytes from which shared memory is worth its registration

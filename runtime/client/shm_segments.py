@@ -17,7 +17,7 @@ import os
 import threading
 import uuid
 
-from runtime.serving.tensors import Array
+from runtime.tensors import Array
 
 _DIRECTORY = "/dev/shm"
 PREFIX = "roadworthy-lane-"  # of the names of lanes: who finds one unlocked may take it away

@@ -17,7 +17,7 @@ from runtime.drift.drift import DriftConfig, DriftMonitor, DriftStatus, SourceSt
 from runtime.events import Bus, Event, State, Subscription
 from runtime.repository.repository import Repository
 from runtime.serving.served_model import ModelHost
-from runtime.serving.tensors import Array
+from runtime.tensors import Array
 
 log = logging.getLogger("roadworthy.drift")
 REFERENCE = "reference.npz"

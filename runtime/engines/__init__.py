@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from runtime.config import EngineConfig
 from runtime.errors import Refused
-from runtime.serving.tensors import Array, EngineSpec
+from runtime.tensors import Array, EngineSpec
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ import numpy as np
 
 from runtime.config import EngineConfig
 from runtime.errors import Refused
-from runtime.serving.tensors import Array, EngineSpec, TensorSpec, datatype
+from runtime.tensors import Array, EngineSpec, TensorSpec, datatype
 
 _TYPES = {
     "tensor(bool)": "BOOL",

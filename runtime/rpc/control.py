@@ -16,7 +16,7 @@ from runtime.rpc.groups import GroupEdge, statuses
 from runtime.rpc.message_dict import clean
 from runtime.service import Service, server_version
 from runtime.serving.counters import Account
-from runtime.serving.tensors import Array
+from runtime.tensors import Array
 
 SERVICE = "roadworthy.v1.Roadworthy"
 COMMANDS = 8  # swaps that may be followed by who asked for them

@@ -18,8 +18,8 @@ from runtime.rpc.base import Streams, handler, typed, unary
 from runtime.rpc.inference_admin import RepositoryEdge, platform
 from runtime.service import EXTENSIONS, Service, server_version
 from runtime.serving.served_model import Answer, InferRequest, InputTensor, OutputRequest, Parameter
-from runtime.serving.tensors import DTYPES, Array, raw
 from runtime.shared_memory.system import Place
+from runtime.tensors import DTYPES, Array, raw
 
 SERVICE = "inference.GRPCInferenceService"
 _CONTENTS = {  # field -> (the type that Triton's messages give it, the types it may carry)

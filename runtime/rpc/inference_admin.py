@@ -18,8 +18,8 @@ from runtime.serving import batching
 from runtime.serving.counters import StatisticsSnapshot
 from runtime.serving.frame_group import GroupSlot
 from runtime.serving.served_model import parse_version
-from runtime.serving.tensors import TensorSpec
 from runtime.shared_memory import cuda
+from runtime.tensors import TensorSpec
 
 log = logging.getLogger("roadworthy")
 _TRACE = {

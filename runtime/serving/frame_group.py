@@ -21,7 +21,7 @@ from runtime.serving.counters import Account, Durations, Statistics
 from runtime.serving.request import Answer, InferRequest, OutputRequest, parse_version
 from runtime.serving.served_model import UNLOADED, ModelHost
 from runtime.serving.slot import Slot
-from runtime.serving.tensors import Array, EngineSpec, TensorSpec
+from runtime.tensors import Array, EngineSpec, TensorSpec
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy as np
 from runtime.errors import Code, ServiceError
 from runtime.serving.counters import Durations
 from runtime.serving.slot import Slot
-from runtime.serving.tensors import DTYPES, Array, EngineSpec, TensorSpec, TextError, decode_bytes
 from runtime.shared_memory.system import Place
+from runtime.tensors import DTYPES, Array, EngineSpec, TensorSpec, TextError, decode_bytes
 
 Parameter = bool | int | float | str
 _NOTE = (

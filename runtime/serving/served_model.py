@@ -30,7 +30,7 @@ from runtime.serving.request import (
 from runtime.serving.scheduler import Job, Scheduler
 from runtime.serving.slot import Slot
 from runtime.serving.tap import Observation
-from runtime.serving.tensors import Array, datatype
+from runtime.tensors import Array, datatype
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from runtime.checks import task
 from runtime.engines import Engine
-from runtime.serving.tensors import Array
+from runtime.tensors import Array
 
 
 @dataclass(frozen=True)

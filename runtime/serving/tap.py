@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from runtime.config import TapConfig
 from runtime.errors import Code, ServiceError
-from runtime.serving.tensors import Array
+from runtime.tensors import Array
 
 
 @dataclass(frozen=True, slots=True)

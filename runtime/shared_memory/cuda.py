@@ -19,8 +19,8 @@ import numpy as np
 
 from runtime.engines.cuda.context import CudaError, probe
 from runtime.errors import Code, ServiceError
-from runtime.serving.tensors import Array
 from runtime.shared_memory.system import Memory, Place
+from runtime.tensors import Array
 
 HANDLE = 64  # bytes of a CUipcMemHandle
 _LAZY_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS, the one flag there is

@@ -24,8 +24,8 @@ import numpy as np
 
 from runtime.client.shm_segments import PREFIX
 from runtime.errors import Code, ServiceError
-from runtime.serving.tensors import Array
 from runtime.shared_memory.sigbus import GUARD
+from runtime.tensors import Array
 
 _DIRECTORY = "/dev/shm"
 _2_64 = 1 << 64

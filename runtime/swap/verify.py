@@ -27,7 +27,7 @@ from runtime.repository.signing import check_signature
 from runtime.serving.memory_budget import Ledger, Reservation
 from runtime.serving.served_model import ModelHost
 from runtime.serving.slot import Slot
-from runtime.serving.tensors import DTYPES, Array, TensorSpec
+from runtime.tensors import DTYPES, Array, TensorSpec
 
 GOLDEN_FRAMES = 4  # of those a version brings; more would only make swaps slower
 

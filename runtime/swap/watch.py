@@ -20,8 +20,8 @@ from runtime.process.priority import lower
 from runtime.serving.served_model import ModelHost
 from runtime.serving.slot import Slot
 from runtime.serving.tap import Observation, Sampler
-from runtime.serving.tensors import Array
 from runtime.swap.verify import held
+from runtime.tensors import Array
 
 log = logging.getLogger("roadworthy.watch")
 RollBack = Callable[[Slot, str, str, dict[str, Any]], None]  # slot, check, reason, detail

@@ -18,7 +18,7 @@ from bench import onnx_models  # noqa: E402
 from runtime.config import QueueConfig  # noqa: E402
 from runtime.errors import Code, ServiceError  # noqa: E402
 from runtime.serving import request  # noqa: E402
-from runtime.serving.tensors import TensorSpec  # noqa: E402
+from runtime.tensors import TensorSpec  # noqa: E402
 from tests.runtime import builders as b  # noqa: E402
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from runtime.engines.cuda.context import ALIGNMENT, CudaError
 from runtime.engines.tensorrt.library import Library
-from runtime.serving.tensors import Array
+from runtime.tensors import Array
 
 if TYPE_CHECKING:
     from tensorrt import EngineInspector as Inspector_

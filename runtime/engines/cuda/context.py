@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from runtime.serving.tensors import Array
+from runtime.tensors import Array
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from runtime.engines.cuda.context import ALIGNMENT, CudaError
-from runtime.serving.tensors import Array
+from runtime.tensors import Array
 
 P = ParamSpec("P")
 T = TypeVar("T")

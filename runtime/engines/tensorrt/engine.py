@@ -38,7 +38,7 @@ from runtime.engines.tensorrt.library import (
     tensorrt,
 )
 from runtime.errors import Refused
-from runtime.serving.tensors import DTYPES, Array, EngineSpec, TensorSpec
+from runtime.tensors import DTYPES, Array, EngineSpec, TensorSpec
 
 if TYPE_CHECKING:
     import tensorrt as trt
