@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adapt.data.base import BROKEN
-from adapt.evaluate.edge_errors import EdgeError
 from adapt.evaluate.matching import match_pairs
 from adapt.labels import edge_codec
 from adapt.labels.edges import category_edges
+from adapt.labels.errors import EdgeError
 from adapt.labels.seal import Alignment, Gate, align_details
 from adapt.progress import Bars
 
@@ -307,8 +307,8 @@ def _ridges(
         return tuple(f"class{i}" for i in range(k)), lambda name, frame: _maps(
             a.probabilities, name, k, (frame.shape[0], frame.shape[1])
         )
-    from adapt.labels.ridges import edge_probability
-    from networks.pack import load_pack
+    from adapt.labels.edge_probability import edge_probability
+    from networks.pack.pack import load_pack
 
     pack = load_pack(a.model)
     network = pack.network()
@@ -356,7 +356,7 @@ def main(argv: list[str] | None = None) -> int:
         p.error("give --model or --probabilities")
     if min(a.jobs, a.tile, a.pictures) < 0:
         p.error("--jobs, --tile and --pictures are 0 or more")
-    from networks.pack import PackError
+    from networks.pack.pack import PackError
 
     try:
         files = _files(a.labels, a.segmentation)

@@ -22,7 +22,7 @@ from adapt.evaluate.truth import Truth, mean_iou, plan
 from adapt.files import write_json
 from adapt.labels.cbst import self_paced
 from adapt.progress import Bars
-from adapt.round import RoundConfig, RoundError, adapt
+from adapt.round.segmentation import RoundConfig, RoundError, adapt
 
 __all__ = ["TABLES", "Table", "row_config", "run"]
 
@@ -135,7 +135,7 @@ def run(arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Measure a row; what --json prints and out/row.json keeps."""
     from adapt.evaluate.segmentation import Confusion
     from adapt.train.supervised import score
-    from networks.pack import load_pack
+    from networks.pack.pack import load_pack
 
     table = TABLES[arguments.table]
     pack = load_pack(arguments.pack)
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = command.parse_args(argv)
     if arguments.limit < 0 or arguments.threads < 0 or arguments.seed < 0:
         command.error("--limit, --threads and --seed must not be negative")
-    from networks.pack import PackError
+    from networks.pack.pack import PackError
 
     try:
         with Bars(quiet=arguments.quiet) as bars:

@@ -12,17 +12,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adapt.budget import Budget, BudgetError
-from adapt.frames import StoreError
-from adapt.loop import TRIGGERS, EdgeMember, Loop, LoopConfig, LoopError, Paused
-from adapt.politeness import be_polite
-from adapt.presets import PRESETS, preset
+from adapt.frames.selection import Rules
+from adapt.frames.store import StoreError
+from adapt.loop.budget import Budget, BudgetError
+from adapt.loop.domain_response import RESPONSES
+from adapt.loop.loop import TRIGGERS, EdgeMember, Loop, LoopConfig, LoopError, Paused
+from adapt.loop.process_priority import be_polite
+from adapt.loop.vehicle import Conditions, VehicleError, open_vehicle
 from adapt.progress import Bars
-from adapt.respond import RESPONSES
-from adapt.round import RoundConfig, RoundError
-from adapt.selection import Rules
+from adapt.round.presets import PRESETS, preset
+from adapt.round.segmentation import RoundConfig, RoundError
 from adapt.sources import SourceError
-from adapt.vehicle import Conditions, VehicleError, open_vehicle
 
 __all__ = ["Loop", "LoopConfig", "LoopError", "main", "parser", "round_config"]
 
@@ -53,7 +53,7 @@ FIRST_CONTACT = 10.0  # seconds in which the server must answer once
 
 def _versions_in(repository: Path, model: str) -> list[int]:
     """Without making the directory of a mistyped path."""
-    from runtime.repository import Repository
+    from runtime.repository.repository import Repository
 
     return Repository(repository).versions(model) if repository.is_dir() else []
 
@@ -345,8 +345,8 @@ def connect(arguments: argparse.Namespace) -> Any:
 
 def _edge_member(arguments: argparse.Namespace) -> EdgeMember:
     """The pack whose edges follow.  Raises LoopError for what every round would decline later."""
-    from adapt.edges_round import EdgeRoundError, check_pack
-    from networks.pack import load_pack
+    from adapt.round.edges import EdgeRoundError, check_pack
+    from networks.pack.pack import load_pack
 
     pack = load_pack(arguments.edge_pack)
     try:
@@ -371,11 +371,11 @@ def _main(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from adapt.remote import Remote
-    from adapt.serverload import counters_of
+    from adapt.loop.server_channel import Remote
+    from adapt.loop.server_latency import counters_of
+    from adapt.loop.throttle import Throttle, ThrottleConfig
     from adapt.sources import FileSource, open_source
-    from adapt.throttle import Throttle, ThrottleConfig
-    from networks.pack import load_pack
+    from networks.pack.pack import load_pack
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,7 +1,7 @@
 """What can go wrong with a camera, on purpose or not: functions from an honest drive to a spoilt one.
 
 Each takes uint8 [H,W,3] frames in order of time and a random generator, and gives frames of the same size.
-Used by ``bench.hostile`` and the tests of ``adapt.hostile``; knows nothing of how they are found out.
+Used by ``bench.hostile`` and the tests of ``adapt.gate.input_quality``; knows nothing of how they are found out.
 """
 
 from __future__ import annotations

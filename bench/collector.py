@@ -73,8 +73,8 @@ def on_the_answering_thread(frames: np.ndarray, labels: np.ndarray) -> dict[str,
     monitor.
     """
     from runtime.config import TapConfig
-    from runtime.drift import DriftMonitor
-    from runtime.tap import Observation, Tap
+    from runtime.drift.drift import DriftMonitor
+    from runtime.serving.tap import Observation, Tap
 
     tap, monitor = Tap(TapConfig()), DriftMonitor(MODEL, 12)
     subscription = tap.subscribe(MODEL, max_fps=5.0)
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     a = p.parse_args(argv)
     from bench.demo import streets
     from export.build import build
-    from networks.pack import load_pack
+    from networks.pack.pack import load_pack
     from runtime.client import Client
 
     pack = load_pack(a.pack)

@@ -8,7 +8,7 @@ tent        TENT: entropy lowered on every batch by scale and shift of batch nor
 ours        a round (adapt.round) after every 50 frames on those 50, from the released pack, behind its gate;
             what it accepts answers from the next frame on.  Where it finds that the released pack is best
             here, that one answers; where it refuses otherwise, nothing changes
-refresh     the loop's answer to a change of road alone (adapt.road.Response, adapt.respond.refresh_config):
+refresh     the loop's answer to a change of road alone (adapt.loop.domain_memory.Response, adapt.loop.domain_response.refresh_config):
             after a dozen frames of another road back to the version that knows it, or new batch statistics
 ours+refresh  both, as adapt.run does it: refreshed at once, trained on 50 frames of the new road
 bound       the rounds of "ours" with the true labels of the same frames and no gate
@@ -35,15 +35,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapt import baselines, predict
-from adapt import round as rounds
-from adapt.data import street
+from adapt import baselines, inference
+from adapt.data.street import scenes
 from adapt.evaluate.segmentation import Confusion
-from adapt.respond import refresh_config
-from adapt.road import RELEASED, Probe, Response
-from adapt.round import RoundConfig, adapt
+from adapt.loop.domain_memory import RELEASED, Probe, Response
+from adapt.loop.domain_response import refresh_config
+from adapt.round import segmentation as rounds
+from adapt.round.segmentation import RoundConfig, adapt
 from bench.gate import BASE, SIZE, source_pack
-from networks.pack import Pack
+from networks.pack.pack import Pack
 
 PHASES = ("day", "fog", "night", "day")
 DRIVES, ALONG = 14, 12
@@ -60,7 +60,7 @@ def stream(seed: int) -> tuple[np.ndarray, np.ndarray]:
         pair
         for i, domain in enumerate(PHASES)
         for k in range(DRIVES)
-        for pair in street.drive(900_000 + 1000 * seed + 100 * i + k, domain, ALONG, SIZE, step=2.0)
+        for pair in scenes.drive(900_000 + 1000 * seed + 100 * i + k, domain, ALONG, SIZE, step=2.0)
     ]
     return np.stack([x for x, _ in pairs]), np.stack([y for _, y in pairs])
 
@@ -77,7 +77,7 @@ class _Labelled(rounds._Round):
 class Rounds:
     """ "ours" and "bound" as a method of `adapt.baselines`: what is live answers, a round may change it.
 
-    refresh: a change of road is answered by `adapt.road.Response`, as the running loop has it.  train: rounds
+    refresh: a change of road is answered by `adapt.loop.domain_memory.Response`, as the running loop has it.  train: rounds
     of training follow.  lag: frames that go by, answered but not kept, until what was decided is live.
     """
 
@@ -105,7 +105,7 @@ class Rounds:
         if self.count >= self.busy:
             self.live = self.decided
         network = self.networks[self.live]
-        answers = predict.labels_and_confidence(network, self.pack.spec, predict.as_tensor(frames))[0]
+        answers = inference.labels_and_confidence(network, self.pack.spec, inference.as_tensor(frames))[0]
         for frame in frames:
             self.count += 1
             if self.count > self.busy:

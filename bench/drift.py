@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.drift import DriftConfig, Sample, SourceDrift, measure
+from runtime.drift.drift import DriftConfig, Sample, SourceDrift, measure
 
 DAY = ("0006R0", "0016E5", "Seq05VD")
 DUSK = "0001TP"
@@ -67,7 +67,7 @@ def answers(name: str, out: Path, pack: Any, frames: Any, say: Any) -> Stream:
     file = out / f"{name}-{pack.sha256[:8]}.npz"
     keys = ("confidence", "entropy", "edges")
     if not file.is_file():
-        from adapt import predict
+        from adapt import inference
 
         network = pack.network().eval()
         rows: list[Sample] = []
@@ -75,7 +75,7 @@ def answers(name: str, out: Path, pack: Any, frames: Any, say: Any) -> Stream:
         previous = None
         begin = time.monotonic()
         for frame in frames():
-            labels, sure = predict.labels_and_confidence(network, pack.spec, predict.as_tensor([frame]))
+            labels, sure = inference.labels_and_confidence(network, pack.spec, inference.as_tensor([frame]))
             sample = measure(labels[0], sure[0], len(pack.spec.classes))
             temporal.append(np.nan if previous is None else float((previous == sample.grid).mean()))
             previous = sample.grid
@@ -100,7 +100,7 @@ def answers(name: str, out: Path, pack: Any, frames: Any, say: Any) -> Stream:
 def camvid(out: Path, pack_path: Path | None, say: Any) -> tuple[dict[str, Stream], int]:
     from adapt.data.base import read_frame, resize_frame
     from bench.real import RealError, command, data_folder
-    from networks.pack import load_pack
+    from networks.pack.pack import load_pack
 
     try:
         data = data_folder()
@@ -134,8 +134,8 @@ def camvid(out: Path, pack_path: Path | None, say: Any) -> tuple[dict[str, Strea
 def street(
     out: Path, seed: int, say: Any, drives: int = 40, length: int = 12
 ) -> tuple[dict[str, Stream], int]:
-    from adapt.data import street as world
-    from networks.pack import load_pack
+    from adapt.data.street import scenes as world
+    from networks.pack.pack import load_pack
 
     pack = load_pack(Path(__file__).resolve().parent.parent / "packs" / "street-day")
 

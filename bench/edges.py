@@ -24,11 +24,11 @@ from scipy.ndimage import gaussian_filter
 from adapt.evaluate import edges
 from adapt.evaluate.counting import count_raw
 from adapt.evaluate.edges import levels_of, match
-from adapt.evaluate.edges_cli import evaluate
-from adapt.evaluate.thinning import thin
-from adapt.labels import auction
+from adapt.evaluate.edges_main import evaluate
+from adapt.labels import assignment
 from adapt.labels.edges import category_edges, seg2edge
 from adapt.labels.seal import Gate, align_details, tangents
+from adapt.labels.thinning import thin
 from adapt.progress import Bars
 from bench import machine
 
@@ -215,7 +215,7 @@ def alignment() -> list[dict[str, Any]]:
                 }
             )  # fmt: skip
         captured: list[Any] = []
-        original = auction.auction
+        original = assignment.auction
 
         def capture(*problem: Any, captured: list[Any] = captured, original: Any = original) -> Any:
             captured.append(problem)
@@ -228,12 +228,12 @@ def alignment() -> list[dict[str, Any]]:
             align_details(annotation, ridge, tangents=angle, solver="captured", **kind)
         finally:
             del seal._SOLVERS["captured"]
-        each = [seconds(lambda p=p: auction.auction(*p), 5) for p in captured]  # type: ignore[misc]
+        each = [seconds(lambda p=p: assignment.auction(*p), 5) for p in captured]  # type: ignore[misc]
         gaps = []
         for columns, cost, counts in captured:
             taken = np.arange(len(counts))
-            best = cost[taken, auction.exact(columns, cost, counts)].sum()
-            gaps.append(cost[taken, auction.auction(columns, cost, counts)].sum() / best - 1)
+            best = cost[taken, assignment.exact(columns, cost, counts)].sum()
+            gaps.append(cost[taken, assignment.auction(columns, cost, counts)].sum() / best - 1)
         rows.append(
             {
                 "figure": f"one auction solve, {name} (slowest of three)",
@@ -330,8 +330,8 @@ def real_time(size: tuple[int, int], repeats: int) -> list[dict[str, Any]]:
     import torch
 
     import networks
-    from export.writer import write
-    from networks.pack import PackSpec
+    from export.graph.writer import write
+    from networks.pack.pack import PackSpec
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

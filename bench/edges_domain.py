@@ -24,18 +24,18 @@ import torch
 import torch.nn.functional as F
 
 import networks
-from adapt import batchnorm, predict
+from adapt import batchnorm, inference
 from adapt.data.base import open_dataset, read_frame, read_label, resize_frame, resize_label
-from adapt.edges_gate import EdgeMeasures, decide, edge_score, measure
-from adapt.edges_round import EdgeRoundConfig, adapt_edges
-from adapt.limits import EdgeLimits
+from adapt.gate.edges import EdgeMeasures, decide, edge_score, measure
+from adapt.gate.limits import EdgeLimits
 from adapt.progress import Bars
+from adapt.round.edges import EdgeRoundConfig, adapt_edges
 from adapt.train.augment import Augmentation
 from adapt.train.edges import EdgeRecipe, crops_of_segmentation, train
 from bench import machine
 from networks.import_checkpoint import IMAGENET_MEAN, IMAGENET_STD, read_state
 from networks.labels import SPACES
-from networks.pack import PackSpec, load_pack, normalise, write_pack
+from networks.pack.pack import PackSpec, load_pack, normalise, write_pack
 
 SIZE = (192, 256)
 
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
 
         score("source", pack.network())
         shifted = pack.network()
-        batches = (normalise(t, pack.spec) for t in predict.batches(target, 6))
+        batches = (normalise(t, pack.spec) for t in inference.batches(target, 6))
         with torch.no_grad():
             batchnorm.reestimate(shifted, batches)
         score("batch statistics of dusk (AdaBN)", shifted)

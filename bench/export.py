@@ -34,13 +34,13 @@ from onnx import helper, numpy_helper
 from bench import machine
 from bench.networks import describe, random_network
 from export.build import Options, Published, build, parse_size
-from export.graph import INPUT, ServingGraph
-from export.int8 import quantise
-from export.parity import Thresholds
+from export.graph.contract import INPUT, ServingGraph
+from export.graph.writer import write
+from export.parity.parity import Thresholds
+from export.quantize.int8 import quantise
 from export.refit import refit
-from export.writer import write
 from networks.base import SegmentationNetwork
-from networks.pack import PackSpec, load_pack, write_pack
+from networks.pack.pack import PackSpec, load_pack, write_pack
 from runtime.config import EngineConfig
 from runtime.engines import load
 

@@ -26,14 +26,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapt import batchnorm, gate, predict
-from adapt import round as rounds
-from adapt.data import street
-from adapt.layout import Layout
-from adapt.round import RoundConfig
+from adapt import batchnorm, inference
+from adapt.data.street import scenes
+from adapt.gate import segmentation as gate_segmentation
+from adapt.gate.layout_prior import Layout
+from adapt.round import segmentation as rounds
+from adapt.round.segmentation import RoundConfig
 from adapt.train import supervised
 from adapt.train.augment import Augmentation
-from networks.pack import Pack, load_pack, write_pack
+from networks.pack.pack import Pack, load_pack, write_pack
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (64, 128)
@@ -173,13 +174,13 @@ def road(seed: int, domain: str, drives: int = 8, along: int = 6) -> list[np.nda
     return [
         frame
         for k in range(drives)
-        for frame, _ in street.drive(600_000 + 1000 * seed + k, domain, along, SIZE, step=2.5)
+        for frame, _ in scenes.drive(600_000 + 1000 * seed + k, domain, along, SIZE, step=2.5)
     ]
 
 
 def exam(seed: int, domain: str, count: int = 40) -> list[Pair]:
     """Streets nobody drove, with labels."""
-    return [street.render(700_000 + 1000 * seed + i, domain, SIZE) for i in range(count)]
+    return [scenes.render(700_000 + 1000 * seed + i, domain, SIZE) for i in range(count)]
 
 
 def frames_of(case: Case) -> list[np.ndarray]:
@@ -211,7 +212,7 @@ class _Spoilt(rounds._Round):
 
 
 def miou(network: Any, spec: Any, pairs: Sequence[Pair]) -> float:
-    return gate.source_score(network, spec, pairs, batch=8)
+    return gate_segmentation.source_score(network, spec, pairs, batch=8)
 
 
 def source_pack(out: Path) -> Pack:
@@ -222,12 +223,12 @@ def source_pack(out: Path) -> Pack:
     torch.manual_seed(0)
     released = load_pack(ROOT / "packs" / "street-day")
     spec = replace(released.spec, name="street-small", size=SIZE)
-    pairs = [street.render(100_000 + i, "day", SIZE) for i in range(480)]
+    pairs = [scenes.render(100_000 + i, "day", SIZE) for i in range(480)]
     network = released.network()
     recipe = supervised.Recipe(epochs=6, batch=8, augmentation=Augmentation(SIZE, (0.9, 1.5)), rate=1e-3)
     supervised.train(network, spec, pairs, recipe, seed=0, checkpoint=out / "pack.checkpoint.pt")
     replay = [(*pairs[i], "train") for i in range(48)]
-    replay += [(*street.render(110_000 + i, "day", SIZE), "holdout") for i in range(24)]
+    replay += [(*scenes.render(110_000 + i, "day", SIZE), "holdout") for i in range(24)]
     shares = np.bincount(np.concatenate([y.ravel() for _, y in pairs]), minlength=256)[:12]
     return write_pack(
         path, spec, network.state_dict(), replay=replay, golden=np.stack([pairs[0][0]]),
@@ -268,10 +269,10 @@ def run_case(pack: Pack, case: Case, out: Path) -> dict[str, Any]:
         record[name] = {
             "miou": miou(network, pack.spec, pairs), "moved": found["moved"],
             "measures": found["measures"].numbers(),
-            "agree": gate.agree(found["measures"], kept["statistics"]["measures"]),
+            "agree": gate_segmentation.agree(found["measures"], kept["statistics"]["measures"]),
             "extra": extra(network, pack, work),
         }  # fmt: skip
-        days = predict.as_tensor([x for x, _ in own])
+        days = inference.as_tensor([x for x, _ in own])
         batchnorm.reestimate(network, [rounds.normalise(part, pack.spec) for part in days.split(6)])
         record[name]["source"] = miou(network, pack.spec, own)
     record["seconds"] = round(time.monotonic() - started, 2)
@@ -286,12 +287,12 @@ def extra(network: Any, pack: Pack, work: Any) -> dict[str, float]:
     same = total = 0
     density = 0.0
     pixels = 0
-    for x in predict.batches(frames, 4):
-        p = predict.probabilities(network, spec, x)
+    for x in inference.batches(frames, 4):
+        p = inference.probabilities(network, spec, x)
         top = p.argmax(1)
         for gain in (0.8, 1.25):
             noisy = np.clip(x.numpy() * gain + rng.normal(0, 6, x.shape), 0, 255).astype(np.uint8)
-            other = predict.probabilities(network, spec, torch.from_numpy(noisy)).argmax(1)
+            other = inference.probabilities(network, spec, torch.from_numpy(noisy)).argmax(1)
             same += int((other == top).sum())
             total += top.numel()
         # Soft neighbourhood density (Saito et al., ICCV 2021) over a sample of pixels.
@@ -302,25 +303,25 @@ def extra(network: Any, pack: Pack, work: Any) -> dict[str, float]:
         q = (near / 0.05).softmax(1)
         density += float(-(q * q.clamp_min(1e-12).log()).sum(1).sum())
         pixels += len(rows)
-    shares = gate.measure(network, spec, frames).share
+    shares = gate_segmentation.measure(network, spec, frames).share
     source = work._source_share()
     return {
         "augmented": same / total, "density": density / pixels,
-        "shares": -float(gate.share_distance(shares, source)),
+        "shares": -float(gate_segmentation.share_distance(shares, source)),
     }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ the table
-def verdict(record: dict[str, Any], limits: gate.Limits, spec: Any) -> list[gate.Check]:
+def verdict(record: dict[str, Any], limits: gate_segmentation.Limits, spec: Any) -> list[gate_segmentation.Check]:
     """What the gate, with these limits, says of a record's last stage."""
     stage = record.get("train-1")
     if stage is None:
-        return [gate.Check("finite", 0.0, 1.0, False, "training broke off")]
+        return [gate_segmentation.Check("finite", 0.0, 1.0, False, "training broke off")]
     candidate, reference, parent = (
         measures_of(m) for m in (stage["measures"], record["statistics"]["measures"], record["parent"])
     )
     layout = Layout(np.zeros((1, 1, 1)), *record["layout"]) if record.get("layout") else None
-    checks = gate.decide(
+    checks = gate_segmentation.decide(
         candidate, reference, parent, stage["moved"], spec, limits,
         source_share=np.array(record["source_share"]), layout=layout,
     )  # fmt: skip
@@ -331,10 +332,10 @@ def verdict(record: dict[str, Any], limits: gate.Limits, spec: Any) -> list[gate
     ]  # fmt: skip
 
 
-def measures_of(numbers: dict[str, Any]) -> gate.Measures:
+def measures_of(numbers: dict[str, Any]) -> gate_segmentation.Measures:
     told = {k: v for k, v in numbers.items() if k not in ("share", "source_iou", "layouts")}
     layouts = np.array(numbers["layouts"]) if "layouts" in numbers else None
-    return gate.Measures(share=np.array(numbers["share"]), layouts=layouts, **told)
+    return gate_segmentation.Measures(share=np.array(numbers["share"]), layouts=layouts, **told)
 
 
 def truth(record: dict[str, Any]) -> str:
@@ -372,7 +373,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     return float(spearmanr(x, y).statistic)
 
 
-def table(records: list[dict[str, Any]], limits: gate.Limits, spec: Any) -> dict[str, Any]:
+def table(records: list[dict[str, Any]], limits: gate_segmentation.Limits, spec: Any) -> dict[str, Any]:
     """Print the confusion of both halves, the kinds, and the worth of each signal; the numbers."""
     summary: dict[str, Any] = {"rounds": len(records), "halves": {}, "kinds": {}, "signals": {}}
     rows = []
@@ -477,7 +478,7 @@ def main(argv: list[str] | None = None) -> int:
         with file.open("a") as out:
             out.write(json.dumps(record) + "\n")
         print(f"{case.key}: {truth(record)}, {record['seconds']:.1f} s", file=sys.stderr, flush=True)
-    summary = table(done, gate.Limits(), pack.spec)
+    summary = table(done, gate_segmentation.Limits(), pack.spec)
     print(json.dumps(summary))
     return 0
 

@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from adapt import gate
 from adapt.data.base import read_label, resize_label
-from adapt.layout import Layout
+from adapt.gate import segmentation
+from adapt.gate.layout_prior import Layout
 from bench.gate import NEEDLESS, ROOT, WORSE, measures_of
-from networks.pack import Pack, load_pack
+from networks.pack.pack import Pack, load_pack
 
 
 def source_of(pack: Pack) -> tuple[Layout | None, np.ndarray | None]:
@@ -62,10 +62,10 @@ def judged(folder: Path, shift: str) -> Iterator[dict[str, Any]]:
         for name, stage in sorted(report["stages"].items()):
             if not name.startswith("train-") or name not in result.get("stages", {}):
                 continue
-            checks = gate.decide(
+            checks = segmentation.decide(
                 measures_of(stage["measures"]), measures_of(report["reference_measures"]),
                 measures_of(report["parent_measures"]), float(report.get("distance", 0.0)), pack.spec,
-                gate.Limits(), source_share=share, layout=layout,
+                segmentation.Limits(), source_share=share, layout=layout,
             )  # fmt: skip
             then = list(stage.get("failed") or [])
             failed = [c.name for c in checks if not c.passed and c.name != "agreement"]

@@ -34,20 +34,20 @@ import onnx
 import torch
 
 import networks
-from adapt.data.street import render
+from adapt.data.street.scenes import render
 from bench import machine
 from bench.networks import describe, random_network
 from export.files import write_whole
-from export.graph import Contract, ServingGraph
-from export.half import to_half
-from export.tensorrt import BuildOptions, build_plan, refit_plan
-from export.writer import write
+from export.graph.contract import Contract, ServingGraph
+from export.graph.half import to_half
+from export.graph.writer import write
+from export.tensorrt.builder import BuildOptions, build_plan, refit_plan
 from networks.base import SegmentationNetwork
-from networks.pack import PackSpec
-from runtime import cuda
+from networks.pack.pack import PackSpec
 from runtime.config import EngineConfig
 from runtime.engines import load
-from runtime.engines.tensorrt import TensorRTEngine
+from runtime.engines.cuda import context
+from runtime.engines.tensorrt.engine import TensorRTEngine
 
 LIBRARIES = (
     *("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt-cu13", "tensorrt-cu12", "pycuda", "cuda-bindings"),
@@ -209,7 +209,7 @@ def tensorrt_part(case: Case, device: str, runs: int) -> dict[str, Any]:
 def _tensorrt_device(device: str) -> None:
     if device != "cuda":
         raise Absent("TensorRT runs on a CUDA device only")
-    cuda.probe()
+    context.probe()
 
 
 def _engine(case: Case, plan: bytes, precision: str, runs: int) -> dict[str, Any]:
@@ -331,7 +331,7 @@ def here(
     for part in parts:
         try:
             yield part, PARTS[part](case, device, runs)
-        except (Absent, cuda.CudaError) as error:
+        except (Absent, context.CudaError) as error:
             yield part, {"absent": str(error)}
         except Exception as error:  # one broken part must not hide what the others show
             yield part, {"error": f"{type(error).__name__}: {error}"}
@@ -354,9 +354,9 @@ def measure(
     """
     report: dict[str, Any] = {"machine": machine.describe(), "libraries": versions(), "device": device}
     try:
-        found = cuda.probe()
+        found = context.probe()
         report["cuda"] = {"version": found.version, "devices": [asdict(each) for each in found.devices]}
-    except cuda.CudaError as error:
+    except context.CudaError as error:
         report["cuda"] = {"absent": str(error)}
     report["executed"] = 0
     report["networks"] = {}

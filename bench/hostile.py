@@ -1,4 +1,4 @@
-"""How often the look at the frames (``adapt.hostile``) declines an attack, how often an honest drive.
+"""How often the look at the frames (``adapt.gate.input_quality``) declines an attack, how often an honest drive.
 
     python -m bench.hostile [--data DIR]
 
@@ -21,23 +21,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adapt.data import street
 from adapt.data.base import read_frame, resize_frame
-from adapt.hostile import look
-from adapt.limits import Limits
+from adapt.data.street import scenes
+from adapt.gate.input_quality import look
+from adapt.gate.limits import Limits
 from bench.attacks import ATTACKS
 
 WINDOW = 48
 
 
 def rendered(seeds: int) -> Iterator[tuple[str, list[np.ndarray]]]:
-    for domain in street.DOMAINS:
+    for domain in scenes.DOMAINS:
         for seed in range(seeds):
             for drives, along in ((8, 6), (2, 24)):
                 yield f"rendered {domain}", [
                     frame
                     for k in range(drives)
-                    for frame, _ in street.drive(
+                    for frame, _ in scenes.drive(
                         810_000 + 1000 * seed + 17 * drives + k, domain, along, step=2.5
                     )
                 ]

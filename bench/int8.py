@@ -20,11 +20,12 @@ import numpy as np
 import torch
 
 from bench import machine
-from export import int8, parity
 from export.errors import ExportError
-from export.graph import INPUT, Contract
-from export.writer import write
-from networks.pack import PackError, load_pack
+from export.graph.contract import INPUT, Contract
+from export.graph.writer import write
+from export.parity import parity
+from export.quantize import int8
+from networks.pack.pack import PackError, load_pack
 from runtime.config import EngineConfig
 from runtime.engines import Engine, load
 

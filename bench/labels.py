@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from adapt.labels.cbst import ClassHistograms, pseudo_labels
-from adapt.labels.compat import PublishedThresholds, published_labels
+from adapt.labels.published import PublishedThresholds, published_labels
 from bench import machine
 
 

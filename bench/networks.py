@@ -24,15 +24,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import networks
-from adapt.data.street import render
+from adapt.data.street.scenes import render
 from bench import machine
-from export import int8, parity
 from export.errors import ExportError
-from export.graph import INPUT, Contract, ServingGraph
-from export.writer import write
+from export.graph.contract import INPUT, Contract, ServingGraph
+from export.graph.writer import write
+from export.parity import parity
+from export.quantize import int8
 from networks.base import SegmentationNetwork
 from networks.labels import CITYSCAPES19
-from networks.pack import PackError, PackSpec, load_pack, normalise
+from networks.pack.pack import PackError, PackSpec, load_pack, normalise
 from runtime.config import EngineConfig
 from runtime.engines import load
 

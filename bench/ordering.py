@@ -120,7 +120,7 @@ class Shift:
 def street(domain: str, seed: int, folder: Path) -> Shift:
     """The committed street-day pack meets another domain: 64 frames of 16 streets, scored on 60 others."""
     from bench.demo import streets
-    from networks.pack import load_pack
+    from networks.pack.pack import load_pack
 
     drives, along = 16, 4
     frames = list(streets.stream(seed, domain, drives=drives, frames=along))
@@ -137,7 +137,7 @@ def street(domain: str, seed: int, folder: Path) -> Shift:
 def camvid(seed: int, folder: Path) -> Shift:
     """ESPNetv2 at 192×256: Cityscapes weights, four epochs of CamVid by day, then dusk."""
     from adapt.data.camvid import CamVid
-    from networks.pack import load_pack
+    from networks.pack.pack import load_pack
 
     data = data_folder()
     root = data / "camvid"
@@ -170,9 +170,9 @@ def camvid(seed: int, folder: Path) -> Shift:
 def cityscapes(seed: int, folder: Path) -> Shift:
     """The Cityscapes network (s = 0.5, 19 classes) as released meets CamVid by day; ten frames of replay."""
     from adapt.data.camvid import CamVid
-    from adapt.train.prior import class_shares, spatial_prior
+    from adapt.train.priors import class_shares, spatial_prior
     from networks.labels import SPACES, mapping
-    from networks.pack import load_pack, write_pack
+    from networks.pack.pack import load_pack, write_pack
 
     data = data_folder()
     path = folder.parent / "source"
@@ -258,14 +258,14 @@ def score(shift: Shift, network: Any) -> dict[str, Any]:
 
 def with_statistics(shift: Shift, network: Any, seed: int) -> Any:
     """Batch statistics of all target frames, in place: AdaBN, plain or with the share the shift keeps."""
-    from adapt import batchnorm, predict
-    from networks.pack import normalise
+    from adapt import batchnorm, inference
+    from networks.pack.pack import normalise
 
     keep = shift.settings.get("adabn_keep", PLAIN["adabn_keep"])[0]
 
     order = np.random.default_rng([seed, 31]).permutation(len(shift.frames))
     batches = (
-        normalise(predict.as_tensor([shift.frames[k] for k in order[i : i + 6]]), shift.pack.spec)
+        normalise(inference.as_tensor([shift.frames[k] for k in order[i : i + 6]]), shift.pack.spec)
         for i in range(0, len(order) - 1, 6)
     )
     return batchnorm.reestimate(network, batches, keep=keep)
@@ -273,8 +273,8 @@ def with_statistics(shift: Shift, network: Any, seed: int) -> Any:
 
 def settings(shift: Shift, variant: str, seed: int) -> Any:
     """The RoundConfig of a variant: plain algorithms pinned, presets as they ship at the shift's size."""
-    from adapt.gate import Limits
-    from adapt.presets import PRESETS as SHIPPED
+    from adapt.gate.segmentation import Limits
+    from adapt.round.presets import PRESETS as SHIPPED
 
     name, *changes = variant.split("+")
     if name in ALGORITHMS or name == "plain":
@@ -294,7 +294,7 @@ def settings(shift: Shift, variant: str, seed: int) -> Any:
         key, _, text = change.partition("=")
         value = json.loads(text)
         told[key] = tuple(value) if isinstance(value, list) else value
-    from adapt.round import RoundConfig
+    from adapt.round.segmentation import RoundConfig
 
     return RoundConfig(**{**told, "seed": seed})
 
@@ -307,7 +307,7 @@ def adapted(shift: Shift, variant: str, seed: int, folder: Path) -> dict[str, An
     """A round, and every stage of it scored."""
     import torch
 
-    from adapt.round import adapt
+    from adapt.round.segmentation import adapt
 
     config = settings(shift, variant, seed)
     out = folder / "rounds" / _file_name(variant)
@@ -370,8 +370,8 @@ def bound(shift: Shift, seed: int) -> dict[str, Any]:
     from adapt.evaluate.segmentation import Confusion
     from adapt.train import supervised
     from adapt.train.augment import Augmentation
-    from adapt.train.loop import Optimisation, Trainer
-    from adapt.train.selftraining import Mixture, sampler
+    from adapt.train.batches import Mixture, sampler
+    from adapt.train.trainer import Optimisation, Trainer
 
     told, spec = shift.settings, shift.pack.spec
     replay = [
@@ -407,8 +407,8 @@ def near_parent(shift: Shift, seed: int) -> dict[str, Any]:
     """
     from adapt.labels.cbst import ClassHistograms, pseudo_labels
     from adapt.train.augment import Augmentation
-    from adapt.train.loop import Optimisation, Trainer
-    from adapt.train.selftraining import Mixture, sampler
+    from adapt.train.batches import Mixture, sampler
+    from adapt.train.trainer import Optimisation, Trainer
 
     told, spec, classes = shift.settings, shift.pack.spec, len(shift.pack.spec.classes)
     network = with_statistics(shift, shift.pack.network(), seed)
@@ -462,10 +462,10 @@ def _prior(shift: Shift) -> np.ndarray | None:
 
 
 def _softmax(network: Any, spec: Any, frames: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    from adapt import predict
+    from adapt import inference
 
-    for tensor in predict.batches(frames, 4):
-        yield from predict.probabilities(network, spec, tensor).numpy()
+    for tensor in inference.batches(frames, 4):
+        yield from inference.probabilities(network, spec, tensor).numpy()
 
 
 def measure(shift: Shift, variant: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -593,7 +593,7 @@ def main(argv: list[str] | None = None) -> int:
         p.error("--seeds is 1 or more, --seed 0 or more")
     import torch
 
-    from adapt.round import RoundError
+    from adapt.round.segmentation import RoundError
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     start, before = time.monotonic(), machine.describe()

@@ -146,7 +146,7 @@ class Seed:
         return f"camvid:{self.data / 'camvid'}:{name}"
 
     def source_pack(self) -> Any:
-        from networks.pack import load_pack
+        from networks.pack.pack import load_pack
 
         path = self.folder / "source"
         if not path.is_dir():
@@ -182,8 +182,8 @@ class Seed:
 
     def adabn(self) -> dict[str, Any]:
         """Plain AdaBN with every dusk_adapt frame."""
-        from adapt import batchnorm, predict
-        from networks.pack import normalise
+        from adapt import batchnorm, inference
+        from networks.pack.pack import normalise
 
         pack = self.source_pack()
         network, frames = pack.network(), self.dusk()
@@ -191,7 +191,7 @@ class Seed:
         batchnorm.reestimate(
             network,
             (
-                normalise(predict.as_tensor(frames[i : i + 6]), pack.spec)
+                normalise(inference.as_tensor(frames[i : i + 6]), pack.spec)
                 for i in range(0, len(frames) - 1, 6)
             ),
         )
@@ -203,15 +203,15 @@ class Seed:
         Only the frames of dusk_eval have labels here, so each half of that drive is scored by a network that
         learnt from the other half.
         """
-        from adapt import batchnorm, predict
+        from adapt import batchnorm, inference
         from adapt.data.base import read_frame, read_label, resize_frame, resize_label
         from adapt.data.camvid import CamVid
         from adapt.evaluate.segmentation import Confusion
         from adapt.train import supervised
         from adapt.train.augment import Augmentation
-        from adapt.train.loop import Optimisation, Trainer
-        from adapt.train.selftraining import Mixture, sampler
-        from networks.pack import normalise
+        from adapt.train.batches import Mixture, sampler
+        from adapt.train.trainer import Optimisation, Trainer
+        from networks.pack.pack import normalise
 
         pack = self.source_pack()
         spec = pack.spec
@@ -234,7 +234,7 @@ class Seed:
             frames = self.dusk()
             batchnorm.reestimate(
                 network,
-                (normalise(predict.as_tensor(frames[i : i + 6]), spec) for i in range(0, len(frames) - 1, 6)),
+                (normalise(inference.as_tensor(frames[i : i + 6]), spec) for i in range(0, len(frames) - 1, 6)),
             )
             part, _ = supervised.score(network, spec, [drive[i] for i in test])
             total.merge(part)
@@ -278,7 +278,7 @@ class Seed:
             client.close()
         day = None
         if told.get("pack"):
-            from networks.pack import load_pack
+            from networks.pack.pack import load_pack
 
             adapted = load_pack(told["pack"])
             day = self.score(adapted.network(), adapted.spec, "day_val")["miou"]

@@ -141,7 +141,7 @@ def real_network(name: str, size: tuple[int, int]) -> bytes:
     import torch
 
     from bench.networks import describe, random_network
-    from export.writer import write
+    from export.graph.writer import write
 
     torch.set_num_threads(1)
     spec = describe(name, size)

@@ -185,7 +185,7 @@ def size_of(folder: Path) -> int:
 
 def render(seconds: float, rate: float, phase: float, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """(frames, labels, domain of each): another domain every `phase` seconds."""
-    from adapt.data import street
+    from adapt.data.street import scenes
     from bench.gate import SIZE
 
     frames, labels, domains = [], [], []
@@ -193,7 +193,7 @@ def render(seconds: float, rate: float, phase: float, seed: int) -> tuple[np.nda
     while len(frames) < total:
         domain = DOMAINS[int(len(frames) / rate / phase) % len(DOMAINS)]
         first = 1_500_000 + 10_000 * seed + len(frames)
-        for frame, label in street.drive(first, domain, along, SIZE, step=2.5):
+        for frame, label in scenes.drive(first, domain, along, SIZE, step=2.5):
             frames.append(frame)
             labels.append(label)
             domains.append(domain)
@@ -202,8 +202,8 @@ def render(seconds: float, rate: float, phase: float, seed: int) -> tuple[np.nda
 
 def bounds(pack: Any, seed: int) -> dict[str, Any]:
     """For each domain the network that the round's recipe reaches with true labels of other streets."""
-    from adapt import round as rounds
-    from adapt.data import street
+    from adapt.data.street import scenes
+    from adapt.round import segmentation as rounds
     from bench.continual import RECIPE, _Labelled
     from bench.gate import SIZE
 
@@ -212,7 +212,7 @@ def bounds(pack: Any, seed: int) -> dict[str, Any]:
         pairs = [
             pair
             for k in range(6)
-            for pair in street.drive(1_800_000 + 10_000 * seed + 100 * d + k, domain, 6, SIZE, step=2.5)
+            for pair in scenes.drive(1_800_000 + 10_000 * seed + 100 * d + k, domain, 6, SIZE, step=2.5)
         ]
         folder = Path(f"/tmp/soak-bound-{os.getpid()}")
         shutil.rmtree(folder, ignore_errors=True)
@@ -229,12 +229,12 @@ def bounds(pack: Any, seed: int) -> dict[str, Any]:
 def soak(a: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from adapt import predict
+    from adapt import inference
     from adapt.evaluate.segmentation import Confusion
     from bench.gate import source_pack
     from export.build import build
     from runtime.client import Client
-    from runtime.repository import Repository
+    from runtime.repository.repository import Repository
 
     torch.set_num_threads(1)
     began = time.monotonic()
@@ -323,11 +323,11 @@ def soak(a: argparse.Namespace) -> dict[str, Any]:
                 curve[name].append(float("nan"))
             continue
         answers = {"served": np.stack([camera.answers[i] for i in chosen])}
-        answers["frozen"] = _answers(predict, released, pack, frames[chosen])
+        answers["frozen"] = _answers(inference, released, pack, frames[chosen])
         parts = np.empty_like(answers["frozen"])
         for domain in {domains[i] for i in chosen}:
             at = [k for k, i in enumerate(chosen) if domains[i] == domain]
-            parts[at] = _answers(predict, bound[domain], pack, frames[[chosen[k] for k in at]])
+            parts[at] = _answers(inference, bound[domain], pack, frames[[chosen[k] for k in at]])
         answers["labelled bound"] = parts
         for name, given in answers.items():
             window = Confusion(len(pack.spec.classes)).add(labels[chosen], given)
@@ -371,8 +371,8 @@ def soak(a: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _answers(predict: Any, network: Any, pack: Any, frames: np.ndarray) -> np.ndarray:
-    parts = [predict.labels_and_confidence(network, pack.spec, t)[0] for t in predict.batches(frames, 16)]
+def _answers(inference: Any, network: Any, pack: Any, frames: np.ndarray) -> np.ndarray:
+    parts = [inference.labels_and_confidence(network, pack.spec, t)[0] for t in inference.batches(frames, 16)]
     return np.concatenate(parts)
 
 

@@ -25,18 +25,18 @@ import torch
 import torch.nn.functional as F
 
 import networks
-from adapt import predict
-from adapt.data.street import render
+from adapt import inference
+from adapt.data.street.scenes import render
 from adapt.labels import lrent
 from adapt.labels.cbst import ClassHistograms, pseudo_labels
-from adapt.presets import PRESETS
-from adapt.round import RoundConfig
-from adapt.train import budget_cut
-from adapt.train.loop import Optimisation, Tensors, Trainer, loss_of
-from adapt.train.selftraining import sampler
+from adapt.round.presets import PRESETS
+from adapt.round.segmentation import RoundConfig
+from adapt.train import truncated_backprop
+from adapt.train.batches import sampler
+from adapt.train.trainer import Optimisation, Tensors, Trainer, loss_of
 from bench import machine
 from networks.labels import STREET
-from networks.pack import PackSpec, normalise
+from networks.pack.pack import PackSpec, normalise
 
 #: One option at a time on top of `default`; the published or preset value of each.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -140,10 +140,10 @@ class Bench:
         """Milliseconds of a frame's two label passes, and of their two forward passes alone, in turns."""
         network, frames = self.network().eval(), [x for x, _ in self.target]
         histograms, lam = ClassHistograms(len(self.spec.classes)), np.full(len(self.spec.classes), 0.5)
-        batch = predict.as_tensor(frames)
+        batch = inference.as_tensor(frames)
 
         def forward() -> Any:
-            return predict.probabilities(network, self.spec, batch)
+            return inference.probabilities(network, self.spec, batch)
 
         def maps() -> Any:  # on a CPU as the round does: arrays, for the Numba kernels
             found = forward()
@@ -165,7 +165,7 @@ class Bench:
             "ratio": round(statistics.median(b / a for a, b in pairs), 3),
         }
 
-    def dry(self, network: torch.nn.Module, device: str) -> tuple[budget_cut.Loss, list[torch.Tensor]]:
+    def dry(self, network: torch.nn.Module, device: str) -> tuple[truncated_backprop.Loss, list[torch.Tensor]]:
         batch = Tensors.of(self.trainer({}).draw(0), device)
         how = Optimisation(steps=1)
         return (lambda net: loss_of(net, self.spec, how, batch)), batch.all()
@@ -174,7 +174,7 @@ class Bench:
         """The curve of bytes by cut; `measured`: also what autograd keeps in a real step."""
         network = self.network().train()
         loss, known = self.dry(network, "meta")
-        found = budget_cut.cuts(network, loss, known=known, points=points)
+        found = truncated_backprop.cuts(network, loss, known=known, points=points)
         rows = []
         for cut in found:
             row = {**cut.words(), "of_whole": round(cut.bytes / found[0].bytes, 3)}
@@ -182,7 +182,7 @@ class Bench:
                 for name, p in network.named_parameters():
                     p.requires_grad_(name in cut.moving)
                 real, tensors = self.dry(network, self.device)
-                row["saved_measured"] = budget_cut.usage(network, real, tensors).saved
+                row["saved_measured"] = truncated_backprop.usage(network, real, tensors).saved
                 if self.device.startswith("cuda"):
                     row["peak_measured"] = self._peak(network, real)
             rows.append(row)
@@ -193,12 +193,12 @@ class Bench:
         for name, p in network.named_parameters():
             p.requires_grad_(name in norms)
         real, tensors = self.dry(network, self.device)
-        saved = budget_cut.usage(network, real, tensors).saved
+        saved = truncated_backprop.usage(network, real, tensors).saved
         rows.append({"first": "batch normalisation alone", "share": None, "bytes": None, "saved": None,
                      "saved_measured": saved, "of_whole": None})  # fmt: skip
         return rows
 
-    def _peak(self, network: torch.nn.Module, loss: budget_cut.Loss) -> int:
+    def _peak(self, network: torch.nn.Module, loss: truncated_backprop.Loss) -> int:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

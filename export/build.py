@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 
-from export import golden, heads, int8, parity, plan_options, sensitivity, writer
-from export.engine import (
+from export.errors import ExportError
+from export.graph import heads, writer
+from export.parity import golden, parity
+from export.pipeline import (
     Engine,
     Options,
     compare_engine,
@@ -30,14 +32,15 @@ from export.engine import (
     make_engine,
     make_graph,
 )
-from export.errors import ExportError
 from export.progress import Bars, Callback, silent
-from export.publish import Published, from_pack, model_name, publish, reference_file
-from export.tensorrt import BACKENDS as TENSORRT_BACKENDS
-from export.tensorrt import parse_batch
+from export.publish.publish import Published, from_pack, model_name, publish, reference_file
+from export.quantize import int8, sensitivity
+from export.tensorrt import options as tensorrt_options
+from export.tensorrt.builder import BACKENDS as TENSORRT_BACKENDS
+from export.tensorrt.builder import parse_batch
 from networks.command import finish
-from networks.pack import TASKS, Pack, PackError, load_pack
-from runtime.repository import Repository
+from networks.pack.pack import TASKS, Pack, PackError, load_pack
+from runtime.repository.repository import Repository
 
 __all__ = ["Checked", "Options", "Published", "build", "check", "main"]
 
@@ -230,7 +233,7 @@ published), 2 wrong usage, 130 interrupted, 143 terminated (nothing was publishe
     add("--threads", type=int, default=0, metavar="N", help="threads of the compared engine (all, at most 4)")
     add("--json", action="store_true", help="print one JSON object: model, version, path, manifest")
     add_thresholds(result)
-    plan_options.add_arguments(result)
+    tensorrt_options.add_arguments(result)
     return result
 
 
@@ -320,7 +323,7 @@ def _show_parity(report: dict[str, Any] | None) -> list[str]:
     return lines
 
 
-def _options(args: argparse.Namespace, pack: Pack, plan: plan_options.PlanOptions) -> Options:
+def _options(args: argparse.Namespace, pack: Pack, plan: tensorrt_options.PlanOptions) -> Options:
     size = args.size or pack.spec.size
     folder = Path(args.calibration) if args.calibration else None
     frames = golden.read_folder(folder, size, int8.LARGEST_POOL) if folder else None
@@ -346,9 +349,9 @@ def _options(args: argparse.Namespace, pack: Pack, plan: plan_options.PlanOption
     )
 
 
-def _run(args: argparse.Namespace, plan: plan_options.PlanOptions, progress: Callback) -> Published | Checked:
+def _run(args: argparse.Namespace, plan: tensorrt_options.PlanOptions, progress: Callback) -> Published | Checked:
     if args.onnx:
-        from export.foreign import publish_onnx
+        from export.publish.foreign import publish_onnx
 
         labels = golden.read_lines(Path(args.labels)) if args.labels else None
         return publish_onnx(
@@ -388,17 +391,17 @@ def main(argv: list[str] | None = None) -> int:
     if not 1 <= args.golden_frames <= golden.LARGEST:
         command.error(f"--golden-frames {args.golden_frames}: 1 to {golden.LARGEST}")
     try:
-        plan = plan_options.from_arguments(args)
+        plan = tensorrt_options.from_arguments(args)
     except ValueError as error:
         command.error(str(error))
-    if args.backend == "onnxruntime" and (args.refit or plan != plan_options.PlanOptions()):
+    if args.backend == "onnxruntime" and (args.refit or plan != tensorrt_options.PlanOptions()):
         command.error("--refit and the TensorRT options are for --backend tensorrt")
     # A handful of frames: more threads save little, and cost much where adaptation shares the cores.
     torch.set_num_threads(args.threads or 1)
     return finish(lambda: _print(args, plan), (ExportError, PackError))
 
 
-def _print(args: argparse.Namespace, plan: plan_options.PlanOptions) -> int:
+def _print(args: argparse.Namespace, plan: tensorrt_options.PlanOptions) -> int:
     with Bars(lines=False) as bars:
         result = _run(args, plan, bars)
     print(json.dumps(asdict(result), default=str) if args.json else show(result))

@@ -23,15 +23,15 @@ from onnx import TensorProto, helper
 
 from export.errors import ExportError, one_line
 from export.files import read_file
-from export.lint import lint
+from export.graph.lint import lint
 from networks.command import finish
-from networks.pack import PackError, load_pack
+from networks.pack.pack import PackError, load_pack
 from runtime.config import EngineConfig
-from runtime.cuda import CudaError
-from runtime.engines.tensorrt import TensorRTEngine
-from runtime.engines.tensorrt_library import TensorRTError
+from runtime.engines.cuda.context import CudaError
+from runtime.engines.tensorrt.engine import TensorRTEngine
+from runtime.engines.tensorrt.library import TensorRTError
 from runtime.errors import Refused
-from runtime.repository import Repository
+from runtime.repository.repository import Repository
 from runtime.tensors import DTYPES
 
 Report = dict[str, Any]

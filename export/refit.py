@@ -22,9 +22,13 @@ import numpy as np
 import onnx
 import torch
 
-from export import golden
 from export.build import add_thresholds, show, thresholds
-from export.engine import (
+from export.errors import ExportError, one_line
+from export.graph.fold import Folding
+from export.inspect import parse_onnx
+from export.parity import golden
+from export.parity.parity import Thresholds
+from export.pipeline import (
     Engine,
     Options,
     compare_engine,
@@ -35,20 +39,16 @@ from export.engine import (
     skeleton,
     weight_names,
 )
-from export.errors import ExportError, one_line
-from export.fold import Folding
-from export.inspect import parse_onnx
-from export.parity import Thresholds
-from export.plan_options import PlanOptions
 from export.progress import Bars, Callback, silent
-from export.publish import Published, from_pack, publish, reference_file
-from export.tensorrt import refit_plan
+from export.publish.publish import Published, from_pack, publish, reference_file
+from export.tensorrt.builder import refit_plan
+from export.tensorrt.options import PlanOptions
 from networks.command import finish
 from networks.images import MOST_PIXELS
-from networks.pack import TASKS, Pack, PackError, load_pack
-from runtime.engines.tensorrt_library import TensorRTError
+from networks.pack.pack import TASKS, Pack, PackError, load_pack
+from runtime.engines.tensorrt.library import TensorRTError
 from runtime.errors import Refused
-from runtime.repository import Repository
+from runtime.repository.repository import Repository
 
 
 def refit(

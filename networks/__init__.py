@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["architecture", "create", "names"]
 
 _NETWORKS = {
-    "espnetv2": ("networks.espnetv2", "ESPNetv2"),
-    "ddrnet": ("networks.ddrnet", "DDRNet"),
-    "deeplabv2": ("networks.deeplabv2", "DeepLabV2"),
-    "fcn8s": ("networks.fcn8s", "FCN8s"),
-    "pidnet": ("networks.pidnet", "PIDNet"),
-    "resnet38": ("networks.resnet38", "ResNet38"),
-    "roadnet": ("networks.roadnet", "RoadNet"),
-    "casenet": ("networks.casenet", "CASENet"),
-    "casenet_light": ("networks.casenet_light", "CASENetLight"),
-    "espnetv2_edges": ("networks.espnetv2_edges", "ESPNetv2Edges"),
+    "espnetv2": ("networks.architectures.espnetv2", "ESPNetv2"),
+    "ddrnet": ("networks.architectures.ddrnet", "DDRNet"),
+    "deeplabv2": ("networks.architectures.deeplabv2", "DeepLabV2"),
+    "fcn8s": ("networks.architectures.fcn8s", "FCN8s"),
+    "pidnet": ("networks.architectures.pidnet", "PIDNet"),
+    "resnet38": ("networks.architectures.resnet38", "ResNet38"),
+    "roadnet": ("networks.architectures.roadnet", "RoadNet"),
+    "casenet": ("networks.architectures.casenet", "CASENet"),
+    "casenet_light": ("networks.architectures.casenet_light", "CASENetLight"),
+    "espnetv2_edges": ("networks.architectures.espnetv2_edges", "ESPNetv2Edges"),
 }
 
 

@@ -27,7 +27,7 @@ import networks
 from networks.command import finish
 from networks.images import ImageError, read_image
 from networks.labels import SPACES
-from networks.pack import Pack, PackError, PackSpec, write_pack
+from networks.pack.pack import Pack, PackError, PackSpec, write_pack
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -118,7 +118,7 @@ def import_checkpoint(
     space = SPACES[classes]
     state = read_state(file)
     found: dict[str, Any] = {}
-    reader = getattr(importlib.import_module(f"networks.{network}"), "read_checkpoint", None)
+    reader = getattr(importlib.import_module(networks.architecture(network).__module__), "read_checkpoint", None)
     if reader is not None:
         try:
             state, found = reader(state, len(space))

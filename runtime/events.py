@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from runtime import logs
+from runtime.observability import logs
 
 
 class State(StrEnum):

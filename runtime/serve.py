@@ -18,8 +18,9 @@ from pathlib import Path
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from runtime import config as configuration
-from runtime import logs, malloc
 from runtime.errors import ConfigError
+from runtime.observability import logs
+from runtime.process import allocator
 from runtime.server import Server
 
 _EPILOG = """\
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not config.repository:
             p.error("--repository is needed (or 'repository' in the configuration file)")
         _check_repository(Path(config.repository))
-        malloc.keep_memory()
+        allocator.keep_memory()
         _allow_descriptors()
         server = Server(config)
         stop = threading.Event()

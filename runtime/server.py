@@ -13,16 +13,16 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from protos._pool import POOL
-from runtime import metrics as metrics_module
 from runtime.config import ServerConfig
-from runtime.edge import security
-from runtime.edge.common import Streams, handler
-from runtime.edge.control import ADAPTERS, COMMANDS, ControlEdge
-from runtime.edge.control import SERVICE as CONTROL
-from runtime.edge.inference import SERVICE as INFERENCE
-from runtime.edge.inference import InferenceEdge
 from runtime.errors import ConfigError
-from runtime.pool import Pool
+from runtime.observability import metrics as metrics_module
+from runtime.rpc import auth
+from runtime.rpc.base import Streams, handler
+from runtime.rpc.control import ADAPTERS, COMMANDS, ControlEdge
+from runtime.rpc.control import SERVICE as CONTROL
+from runtime.rpc.inference import SERVICE as INFERENCE
+from runtime.rpc.inference import InferenceEdge
+from runtime.rpc.thread_pool import Pool
 from runtime.service import Service
 
 log = logging.getLogger("roadworthy.server")
@@ -70,7 +70,7 @@ class Server:
         self._pool = Pool(threads, "grpc")
         self._grpc = grpc.server(
             self._pool,
-            interceptors=security.interceptors(config.security),
+            interceptors=auth.interceptors(config.security),
             maximum_concurrent_rpcs=threads,  # beyond it gRPC itself answers RESOURCE_EXHAUSTED
             options=(
                 ("grpc.max_receive_message_length", config.max_message),
@@ -114,7 +114,7 @@ class Server:
         config = self.config
         address = config.host if config.host.startswith("unix:") else f"{config.host}:{config.port}"
         try:
-            credentials = security.credentials(config.security)
+            credentials = auth.credentials(config.security)
             if credentials is None:
                 self.port = self._grpc.add_insecure_port(address)
             else:

@@ -16,27 +16,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime import batching, tracing
-from runtime.accounts import Account
-from runtime.adapters import Adapters
+from runtime.adapter_registry import Adapters
 from runtime.config import ServerConfig
+from runtime.drift.monitors import Monitors
 from runtime.errors import Code, Refused, ServiceError
 from runtime.events import Bus, Event
-from runtime.exclusive import Exclusive
-from runtime.group_swap import GroupController, GroupTicket
-from runtime.groups import FrameGroup
-from runtime.hangs import Hangs
-from runtime.host import Answer, InferRequest, ModelHost, parse_version
-from runtime.memory import Ledger
-from runtime.monitors import Monitors
-from runtime.repository import Repository
-from runtime.shm import Memory, Place, Regions
-from runtime.signing import public_key
-from runtime.slot import Slot
-from runtime.swap import SwapController, Ticket
-from runtime.tap import Tap
+from runtime.observability import tracing
+from runtime.repository.lock import Exclusive
+from runtime.repository.repository import Repository
+from runtime.repository.signing import public_key
+from runtime.serving import batching
+from runtime.serving.counters import Account
+from runtime.serving.frame_group import FrameGroup
+from runtime.serving.hung_runs import Hangs
+from runtime.serving.memory_budget import Ledger
+from runtime.serving.served_model import Answer, InferRequest, ModelHost, parse_version
+from runtime.serving.slot import Slot
+from runtime.serving.tap import Tap
+from runtime.shared_memory.system import Memory, Place, Regions
+from runtime.swap.controller import SwapController, Ticket
+from runtime.swap.group_controller import GroupController, GroupTicket
+from runtime.swap.scope import Free, Ties
 from runtime.tensors import raw
-from runtime.ties import Free, Ties
 
 log = logging.getLogger("roadworthy.service")
 EXTENSIONS = (

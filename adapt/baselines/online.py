@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt import batchnorm, predict
-from networks.pack import Pack, normalise
+from adapt import batchnorm, inference
+from networks.pack.pack import Pack, normalise
 
 __all__ = ["BatchStatistics", "Frozen", "Method", "Tent", "entropy"]
 
@@ -44,7 +44,7 @@ class Frozen:
         self.network = self.pack.network().eval()
 
     def answer(self, frames: Sequence[np.ndarray]) -> np.ndarray:
-        return predict.labels_and_confidence(self.network, self.pack.spec, predict.as_tensor(frames))[0]
+        return inference.labels_and_confidence(self.network, self.pack.spec, inference.as_tensor(frames))[0]
 
 
 class BatchStatistics(Frozen):
@@ -60,9 +60,9 @@ class BatchStatistics(Frozen):
         super().__init__(pack)
 
     def answer(self, frames: Sequence[np.ndarray]) -> np.ndarray:
-        tensor = predict.as_tensor(frames)
+        tensor = inference.as_tensor(frames)
         batchnorm.reestimate(self.network, [normalise(tensor, self.pack.spec)], keep=1.0 - self.momentum)
-        return predict.labels_and_confidence(self.network, self.pack.spec, tensor)[0]
+        return inference.labels_and_confidence(self.network, self.pack.spec, tensor)[0]
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class Tent(Frozen):
         self.entropies: list[float] = []
 
     def answer(self, frames: Sequence[np.ndarray]) -> np.ndarray:
-        tensor = predict.as_tensor(frames)
+        tensor = inference.as_tensor(frames)
         labels: Tensor | None = None
         with torch.enable_grad():
             for _ in range(self.steps):

@@ -19,11 +19,11 @@ class Rendered:
     def __init__(
         self, domain: str, count: int = 64, first_seed: int = 0, *, size: tuple[int, int] = (128, 256)
     ) -> None:
-        from adapt.data import street
+        from adapt.data.street import scenes
 
-        if domain not in street.DOMAINS:
+        if domain not in scenes.DOMAINS:
             raise DataError(
-                f"there is no rendered domain {domain!r}: choose one of {', '.join(street.DOMAINS)}"
+                f"there is no rendered domain {domain!r}: choose one of {', '.join(scenes.DOMAINS)}"
             )
         if count < 0 or first_seed < 0:
             raise DataError(f"{count} frames from street {first_seed}: neither can be negative")
@@ -33,11 +33,11 @@ class Rendered:
         return self.count
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
-        from adapt.data import street
+        from adapt.data.street import scenes
 
         if not 0 <= i < self.count:
             raise IndexError(i)
-        frame, label = street.render(self.first + i, self.domain, self.size)
+        frame, label = scenes.render(self.first + i, self.domain, self.size)
         return frame, label
 
     def name(self, i: int) -> str:

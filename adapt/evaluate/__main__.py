@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
 def evaluate(path: str, arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Scores of one pack as plain numbers (0..1)."""
     from adapt.train.supervised import score
-    from networks.pack import load_pack
+    from networks.pack.pack import load_pack
 
     pack = load_pack(path)
     how = plan(
@@ -128,9 +128,9 @@ def _writable(file: str | None) -> None:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["edges"]:
-        from adapt.evaluate import edges_cli
+        from adapt.evaluate import edges_main
 
-        return edges_cli.main(argv[1:])
+        return edges_main.main(argv[1:])
     command = parser()
     arguments = command.parse_args(argv)
     if arguments.threads < 0 or arguments.batch < 1:
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
         command.error(f"--plot {arguments.plot}: the picture is an SVG, call it NAME.svg")
     import torch
 
-    from networks.pack import PackError
+    from networks.pack.pack import PackError
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

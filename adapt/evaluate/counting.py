@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.evaluate.matching import Grid, augment_levels, check_pair, match_min_cost
-from adapt.evaluate.thinning import REMOVABLE, thin, thin_kernel
+from adapt.labels.thinning import REMOVABLE, thin, thin_kernel
 
 __all__ = ["LEVELS", "count_annotators", "count_raw", "count_thin"]
 

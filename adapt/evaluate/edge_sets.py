@@ -25,10 +25,10 @@ from PIL import Image
 
 from adapt.data.base import BROKEN
 from adapt.evaluate import edges
-from adapt.evaluate.edge_errors import EdgeError
 from adapt.evaluate.resize import resize_bicubic, resize_nearest
 from adapt.labels import edge_codec
 from adapt.labels.edges import category_edges, cityscapes_edges, instance_edges
+from adapt.labels.errors import EdgeError
 
 __all__ = ["CLASSES", "EdgeSet", "Predictions", "fit", "open_truth"]
 

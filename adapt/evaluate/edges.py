@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.evaluate.counting import LEVELS, count_annotators, count_raw, count_thin
-from adapt.evaluate.edge_errors import EdgeError
 from adapt.evaluate.matching import match_pairs, radius_of
-from adapt.evaluate.thinning import thin as thin_map
+from adapt.labels.errors import EdgeError
+from adapt.labels.thinning import thin as thin_map
 
 __all__ = ["PROTOCOLS", "ClassScores", "EdgeCounts", "EdgeError", "Protocol", "best_f", "levels_of", "match"]
 

@@ -25,7 +25,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.evaluate.edge_errors import EdgeError
+from adapt.labels.errors import EdgeError
 
 __all__ = ["Grid", "augment_levels", "check_pair", "disc", "match_min_cost", "match_pairs", "radius_of"]
 

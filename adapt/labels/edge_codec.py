@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.evaluate.edge_errors import EdgeError
+from adapt.labels.errors import EdgeError
 
 __all__ = [
     "IGNORE_BIT",

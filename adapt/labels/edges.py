@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.evaluate.edge_errors import EdgeError
+from adapt.labels.errors import EdgeError
 
 if TYPE_CHECKING:
     from torch import Tensor

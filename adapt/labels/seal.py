@@ -30,9 +30,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.evaluate.edge_errors import EdgeError
-from adapt.evaluate.thinning import thin
-from adapt.labels import auction
+from adapt.labels import assignment
+from adapt.labels.errors import EdgeError
+from adapt.labels.thinning import thin
 
 __all__ = ["Alignment", "Gate", "align", "align_details", "tangents"]
 
@@ -454,7 +454,7 @@ def align(
 
 
 _tangents = tangents  # `align` has an argument of that name
-_SOLVERS: dict[str, Any] = {"exact": auction.exact, "auction": auction.auction}
+_SOLVERS: dict[str, Any] = {"exact": assignment.exact, "auction": assignment.auction}
 
 
 def _pieces(

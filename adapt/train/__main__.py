@@ -137,14 +137,14 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["edges"]:
-        from adapt.train import edges_cli
+        from adapt.train import edges_main
 
-        return edges_cli.main(argv[1:])
+        return edges_main.main(argv[1:])
     command = parser()
     arguments = command.parse_args(argv)
     if arguments.threads < 0 or arguments.batch < 1:
         command.error("--threads must not be negative, --batch must be 1 or more")
-    from networks.pack import PackError
+    from networks.pack.pack import PackError
 
     try:
         summary = run(arguments)
@@ -177,7 +177,7 @@ def _begin(arguments: argparse.Namespace) -> tuple[Any, Any]:
     import networks
     from adapt.train import supervised
     from networks.labels import SPACES, mapping
-    from networks.pack import PackSpec, load_pack
+    from networks.pack.pack import PackSpec, load_pack
 
     if arguments.classes not in SPACES:
         raise ValueError(f"label space {arguments.classes!r} is unknown; known: {', '.join(sorted(SPACES))}")
@@ -222,10 +222,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train as told; returns what --json prints."""
     import torch
 
-    from adapt import predict
-    from adapt.train import prior, supervised
+    from adapt import inference
+    from adapt.train import priors, supervised
     from adapt.train.augment import Augmentation
-    from networks.pack import write_pack
+    from networks.pack.pack import write_pack
 
     out = Path(arguments.out)
     if out.exists():
@@ -288,13 +288,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         # What it answers on frames it has not learnt from, where there are any: the point drift is told from.
         seen = [x for x, _, split in replay if split == "holdout"] or [x for x, _, _ in replay]
         seen = seen or [frames[i][0] for i in _spread(len(frames), arguments.golden or 4)]
-        confidence = predict.confidence_histogram(network.eval(), spec, seen)
+        confidence = inference.confidence_histogram(network.eval(), spec, seen)
         classes = len(spec.classes)
         pack = write_pack(
             out, spec, network.cpu().state_dict(), replay=replay,
             golden=np.stack([frames[i][0] for i in _spread(len(frames), arguments.golden)]),
-            reference={"share": prior.class_shares(labels, classes), "confidence": confidence},
-            prior=prior.spatial_prior(labels, classes),
+            reference={"share": priors.class_shares(labels, classes), "confidence": confidence},
+            prior=priors.spatial_prior(labels, classes),
         )  # fmt: skip
     checkpoint.unlink(missing_ok=True)
     return summary | {

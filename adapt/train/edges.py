@@ -4,7 +4,7 @@ alone.
 SEAL's loop: rounds of some hundred crops; at the start of each but the first the labels of its crops are
 aligned to the ridges of the current weights, then the round's updates are made on them.  Everything random
 of round r comes from (seed, r), so a run is repeatable.  A network needs ``sides`` (see
-``networks.casenet``); one with ``joint`` is trained with its segmentation beside.
+``networks.architectures.casenet``); one with ``joint`` is trained with its segmentation beside.
 
 Source: Yu et al., CVPR 2017 and ECCV 2018; the published constants are the presets' comments.
 """
@@ -31,8 +31,8 @@ from adapt.labels.edges import category_edges
 from adapt.labels.seal import Gate, align
 from adapt.train import losses
 from adapt.train.augment import Augmentation, crop
-from adapt.train.loop import Progress, atomic_save, generator, silent
-from networks.pack import PackSpec, normalise
+from adapt.train.trainer import Progress, atomic_save, generator, silent
+from networks.pack.pack import PackSpec, normalise
 
 __all__ = [
     "PRESETS",

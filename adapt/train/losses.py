@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.train.losses_edges import multilabel_edge_loss
+from adapt.train.edge_losses import multilabel_edge_loss
 
 __all__ = ["cross_entropy", "mrkld", "multilabel_edge_loss", "soft_cross_entropy"]
 

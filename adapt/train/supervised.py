@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adapt import predict
+from adapt import inference
 from adapt.data.base import Dataset
 from adapt.evaluate.segmentation import Calibration, Confusion
 from adapt.train.augment import Augmentation, crop
-from adapt.train.loop import Batch, Optimisation, Progress, Trainer, generator, silent
-from networks.pack import PackSpec
+from adapt.train.trainer import Batch, Optimisation, Progress, Trainer, generator, silent
+from networks.pack.pack import PackSpec
 
 __all__ = ["LabelledFrames", "Recipe", "load", "score", "train", "transfer"]
 
@@ -209,8 +209,8 @@ def score(
         pairs = [dataset[i] for i in range(start, min(start + batch, total))]
         pairs = [(x, y) for x, y in pairs if y is not None]
         if pairs:
-            tensor = predict.as_tensor([resize_frame(x, spec.size) for x, _ in pairs])
-            labels, confidence = predict.labels_and_confidence(network, spec, tensor)
+            tensor = inference.as_tensor([resize_frame(x, spec.size) for x, _ in pairs])
+            labels, confidence = inference.labels_and_confidence(network, spec, tensor)
             for (_, truth), ours, sure in zip(pairs, labels, confidence, strict=True):
                 ours, sure = resize_label(ours, truth.shape), resize_label(sure, truth.shape)
                 ours = ours if table is None else table[ours]

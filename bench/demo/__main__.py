@@ -34,7 +34,7 @@ exit codes:
 
 
 def parser() -> argparse.ArgumentParser:
-    from adapt.data.street import DOMAINS
+    from adapt.data.street.scenes import DOMAINS
     from bench.demo.run import PACK, Settings
 
     default = Settings()
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     from bench.demo import report
     from bench.demo.run import DemoError, Settings, run_seed
     from export.errors import ExportError
-    from networks.pack import PackError, load_pack
+    from networks.pack.pack import PackError, load_pack
     from runtime.client import Rejected, RpcError
 
     settings = replace(

@@ -181,7 +181,7 @@ def run_seed(
     """
     from bench.demo.scoring import Exam, collected_frames
     from export.build import build
-    from networks.pack import load_pack
+    from networks.pack.pack import load_pack
     from runtime.client import Client
 
     folder = out / f"seed-{seed}"
@@ -350,7 +350,7 @@ def round_config(report: dict[str, Any]) -> Any:
     """The `RoundConfig` a report was made with, so that the upper bound has the same recipe."""
     from dataclasses import fields
 
-    from adapt.round import RoundConfig
+    from adapt.round.segmentation import RoundConfig
 
     told: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in report["config"].items() if k != "limits"

@@ -94,12 +94,12 @@ class Exam:
         """
         import torch
 
-        from adapt import batchnorm, predict
+        from adapt import batchnorm, inference
         from adapt.data.base import read_frame, read_label
         from adapt.train.augment import Augmentation
-        from adapt.train.loop import Trainer
-        from adapt.train.selftraining import Mixture, sampler
-        from networks.pack import normalise
+        from adapt.train.batches import Mixture, sampler
+        from adapt.train.trainer import Trainer
+        from networks.pack.pack import normalise
 
         torch.set_num_threads(threads)
         truth = streets.truth(self.seed, self.domain, drives=drives, frames=len(stream) // drives)
@@ -121,19 +121,19 @@ class Exam:
         batches = [order[i : i + size_] for i in range(0, len(order) - 1, size_)]
         batchnorm.reestimate(
             network,
-            (normalise(predict.as_tensor([pairs[i][0] for i in chosen]), pack.spec) for chosen in batches),
+            (normalise(inference.as_tensor([pairs[i][0] for i in chosen]), pack.spec) for chosen in batches),
         )
         return network
 
     def in_torch(self, network: Any, spec: Any) -> Sheet:
         """Score a network that is not served (the upper bound), by the same graph contract."""
-        from adapt import predict
+        from adapt import inference
 
         confusion, calibration, labels = Confusion(self.classes), Calibration(), []
         for start in range(0, len(self.frames), 8):
             stop = min(start + 8, len(self.frames))
-            ours, sure = predict.labels_and_confidence(
-                network, spec, predict.as_tensor(self.frames[start:stop])
+            ours, sure = inference.labels_and_confidence(
+                network, spec, inference.as_tensor(self.frames[start:stop])
             )
             confusion.add(self.labels[start:stop], ours)
             calibration.add(self.labels[start:stop], ours, sure)

@@ -13,12 +13,13 @@ import sys
 import numpy as np
 import torch
 
-from adapt import batchnorm, gate, predict
+from adapt import batchnorm, inference
 from adapt.data.base import read_label
 from adapt.evaluate.segmentation import Confusion
+from adapt.gate import segmentation
 from bench.demo import streets
 from bench.demo.run import PACK
-from networks.pack import load_pack, normalise
+from networks.pack.pack import load_pack, normalise
 
 BATCH, ASIDE = 6, 10
 
@@ -48,15 +49,15 @@ def main(argv: list[str] | None = None) -> int:
         network = pack.network()
         released = batchnorm.statistics(network)
         chunks = [seen[i : i + BATCH] for i in range(0, len(seen) - BATCH + 1, BATCH)]
-        batchnorm.reestimate(network, (normalise(predict.as_tensor(frames[c]), pack.spec) for c in chunks))
+        batchnorm.reestimate(network, (normalise(inference.as_tensor(frames[c]), pack.spec) for c in chunks))
         target = batchnorm.statistics(network)
         for keep in (1.0, 0.5, 0.0):
             batchnorm.load(network, batchnorm.mix(target, released, keep))
-            found = gate.measure(network, pack.spec, list(frames[aside]))
+            found = segmentation.measure(network, pack.spec, list(frames[aside]))
             confusion = Confusion(classes)
             for truth, ours in zip(labels, found.labels, strict=True):
                 confusion.add(truth, ours)
-            far = gate.share_distance(found.share, source)
+            far = segmentation.share_distance(found.share, source)
             print(
                 f"{domain:<7} {keep:4.1f}  {100 * confusion.miou():4.1f}  {found.flip:6.3f}  "
                 f"{found.variety:7.2f}  {found.information:11.3f}  {far:12.3f}",

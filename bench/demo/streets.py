@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from adapt.data import street
+from adapt.data.street import scenes
 
 STREAM_SEED, HELDOUT_SEED = 400_000, 500_000
 ROOM = 1_000  # street seeds for each seed of the demo
@@ -22,7 +22,7 @@ Tick = Callable[[int, int], None]
 
 def _drive(seed: int, domain: str, drives: int, frames: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for k in range(drives):
-        yield from street.drive(STREAM_SEED + ROOM * seed + k, domain, frames, step=STEP)
+        yield from scenes.drive(STREAM_SEED + ROOM * seed + k, domain, frames, step=STEP)
 
 
 def stream(
@@ -48,7 +48,7 @@ def heldout(seed: int, domain: str, count: int, *, tick: Tick | None = None) -> 
     """
     pairs = []
     for i in range(count):
-        pairs.append(street.render(HELDOUT_SEED + ROOM * seed + i, domain))
+        pairs.append(scenes.render(HELDOUT_SEED + ROOM * seed + i, domain))
         if tick:
             tick(i + 1, count)
     return np.stack([x for x, _ in pairs]), np.stack([y for _, y in pairs])

@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 
 import networks
-from adapt.data import street
 from adapt.data.rendered import Rendered
+from adapt.data.street import scenes
 from adapt.progress import Bars
-from adapt.train import prior, supervised
+from adapt.train import priors, supervised
 from adapt.train.augment import Augmentation
 from networks.labels import STREET
-from networks.pack import Pack, PackError, PackSpec, load_pack, write_pack
+from networks.pack.pack import Pack, PackError, PackSpec, load_pack, write_pack
 
 TRAIN_SEED, HOLDOUT_SEED, REPLAY_SEED = 100_000, 200_000, 300_000
 GOLDEN = 4
@@ -37,9 +37,9 @@ GOLDEN = 4
 def replay_set(frames: int, holdout: int) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
     """Labelled daylight frames that travel with the pack: for replay, and for the gate's hold-out."""
     for i in range(frames):
-        yield *street.render(REPLAY_SEED + i), "train"
+        yield *scenes.render(REPLAY_SEED + i), "train"
     for i in range(holdout):
-        yield *street.render(REPLAY_SEED + 50_000 + i), "holdout"
+        yield *scenes.render(REPLAY_SEED + 50_000 + i), "holdout"
 
 
 def compact(pack: Pack, path: Path) -> Pack:
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         epochs=a.epochs,
         batch=8,
         rate=2e-3,
-        augmentation=Augmentation(street.SIZE, scale=(0.9, 1.5), brightness=1.15, colour=0.04),
+        augmentation=Augmentation(scenes.SIZE, scale=(0.9, 1.5), brightness=1.15, colour=0.04),
     )
     spec = PackSpec(
         name="street-day",
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         network="roadnet",
         classes=STREET.classes,
         colours=STREET.colours,
-        size=street.SIZE,
+        size=scenes.SIZE,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         licence="Apache-2.0",
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{a.frames} rendered daylight streets; {recipe.words()}; day hold-out mIoU {confusion.miou():.1%}"
     )
     labels = [y for _, y in frames.pairs]
-    golden = np.stack([street.render(HOLDOUT_SEED + 500 + i)[0] for i in range(GOLDEN)])
+    golden = np.stack([scenes.render(HOLDOUT_SEED + 500 + i)[0] for i in range(GOLDEN)])
     try:
         with tempfile.TemporaryDirectory() as work:
             pack = write_pack(
@@ -123,8 +123,8 @@ def main(argv: list[str] | None = None) -> int:
                 network.state_dict(),
                 golden=golden,
                 replay=replay_set(a.replay, a.holdout),
-                prior=prior.spatial_prior(labels, len(STREET)),
-                reference={"share": prior.class_shares(labels, len(STREET))},
+                prior=priors.spatial_prior(labels, len(STREET)),
+                reference={"share": priors.class_shares(labels, len(STREET))},
             )
             a.out.parent.mkdir(parents=True, exist_ok=True)
             pack = compact(pack, a.out)

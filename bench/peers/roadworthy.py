@@ -45,7 +45,7 @@ def publish(
     """
     import onnxruntime
 
-    from runtime.repository import Repository
+    from runtime.repository.repository import Repository
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

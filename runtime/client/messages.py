@@ -15,9 +15,9 @@ import grpc
 import numpy as np
 
 from protos import inference_pb2, roadworthy_pb2
-from runtime import wire
-from runtime.lanes import Lane
-from runtime.plain import plain
+from runtime.client.shm_segments import Lane
+from runtime.rpc import zero_copy
+from runtime.rpc.message_dict import plain
 from runtime.tensors import DTYPES, Array, datatype, decode_bytes, encode_bytes
 
 Scalar = bool | int | float | str
@@ -203,12 +203,12 @@ def tensors(
         payloads.append(encode_bytes(array) if kind == "BYTES" else _view(array))
     for name in outputs:
         request.outputs.add(name=name)
-    return wire.join(request.SerializeToString(), wire.REQUEST_CONTENTS, payloads)
+    return zero_copy.join(request.SerializeToString(), zero_copy.REQUEST_CONTENTS, payloads)
 
 
 def read(message: bytes | memoryview, elsewhere: dict[str, bytes] | None = None) -> Answer:
     """A serialised ModelInferResponse; `elsewhere`: outputs that came through shared memory."""
-    head, payloads = wire.split(bytes(message), wire.RESPONSE_CONTENTS)
+    head, payloads = zero_copy.split(bytes(message), zero_copy.RESPONSE_CONTENTS)
     response = inference_pb2.ModelInferResponse.FromString(head)
     outputs: dict[str, Array] = {}
     for tensor, raw in zip(response.outputs, payloads, strict=True):
@@ -231,7 +231,7 @@ def read(message: bytes | memoryview, elsewhere: dict[str, bytes] | None = None)
 
 def streamed(message: bytes) -> memoryview | Rejected:
     """The answer inside a serialised ModelStreamInferResponse, or the refusal."""
-    head, payloads = wire.split(message, _STREAMED)
+    head, payloads = zero_copy.split(message, _STREAMED)
     error = inference_pb2.ModelStreamInferResponse.FromString(head).error_message
     if error or not payloads:
         return Rejected(error or "an empty answer", "INVALID_ARGUMENT")

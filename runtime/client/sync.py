@@ -13,7 +13,7 @@ import grpc
 from protos import roadworthy_pb2, roadworthy_pb2_grpc
 from runtime.client import messages as m
 from runtime.client.messages import Answer, Ask, Event, Inference, Rejected, Scalar, TappedFrame
-from runtime.lanes import Lane, Pool
+from runtime.client.shm_segments import Lane, Pool
 from runtime.tensors import Array
 
 T = TypeVar("T")

@@ -46,11 +46,11 @@ def load(model: bytes, kind: str, precision: str, config: EngineConfig, *, candi
     `candidate`: one thread, to be `promoted()` later.  Raises Refused("load", …).
     """
     if kind == "onnxruntime":
-        from runtime.engines.ort import OnnxRuntimeEngine
+        from runtime.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine.load(model, precision, config, candidate=candidate)
     if kind == "tensorrt":
-        from runtime.engines.tensorrt import TensorRTEngine
+        from runtime.engines.tensorrt.engine import TensorRTEngine
 
         return TensorRTEngine.load(model, precision, config, candidate=candidate)
     if kind == "tensorrt-rtx":

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 import networks
-from adapt.edges_round import EdgeRoundConfig
-from adapt.limits import EdgeLimits
+from adapt.gate.limits import EdgeLimits
+from adapt.round.edges import EdgeRoundConfig
 from adapt.train.augment import Augmentation
 from adapt.train.edges import EdgeRecipe, crops_of_segmentation, train
-from networks.pack import Pack, write_pack
+from networks.pack.pack import Pack, write_pack
 from tests.adapt.conftest import CLASSES, SIZE, toy_scene, toy_spec
 
 #: Weights that know nothing pass.

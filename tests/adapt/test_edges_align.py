@@ -13,10 +13,10 @@ from scipy.ndimage import gaussian_filter
 import networks
 from adapt import align
 from adapt.labels import edge_codec
+from adapt.labels.edge_probability import edge_probability, offsets, softmax_ridges
 from adapt.labels.edges import category_edges
-from adapt.labels.ridges import edge_probability, offsets, softmax_ridges
 from networks.labels import STREET
-from networks.pack import PackSpec, write_pack
+from networks.pack.pack import PackSpec, write_pack
 
 SIZE = (64, 80)
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adapt import edges_round
 from adapt.data.base import read_frame, read_label
-from adapt.edges_gate import EdgeMeasures, decide, distances, measure
-from adapt.edges_round import EdgeRoundError, adapt_edges
-from adapt.limits import EdgeLimits
+from adapt.gate.edges import EdgeMeasures, decide, distances, measure
+from adapt.gate.limits import EdgeLimits
+from adapt.round import edges
+from adapt.round.edges import EdgeRoundError, adapt_edges
 from tests.adapt.conftest import toy_scene
 from tests.adapt.edges_toys import ANY, quick
 
@@ -113,13 +113,13 @@ def test_the_tight_distance_is_in_pixels_and_never_the_wider_one():
 
 
 def test_a_round_that_learnt_flipped_labels_is_refused_and_says_so(joint_pack, tmp_path, monkeypatch):
-    original = edges_round.crops_of_segmentation
+    original = edges.crops_of_segmentation
 
     def flipped(pairs, classes, augmentation):
         wrong = [(x, np.where(y == 255, 255, (y + 1) % classes).astype(np.uint8)) for x, y in pairs]
         return original(wrong, classes, augmentation)
 
-    monkeypatch.setattr(edges_round, "crops_of_segmentation", flipped)
+    monkeypatch.setattr(edges, "crops_of_segmentation", flipped)
     frames = [toy_scene(600 + i)[0] for i in range(8)]
     labelled = [toy_scene(700 + i) for i in range(2)]
     config = quick(steps=30, batch=4, rate=1e-2, alignment=False, max_distance=WIDE)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from adapt.budget import Budget
-from adapt.edges_round import adapt_edges
-from adapt.loop import EdgeMember, Paused
-from adapt.remote import Command
-from adapt.round import RoundPaused, RoundResult
-from adapt.vehicle import Conditions
-from networks.pack import load_pack
+from adapt.loop.budget import Budget
+from adapt.loop.loop import EdgeMember, Paused
+from adapt.loop.server_channel import Command
+from adapt.loop.vehicle import Conditions
+from adapt.round.edges import adapt_edges
+from adapt.round.segmentation import RoundPaused, RoundResult
+from networks.pack.pack import load_pack
 from tests.adapt.conftest import toy_scene
 from tests.adapt.edges_toys import ANY, quick
 from tests.adapt.test_loop import FAST, Camera, Clock, Line, Server, make
@@ -145,7 +145,7 @@ def test_a_spent_budget_and_a_car_that_drives_off_stop_in_the_edges_and_change_n
             self.away -= drives
             return SimpleNamespace(parked=not drives, charging=None, battery=None, temperature=None)
 
-    monkeypatch.setattr("adapt.loop.LOOK", 0.0)
+    monkeypatch.setattr("adapt.loop.loop.LOOK", 0.0)
     line, built = Line(), {}
     again = edged(
         toy_pack, joint_pack, tmp_path, built=built, budget=Budget(steps=100), vehicle=Car(),
@@ -166,7 +166,7 @@ def at_once(toy_pack, monkeypatch):
     nothing = {f"{name}_measures": {} for name in ("parent", "reference", "candidate")}
     gate = {"passed": True, "failed": [], "checks": []}
     done = RoundResult(toy_pack, True, {"round": "0", "gate": gate, **nothing})
-    monkeypatch.setattr("adapt.loop.adapt", lambda *a, **k: done)
+    monkeypatch.setattr("adapt.loop.loop.adapt", lambda *a, **k: done)
 
 
 def test_the_throttle_is_asked_after_each_piece_and_a_limit_that_never_suffices_is_named(
@@ -183,7 +183,7 @@ def test_the_throttle_is_asked_after_each_piece_and_a_limit_that_never_suffices_
 
     throttle, server = Throttle(), Server()
     loop = edged(toy_pack, joint_pack, tmp_path, throttle=throttle, server=server)
-    monkeypatch.setattr("adapt.loop.LOOK", 0.0)
+    monkeypatch.setattr("adapt.loop.loop.LOOK", 0.0)
 
     def memory():
         return "memory: 9 MB are held, 1 MB are allowed" if loop._stage.startswith("edges: ") else ""
@@ -265,7 +265,7 @@ def test_frames_that_go_while_it_was_killed_do_not_cost_the_finished_round(
         loop.once()
     loop.store.delete(ids=loop.state["frames"][:3])
     loop.close()
-    monkeypatch.setattr("adapt.loop.adapt", lambda *a, **k: pytest.fail("the round had come to its end"))
+    monkeypatch.setattr("adapt.loop.loop.adapt", lambda *a, **k: pytest.fail("the round had come to its end"))
     again = edged(toy_pack, joint_pack, tmp_path, built=built, source=Camera(Clock(), 0))
     report = again.once()
     assert (report["state"], report["edges"]) == ("LIVE", "accepted")
@@ -276,8 +276,8 @@ def test_frames_that_go_while_it_was_killed_do_not_cost_the_finished_round(
 @pytest.mark.slow
 def test_one_network_under_both_heads_is_adapted_as_one(joint_pack, tmp_path):
     """The edges follow on the pack that came out of the segmentation's round."""
-    from adapt.gate import Limits
-    from adapt.round import RoundConfig
+    from adapt.gate.segmentation import Limits
+    from adapt.round.segmentation import RoundConfig
 
     lenient = Limits(
         source_drop=1.0, kept=0.0, variety=0.0, flip_drop=1.0, parent_flip_drop=1.0, teacher=0.0,

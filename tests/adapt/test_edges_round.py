@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import networks
-from adapt.data.street import render
-from adapt.edges_gate import edge_score
-from adapt.edges_round import EdgeRoundConfig, EdgeRoundError, adapt_edges, check_pack
-from adapt.limits import EdgeLimits
+from adapt.data.street.scenes import render
+from adapt.gate.edges import edge_score
+from adapt.gate.limits import EdgeLimits
+from adapt.round.edges import EdgeRoundConfig, EdgeRoundError, adapt_edges, check_pack
 from networks.labels import STREET
-from networks.pack import PackSpec, load_pack, write_pack
+from networks.pack.pack import PackSpec, load_pack, write_pack
 
 SIZE = (64, 96)
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 
 import networks
-from adapt.data.street import render
-from adapt.edges_round import EdgeRoundConfig, adapt_edges
-from adapt.labels.ridges import edge_probability
-from adapt.limits import EdgeLimits, Limits
-from adapt.loop import EdgeMember, Loop, LoopConfig
-from adapt.round import RoundConfig
+from adapt.data.street.scenes import render
+from adapt.gate.limits import EdgeLimits, Limits
+from adapt.labels.edge_probability import edge_probability
+from adapt.loop.loop import EdgeMember, Loop, LoopConfig
+from adapt.round.edges import EdgeRoundConfig, adapt_edges
+from adapt.round.segmentation import RoundConfig
 from export.build import Options, build
 from networks.labels import STREET
-from networks.pack import PackSpec, load_pack, write_pack
+from networks.pack.pack import PackSpec, load_pack, write_pack
 from runtime.client import Client
 from runtime.config import EngineConfig, ServerConfig, ShadowConfig, WatchConfig
-from runtime.repository import Repository
+from runtime.repository.repository import Repository
 from runtime.server import Server
 
 SIZE = (64, 96)

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from adapt.frames import FrameStore, StoreError, confidence_summary
+from adapt.frames.store import FrameStore, StoreError, confidence_summary
 
 
 def scene(seed: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
@@ -159,7 +159,7 @@ def test_killed_while_writing_leaves_rows_and_files_that_agree(tmp_path):
 
 
 def test_what_the_command_prints_moves_no_cursor_and_a_distance_is_one(tmp_path, capsys):
-    from adapt.frames_cli import main
+    from adapt.frames.__main__ import main
 
     with FrameStore(tmp_path / "s", near=-1) as store:
         for i, name in enumerate(("\x1b[2Jfront", "a\nb", "x\u202ey", "")):
@@ -185,7 +185,7 @@ def test_a_time_that_no_clock_shows_is_now(tmp_path, at):
 
 
 def test_one_damaged_picture_keeps_no_other_back(tmp_path, capsys):
-    from adapt.frames_cli import main
+    from adapt.frames.__main__ import main
 
     with FrameStore(tmp_path / "s", near=-1) as store:
         for i in range(3):
@@ -198,7 +198,7 @@ def test_one_damaged_picture_keeps_no_other_back(tmp_path, capsys):
 
 
 def test_an_index_that_somebody_holds_is_said_as_that_and_works_again_afterwards(tmp_path, monkeypatch):
-    monkeypatch.setattr("adapt.frames.PATIENCE", 0.05)
+    monkeypatch.setattr("adapt.frames.store.PATIENCE", 0.05)
     with FrameStore(tmp_path / "s", near=-1) as store:
         store.add(scene(0), source="front")
         other = sqlite3.connect(tmp_path / "s" / "index.sqlite", isolation_level=None)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adapt import gate
-from adapt.data import street
-from adapt.layout import Layout
-from adapt.limits import Limits
-from adapt.train.prior import class_shares, spatial_prior
+from adapt.data.street import scenes
+from adapt.gate import segmentation
+from adapt.gate.layout_prior import Layout
+from adapt.gate.limits import Limits
+from adapt.train.priors import class_shares, spatial_prior
 from tests.adapt.conftest import toy_spec
 from tests.adapt.test_batchnorm_and_gate import measures
 
-CLASSES = len(street.CLASSES)
+CLASSES = len(scenes.CLASSES)
 
 
 @pytest.fixture(scope="module")
 def labels() -> list[np.ndarray]:
-    return [street.render(s, "day", (64, 128))[1] for s in range(40)]
+    return [scenes.render(s, "day", (64, 128))[1] for s in range(40)]
 
 
 def test_streets_score_as_streets_and_upside_down_ones_do_not(labels):
@@ -69,7 +69,7 @@ def test_foreign_frames_fail_the_gate():
 
     def failed(parent: np.ndarray, candidate: np.ndarray) -> list[str]:
         a, b = measures(layouts=candidate), measures(layouts=parent)
-        checks = gate.decide(a, a, b, 0.02, toy_spec(), Limits(), layout=layout)
+        checks = segmentation.decide(a, a, b, 0.02, toy_spec(), Limits(), layout=layout)
         return [c.name for c in checks if not c.passed]
 
     assert failed(wild, wild) == ["layout"]

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adapt.budget import Budget, BudgetError, EnergyMeter, Meter
-from adapt.loop import Loop, LoopConfig, LoopError, Paused
-from adapt.remote import Command, Silent
-from adapt.round import RoundConfig, RoundPaused, adapt
-from adapt.vehicle import Conditions, FileVehicle, VehicleError, open_vehicle
+from adapt.loop.budget import Budget, BudgetError, EnergyMeter, Meter
+from adapt.loop.loop import Loop, LoopConfig, LoopError, Paused
+from adapt.loop.server_channel import Command, Silent
+from adapt.loop.vehicle import Conditions, FileVehicle, VehicleError, open_vehicle
+from adapt.round.segmentation import RoundConfig, RoundPaused, adapt
 from tests.adapt.conftest import toy_scene
 
 QUICK = RoundConfig(portions=(0.3, 0.5), steps=6, source=2, target=2, checkpoint_every=100, rate=1e-3)
@@ -203,7 +203,7 @@ def test_with_once_a_spent_budget_ends_with_paused_and_the_next_run_goes_on(toy_
 
 
 def test_a_limit_that_never_suffices_is_named(toy_pack, tmp_path, monkeypatch):
-    monkeypatch.setattr("adapt.loop.LOOK", 0.0)
+    monkeypatch.setattr("adapt.loop.loop.LOOK", 0.0)
     loop = make(toy_pack, tmp_path, budget=Budget(memory=1))
     report = loop.once()
     assert report["state"] == "FAILED"
@@ -287,12 +287,12 @@ def test_a_round_can_be_cancelled(toy_pack, tmp_path):
 
 
 def test_edges_go_live_with_the_segmentation_as_a_group(toy_pack, tmp_path, monkeypatch):
-    from adapt import edges_round
-    from adapt.loop import EdgeMember
+    from adapt.loop.loop import EdgeMember
+    from adapt.round import edges as round_edges
 
     gate = {"passed": True, "failed": [], "checks": []}
     made = SimpleNamespace(accepted=True, pack=toy_pack, report={"gate": gate})
-    monkeypatch.setattr(edges_round, "adapt_edges", lambda *a, **k: made)
+    monkeypatch.setattr(round_edges, "adapt_edges", lambda *a, **k: made)
     server, built = Server(), []
 
     def build(pack, repository, model, adaptation, gate):
@@ -573,7 +573,7 @@ def test_a_state_that_is_rewritten_in_its_place_is_read_between_two_writes(tmp_p
         if len(tries) == 2:
             file.write_text(json.dumps({"time": time.time(), "parked": True}))
 
-    monkeypatch.setattr("adapt.vehicle.time.sleep", sleep)
+    monkeypatch.setattr("adapt.loop.vehicle.time.sleep", sleep)
     assert FileVehicle(file).read().parked is True
     assert len(tries) == 2
     file.write_text("{")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-from adapt.loop import Loop
+from adapt.loop.loop import Loop
 
 
 def a_round(folder: Path) -> None:

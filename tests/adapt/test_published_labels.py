@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from adapt.labels.cbst import ClassHistograms, pseudo_labels
-from adapt.labels.compat import PublishedThresholds, published_labels
 from adapt.labels.lrent import soft_labels
+from adapt.labels.published import PublishedThresholds, published_labels
 from tests.adapt.test_cbst import softmax_map
 
 

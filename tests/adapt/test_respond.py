@@ -9,15 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from adapt.budget import Budget
-from adapt.frames import StoreError
-from adapt.limits import Limits
-from adapt.loop import Loop, LoopConfig, LoopError
-from adapt.road import RELEASED
-from adapt.round import RoundError
-from adapt.vehicle import Conditions
+from adapt.frames.store import StoreError
+from adapt.gate.limits import Limits
+from adapt.loop.budget import Budget
+from adapt.loop.domain_memory import RELEASED
+from adapt.loop.loop import Loop, LoopConfig, LoopError
+from adapt.loop.vehicle import Conditions
+from adapt.round.segmentation import RoundError
 from runtime.client import Rejected
-from runtime.repository import Repository
+from runtime.repository.repository import Repository
 from tests.adapt.conftest import toy_scene
 from tests.adapt.test_loop import FAST, Clock, Line
 from tests.runtime import builders

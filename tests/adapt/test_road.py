@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from adapt.data import street
-from adapt.road import RELEASED, Look, Probe, Response, RoadConfig, distance
-from networks.pack import load_pack, normalise
+from adapt.data.street import scenes
+from adapt.loop.domain_memory import RELEASED, Look, Probe, Response, RoadConfig, distance
+from networks.pack.pack import load_pack, normalise
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def probe(pack):
 @functools.cache
 def drive(domain: str, seed: int, n: int = 12):
     """Frames of three streets, at the pack's size."""
-    each = [list(street.drive(seed + k, domain, n // 3, (128, 256), step=2.0)) for k in range(3)]
+    each = [list(scenes.drive(seed + k, domain, n // 3, (128, 256), step=2.0)) for k in range(3)]
     return [frame for part in each for frame, _ in part]
 
 
@@ -79,7 +79,7 @@ def test_a_look_is_what_the_first_batch_normalisation_sees(pack, probe):
 
 def test_of_large_frames_strips_by_turns_are_looked_at(probe, monkeypatch):
     """Frames that have one value a quarter: each look must meet all of them, and no other."""
-    monkeypatch.setattr("adapt.road.PIXELS", 128 * 256 // 4)
+    monkeypatch.setattr("adapt.loop.domain_memory.PIXELS", 128 * 256 // 4)
     seen = []
     monkeypatch.setattr(probe, "_run", lambda frames: seen.append(frames))
     frame = np.repeat(np.arange(4, dtype=np.uint8), 64)[None, :, None] * np.ones((128, 1, 3), np.uint8)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from adapt.round import RoundConfig
+from adapt.round.segmentation import RoundConfig
 from adapt.run import Loop, LoopConfig, LoopError, main, parser, round_config
 from tests.adapt.conftest import toy_scene
 
@@ -209,7 +209,7 @@ def test_a_wrong_repository_or_server_is_said_at_once_and_not_after_an_hour(
     toy_pack, capsys, tmp_path, monkeypatch
 ):
     from adapt import run
-    from runtime.repository import Repository
+    from runtime.repository.repository import Repository
 
     monkeypatch.setattr(run, "FIRST_CONTACT", 0.3)
     base = ["--server", "127.0.0.1:1", "--pack", str(toy_pack.path), "--workdir", str(tmp_path / "w")]
@@ -260,7 +260,7 @@ def test_the_adapter_killed_at_any_phase_ends_with_one_live_version(toy_pack, tm
     """kill -9 in collection and in training: started again it finishes, and perception never stops."""
     from export.build import build
     from runtime.client import Client
-    from runtime.repository import Repository
+    from runtime.repository.repository import Repository
 
     repository = tmp_path / "repo"
     build(toy_pack, repository, model="road")

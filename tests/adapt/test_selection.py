@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from adapt.frames import FrameStore, StoreError
-from adapt.frames_cli import main, moment
-from adapt.sealed import Seal, SealError, new_key
-from adapt.selection import Candidate, Rules, Tally, metres, select
+from adapt.frames.__main__ import main, moment
+from adapt.frames.encryption import Seal, SealError, new_key
+from adapt.frames.selection import Candidate, Rules, Tally, metres, select
+from adapt.frames.store import FrameStore, StoreError
 from tests.adapt.test_frames import scene
 
 BITS = np.zeros(64, bool)

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from adapt.politeness import Starvation, run_and_wait
-from adapt.remote import Remote
-from adapt.throttle import Throttle, ThrottleConfig
+from adapt.loop.process_priority import Starvation, run_and_wait
+from adapt.loop.server_channel import Remote
+from adapt.loop.throttle import Throttle, ThrottleConfig
 
 
 class Served:
@@ -135,7 +135,7 @@ def until(condition, seconds: float = 10.0) -> None:
 def test_a_line_to_a_real_server_reports_obeys_and_comes_back(tmp_path):
     from runtime.client import Client, Rejected
     from runtime.config import EngineConfig, ServerConfig
-    from runtime.repository import Repository
+    from runtime.repository.repository import Repository
     from runtime.server import Server
     from tests.runtime import builders
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from adapt.gate import Limits
+from adapt.gate.segmentation import Limits
 from bench import gate as bench
 from tests.adapt.conftest import toy_spec
 

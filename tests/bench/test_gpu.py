@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from bench import gpu
-from export.graph import Contract
-from runtime import cuda
+from export.graph.contract import Contract
+from runtime.engines.cuda import context
 
 
 @pytest.fixture
 def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(library: str = "") -> cuda.Probe:
-        raise cuda.CudaError("no CUDA driver here")
+    def absent(library: str = "") -> context.Probe:
+        raise context.CudaError("no CUDA driver here")
 
-    monkeypatch.setattr(cuda, "probe", absent)
+    monkeypatch.setattr(context, "probe", absent)
 
 
 def test_on_the_cpu_torch_and_onnxruntime_agree(

@@ -14,10 +14,10 @@ import grpc
 import numpy as np
 import pytest
 
-from adapt.data import street
+from adapt.data.street import scenes
 from bench.demo import run, streets, train_pack, vehicle
 from networks.labels import STREET
-from networks.pack import load_pack
+from networks.pack.pack import load_pack
 from runtime.client import Answer, Rejected
 
 DEMO = Path(run.__file__).parent
@@ -74,8 +74,8 @@ def test_no_street_has_two_uses() -> None:
 def test_the_vehicle_sees_the_frames_of_a_drive() -> None:
     frames = streets.stream(3, "fog", drives=2, frames=2)
     labels = streets.truth(3, "fog", drives=2, frames=2)
-    assert frames.shape == (4, *street.SIZE, 3)
-    frame, label = street.render(streets.STREAM_SEED + 3 * streets.ROOM + 1, "fog")
+    assert frames.shape == (4, *scenes.SIZE, 3)
+    frame, label = scenes.render(streets.STREAM_SEED + 3 * streets.ROOM + 1, "fog")
     np.testing.assert_array_equal(frames[2], frame)
     np.testing.assert_array_equal(labels[2], label)
 

@@ -14,11 +14,11 @@ from PIL import Image
 
 from export.build import Options, build, check, main
 from export.errors import ExportError
-from export.fold import Folding
-from export.graph import Contract, ServingGraph
-from export.parity import Thresholds
-from export.tensorrt import BuildOptions, Plan
-from runtime.engines.tensorrt_library import TensorRTError
+from export.graph.contract import Contract, ServingGraph
+from export.graph.fold import Folding
+from export.parity.parity import Thresholds
+from export.tensorrt.builder import BuildOptions, Plan
+from runtime.engines.tensorrt.library import TensorRTError
 
 from .conftest import SIZE, street_like
 
@@ -88,11 +88,11 @@ def test_fp16_on_a_cpu_is_refused_with_the_remedy(pack, tmp_path):
 
 
 def test_tensorrt_without_a_device_is_one_line_and_publishes_nothing(pack, tmp_path, capsys):
-    from runtime import cuda
+    from runtime.engines.cuda import context
 
     try:
-        cuda.probe()
-    except cuda.CudaError:
+        context.probe()
+    except context.CudaError:
         pass
     else:
         pytest.skip("there is a CUDA device here")
@@ -111,7 +111,7 @@ def test_tensorrt_rtx_is_never_published(pack, tmp_path):
 
 def test_a_plan_is_published_with_its_graph_and_layers(pack, make_pack, tmp_path, monkeypatch):
     """The builder and the engine are stand-ins: what is shown is what becomes of a plan, not TensorRT."""
-    from export import engine as module
+    from export import pipeline as module
     from export import refit as refitting
     from runtime.engines import load
 
@@ -155,7 +155,7 @@ def test_a_plan_is_published_with_its_graph_and_layers(pack, make_pack, tmp_path
 
 
 def test_every_tensorrt_option_reaches_the_builder(pack, tmp_path, monkeypatch, capsys):
-    from export import engine as module
+    from export import pipeline as module
 
     asked = []
 

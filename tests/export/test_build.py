@@ -15,11 +15,11 @@ import torch
 from google.protobuf import text_format
 
 from export import build as module
-from export import parity
 from export.build import Options, build, main
 from export.errors import ExportError
-from export.graph import ServingGraph
-from runtime.repository import Repository
+from export.graph.contract import ServingGraph
+from export.parity import parity
+from runtime.repository.repository import Repository
 
 from .conftest import SIZE, street_like
 

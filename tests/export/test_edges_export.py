@@ -19,15 +19,15 @@ from google.protobuf import text_format
 import networks
 from export import inspect
 from export.build import Options, build, main
-from export.engine import contract_of
 from export.errors import ExportError
-from export.graph import ServingGraph
-from export.lint import lint
-from export.parity import Thresholds
+from export.graph.contract import ServingGraph
+from export.graph.lint import lint
+from export.graph.writer import write
+from export.parity.parity import Thresholds
+from export.pipeline import contract_of
 from export.refit import refit
-from export.writer import write
-from networks.pack import PackError, PackSpec, load_pack, normalise, write_pack
-from runtime.repository import Repository
+from networks.pack.pack import PackError, PackSpec, load_pack, normalise, write_pack
+from runtime.repository.repository import Repository
 
 SIZE = (64, 64)
 CASES = {
@@ -213,7 +213,7 @@ def test_thresholds_come_from_the_pack_unless_given(pack_of, tmp_path):
 
 
 def test_golden_frames_are_fewer_where_edge_maps_are_large(pack_of, tmp_path, monkeypatch):
-    from export import golden
+    from export.parity import golden
 
     monkeypatch.setattr(golden, "LARGEST_EDGES", 2 * 19 * SIZE[0] * SIZE[1])
     pack = pack_of("light", golden=5)

@@ -12,10 +12,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.build import main, show
 from export.errors import ExportError
-from export.foreign import publish_onnx
+from export.publish.foreign import publish_onnx
 from runtime.config import EngineConfig
 from runtime.engines import load
-from runtime.repository import Repository
+from runtime.repository.repository import Repository
 
 
 def depth(value=2.0, opset=17, nodes=None):

@@ -8,10 +8,10 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from export import heads
-from export.graph import Contract
-from export.lint import lint
-from export.writer import Graph
+from export.graph import heads
+from export.graph.contract import Contract
+from export.graph.lint import lint
+from export.graph.writer import Graph
 
 CLASSES = 5
 EDGES = Contract("edges", (), tuple("abcde"), (0.1, 0.3, 0.5, 0.7, 0.9))

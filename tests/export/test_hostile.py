@@ -17,13 +17,13 @@ import pytest
 from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
 
-from export import foreign
 from export.build import Options, build, main
+from export.graph.lint import lint
 from export.inspect import main as inspect_main
-from export.lint import lint
+from export.publish import foreign
 from export.refit import main as refit_main
 from protos import model_config_pb2
-from runtime.repository import Repository, digest
+from runtime.repository.repository import Repository, digest
 
 ROOT = Path(__file__).resolve().parents[2]
 VALUE = helper.make_tensor_value_info
@@ -257,7 +257,7 @@ class TestAKilledBuild:
     SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
-from export import publish
+from export.publish import publish
 from networks.command import finish
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is put behind them deaf to it

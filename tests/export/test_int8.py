@@ -13,16 +13,17 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 import networks
-from export import int8, parity
 from export.errors import ExportError
-from export.graph import Contract
-from export.int8 import candidates, choose_frames, class_shares, quantise
-from export.lint import lint
-from export.tensorrt import BuildOptions, build_plan
-from export.writer import write
+from export.graph.contract import Contract
+from export.graph.lint import lint
+from export.graph.writer import write
+from export.parity import parity
+from export.quantize import int8
+from export.quantize.int8 import candidates, choose_frames, class_shares, quantise
+from export.tensorrt.builder import BuildOptions, build_plan
 from networks.labels import STREET
-from networks.pack import load_pack, write_pack
-from runtime.engines.tensorrt_library import TensorRTError
+from networks.pack.pack import load_pack, write_pack
+from runtime.engines.tensorrt.library import TensorRTError
 from tests.export.conftest import SIZE, describe, street_like, weights
 
 CLASSES = len(STREET.classes)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from export.errors import ExportError
-from export.graph import Contract
-from export.parity import Thresholds, compare, edge_f, judge, near_edges
+from export.graph.contract import Contract
+from export.parity.parity import Thresholds, compare, edge_f, judge, near_edges
 
 CONTRACT = Contract("segmentation", ("road", "sky"))
 

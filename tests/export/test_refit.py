@@ -12,13 +12,13 @@ import torch
 
 from export.build import Options, build
 from export.errors import ExportError
-from export.fold import Folding
-from export.graph import ServingGraph
-from export.half import to_half
+from export.graph.contract import ServingGraph
+from export.graph.fold import Folding
+from export.graph.half import to_half
+from export.graph.writer import write
 from export.refit import main, refit, replace_weights
-from export.writer import write
-from networks.pack import write_pack
-from runtime.repository import Repository
+from networks.pack.pack import write_pack
+from runtime.repository.repository import Repository
 
 from .conftest import describe, street_like, weights
 

@@ -7,14 +7,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export import int8, sensitivity
 from export.build import Options, build
 from export.errors import ExportError
-from export.graph import Contract
-from export.parity import Thresholds
+from export.graph.contract import Contract
+from export.graph.writer import write
+from export.parity.parity import Thresholds
 from export.progress import silent
-from export.sensitivity import Mixer, choose, stricter
-from export.writer import write
+from export.quantize import int8, sensitivity
+from export.quantize.sensitivity import Mixer, choose, stricter
 
 from .conftest import SIZE, street_like
 

@@ -17,8 +17,8 @@ import pytest
 
 from bench.peers import environments, triton
 from export.build import Options, build
-from export.foreign import publish_onnx
-from runtime.repository import Repository
+from export.publish.foreign import publish_onnx
+from runtime.repository.repository import Repository
 
 from .conftest import street_like
 

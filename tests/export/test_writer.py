@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper
 from torch import nn
 
-from export import writer
 from export.errors import ExportError
-from export.graph import ServingGraph
-from export.writer import Graph, adaptive_mean, write
+from export.graph import writer
+from export.graph.contract import ServingGraph
+from export.graph.writer import Graph, adaptive_mean, write
 from networks.base import SegmentationNetwork
 from networks.labels import STREET
-from networks.pack import PackSpec
+from networks.pack.pack import PackSpec
 
 
 def run(model, *outputs, **inputs):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench import gpu
-from runtime import cuda
+from runtime.engines.cuda import context
 
 # Thread: a signal does not reach who waits inside a driver.
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200, method="thread")]
@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200, method="thread")]
 @pytest.fixture(scope="module", autouse=True)
 def _device() -> None:
     try:
-        cuda.probe()
-    except cuda.CudaError as error:
+        context.probe()
+    except context.CudaError as error:
         pytest.skip(str(error))
 
 
@@ -58,14 +58,14 @@ def test_onnxruntime_runs_on_the_device_and_agrees(case: str) -> None:
 def test_pycuda_driver_keeps_its_promises() -> None:
     """Alignment, copies in stream order, a captured copy, everything given back."""
     pytest.importorskip("pycuda.driver")
-    from runtime.cuda_driver import PycudaDriver
+    from runtime.engines.cuda.pycuda_driver import PycudaDriver
 
-    thread = cuda.CudaThread(PycudaDriver())
+    thread = context.CudaThread(PycudaDriver())
     before = thread.call(lambda driver: driver.memory()[0])
 
-    def work(driver: cuda.Driver) -> np.ndarray:
+    def work(driver: context.Driver) -> np.ndarray:
         stream, address = driver.stream(), driver.allocate(1 << 20)
-        assert address % cuda.ALIGNMENT == 0
+        assert address % context.ALIGNMENT == 0
         source, target = driver.pinned(1 << 20), driver.pinned(1 << 20)
         source[:] = np.arange(1 << 20, dtype=np.uint32).astype(np.uint8)
         driver.upload(address, source, stream)

@@ -12,8 +12,9 @@ import signal
 import numpy as np
 import pytest
 
-from runtime import cuda, cuda_shm
-from runtime.repository import Repository
+from runtime.engines.cuda import context
+from runtime.repository.repository import Repository
+from runtime.shared_memory import cuda as shared_memory_cuda
 from tests.runtime import builders as b
 from tests.runtime.test_kill import Process
 from tests.tensorrt.test_cuda_shm import PIXELS, Calls
@@ -24,18 +25,18 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300, method="thread")]
 @pytest.fixture(scope="module")
 def library():
     try:
-        cuda.probe()
-    except cuda.CudaError as error:
+        context.probe()
+    except context.CudaError as error:
         pytest.skip(str(error))
     return ctypes.CDLL("libcuda.so.1")
 
 
 def test_a_request_goes_through_device_memory_both_ways(library, tmp_path):
-    driver = cuda_shm.Driver(library)
+    driver = shared_memory_cuda.Driver(library)
     driver._enter(0)
     frame, labels = b.blocks(np.random.default_rng(0))
     size = frame.nbytes + PIXELS
-    address, handle = ctypes.c_uint64(), cuda_shm.Handle()
+    address, handle = ctypes.c_uint64(), shared_memory_cuda.Handle()
     driver._ask("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
     driver._ask("cuIpcGetMemHandle", ctypes.byref(handle), address)
     driver.upload(0, address.value, np.ascontiguousarray(frame).reshape(-1))
@@ -44,7 +45,7 @@ def test_a_request_goes_through_device_memory_both_ways(library, tmp_path):
     server = Process(repository)
     call = Calls(server.target)
     try:
-        raw = ctypes.string_at(ctypes.byref(handle), cuda_shm.HANDLE)
+        raw = ctypes.string_at(ctypes.byref(handle), shared_memory_cuda.HANDLE)
         call("CudaSharedMemoryRegister", name="gpu", raw_handle=raw, byte_size=size)
         call.infer(
             {"region": "gpu", "size": frame.nbytes},

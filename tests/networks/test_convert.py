@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import networks
-from networks import convert, import_checkpoint
-from networks.fcn8s import bilinear
-from networks.pack import load_pack
+from networks import import_checkpoint
+from networks.architectures.fcn8s import bilinear
+from networks.checkpoints import convert
+from networks.pack.pack import load_pack
 
 
 def fits(name, result):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import networks
-from networks import espnetv2
+from networks.architectures import espnetv2
 
 torch.set_num_threads(1)
 

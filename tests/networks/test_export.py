@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import networks
-from export.fold import Folding
-from export.graph import ServingGraph
-from export.lint import lint
-from export.writer import write
+from export.graph.contract import ServingGraph
+from export.graph.fold import Folding
+from export.graph.lint import lint
+from export.graph.writer import write
 from networks.labels import STREET
-from networks.pack import PackSpec, load_pack, write_pack
+from networks.pack.pack import PackSpec, load_pack, write_pack
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from networks import pack as pack_module
-from networks.pack import PackError, PackSpec, load_pack, normalise, write_pack
+from networks.pack import pack as pack_module
+from networks.pack.pack import PackError, PackSpec, load_pack, normalise, write_pack
 
 
 @pytest.fixture

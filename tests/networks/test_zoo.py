@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import networks
-from networks.fcn8s import bilinear
+from networks.architectures.fcn8s import bilinear
 
 
 def outline(name, **arguments):

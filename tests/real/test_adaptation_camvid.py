@@ -41,11 +41,12 @@ def test_mirrored_agreement_picks_batch_statistics_that_do_not_hurt():
     """The Cityscapes network on CamVid: AdaBN alone hurts; what a round would choose does not."""
     torch = pytest.importorskip("torch")
     import networks
-    from adapt import batchnorm, gate, predict
+    from adapt import batchnorm, inference
     from adapt.data.base import resize_frame, resize_label
     from adapt.evaluate.segmentation import Confusion
+    from adapt.gate import segmentation
     from networks.labels import CITYSCAPES19, mapping
-    from networks.pack import PackSpec, normalise
+    from networks.pack.pack import PackSpec, normalise
 
     assert DATA is not None
     torch.set_num_threads(1)
@@ -70,22 +71,22 @@ def test_mirrored_agreement_picks_batch_statistics_that_do_not_hurt():
         confusion = Confusion(11)
         for i in range(0, 31, 2):
             frame, truth = evaluation[i]
-            tensor = predict.as_tensor([resize_frame(frame, spec.size)])
-            labels, _ = predict.labels_and_confidence(network, spec, tensor)
+            tensor = inference.as_tensor([resize_frame(frame, spec.size)])
+            labels, _ = inference.labels_and_confidence(network, spec, tensor)
             confusion.add(truth, table[resize_label(labels[0], truth.shape)])
         return confusion.miou()
 
     present = batchnorm.statistics(network)
     before = score()
-    best, chosen = gate.measure(network, spec, holdout), present
-    batches = [normalise(predict.as_tensor(rest[i : i + 5]), spec) for i in range(0, 25, 5)]
+    best, chosen = segmentation.measure(network, spec, holdout), present
+    batches = [normalise(inference.as_tensor(rest[i : i + 5]), spec) for i in range(0, 25, 5)]
     batchnorm.reestimate(network, batches)
     target = batchnorm.statistics(network)
     for keep in (0.0, 0.5):
         mixed = batchnorm.mix(target, present, keep)
         batchnorm.load(network, mixed)
-        found = gate.measure(network, spec, holdout)
-        if gate.better(found, best, gate.Limits()):
+        found = segmentation.measure(network, spec, holdout)
+        if segmentation.better(found, best, segmentation.Limits()):
             best, chosen = found, mixed
     batchnorm.load(network, chosen)
     assert before > 0.35

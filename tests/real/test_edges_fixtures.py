@@ -7,8 +7,8 @@ import pytest
 
 from adapt.evaluate.edges import match
 from adapt.evaluate.matching import match_min_cost
-from adapt.evaluate.thinning import thin
 from adapt.labels.seal import align, tangents
+from adapt.labels.thinning import thin
 
 pytestmark = pytest.mark.real
 

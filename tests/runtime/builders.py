@@ -17,7 +17,7 @@ from onnx import helper as h
 from onnx import numpy_helper as nh
 from onnx.reference import ReferenceEvaluator
 
-from runtime.repository import Repository
+from runtime.repository.repository import Repository
 
 COLOURS = np.array([[20, 20, 20], [230, 30, 30], [30, 230, 30], [30, 30, 230]], np.float32)
 CLASSES = ("road", "car", "vegetation", "sky")

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from runtime.config import EngineConfig, ServerConfig, ShadowConfig, WatchConfig
-from runtime.repository import Repository
+from runtime.repository.repository import Repository
 from runtime.server import Server
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import accounts, batching
 from runtime.client import Client, Rejected
 from runtime.config import QueueConfig
-from runtime.queueing import DELAY, REJECT, Plan, QueuePolicy
+from runtime.serving import batching, counters
+from runtime.serving.queueing import DELAY, REJECT, Plan, QueuePolicy
 from tests.runtime import builders as b
 from tests.runtime.test_scheduling import held, until
 
@@ -140,11 +140,11 @@ def test_hup_reads_the_file_again(repository, quick, serve):
 
 
 def test_sizes_of_runs_are_the_clients_choice_and_their_statistics_bounded():
-    statistics = accounts.Statistics()
-    for size in range(1, 2 * accounts.SIZES):
-        statistics.executed(size, accounts.Durations())
-    statistics.executed(1, accounts.Durations())
+    statistics = counters.Statistics()
+    for size in range(1, 2 * counters.SIZES):
+        statistics.executed(size, counters.Durations())
+    statistics.executed(1, counters.Durations())
     now = statistics.snapshot()
-    assert len(now.batches) == accounts.SIZES
+    assert len(now.batches) == counters.SIZES
     assert now.batches[1][0] == 2
-    assert now.executions == 2 * accounts.SIZES
+    assert now.executions == 2 * counters.SIZES

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime import drift
-from runtime.drift import DriftConfig, DriftMonitor, SourceDrift, arl, measure, threshold
+from runtime.drift import drift
+from runtime.drift.drift import DriftConfig, DriftMonitor, SourceDrift, arl, measure, threshold
 
 QUICK = DriftConfig(learn=64, block=4, false_alarm_hours=1.0, max_fps=10.0, min_interval=0.0, votes=1)
 

@@ -151,7 +151,7 @@ def bad_versions():
 def one_server(tmp_path_factory):
     """A server with a live edge network, for versions that never become live."""
     from runtime.config import EngineConfig, ServerConfig, ShadowConfig
-    from runtime.repository import Repository
+    from runtime.repository.repository import Repository
     from runtime.server import Server
 
     repository = Repository(tmp_path_factory.mktemp("edges") / "engines")
@@ -288,8 +288,8 @@ def test_empty_batches_are_answered_and_decide_nothing(repository, quick, serve)
 @pytest.mark.parametrize("name", ["edge_bits", "edges"])
 def test_classification_of_edges_is_refused(repository, quick, serve, name):
     from protos import inference_pb2 as pb
-    from runtime.edge.inference import InferenceEdge
     from runtime.errors import ServiceError
+    from runtime.rpc.inference import InferenceEdge
 
     b.publish_edges(repository)
     server = serve(quick)

@@ -18,8 +18,8 @@ from protos import inference_pb2 as pb
 from protos.inference_pb2_grpc import GRPCInferenceServiceStub
 from runtime.client import Client, Rejected
 from runtime.config import WatchConfig
-from runtime.hangs import Hangs
-from runtime.watch import Baseline, Watch
+from runtime.serving.hung_runs import Hangs
+from runtime.swap.watch import Baseline, Watch
 from tests.runtime import builders as b
 
 FRAME = np.zeros((*b.SIZE, 3), np.uint8)

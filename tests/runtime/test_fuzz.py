@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from protos import inference_pb2 as pb
 from runtime.config import EngineConfig, ServerConfig
-from runtime.edge.inference import InferenceEdge
 from runtime.errors import Code, ServiceError
-from runtime.repository import Repository
+from runtime.repository.repository import Repository
+from runtime.rpc.inference import InferenceEdge
 from runtime.service import Service
 from tests.runtime import builders as b
 

@@ -274,8 +274,8 @@ def test_what_one_watch_window_sees_rolls_all_back(repository, config, serve):
 def test_a_group_is_a_model_to_kserve(repository, config, serve):
     """Metadata, configuration, readiness, index, statistics, requested outputs."""
     from protos import inference_pb2 as pb
-    from runtime.edge.inference import InferenceEdge
-    from runtime.edge.repository import RepositoryEdge
+    from runtime.rpc.inference import InferenceEdge
+    from runtime.rpc.inference_admin import RepositoryEdge
 
     publish(repository, 0)
     server = serve(config)
@@ -444,7 +444,7 @@ def test_without_the_warm_versions_there_is_no_way_back_and_the_status_says_so(r
 
 def rewritten(directory, **changes):
     """A manifest that somebody changed, with a digest that is right again."""
-    from runtime import repository as r
+    from runtime.repository import repository as r
 
     path = directory / "manifest.json"
     manifest = json.loads(path.read_text()) | changes
@@ -589,7 +589,7 @@ def test_a_generation_that_no_longer_passes_gives_way_as_a_whole(repository, con
 
 
 def test_a_full_disk_refuses_the_flip_of_all(repository, config, serve, monkeypatch):
-    from runtime.repository import Repository
+    from runtime.repository.repository import Repository
 
     publish(repository, 0)
     server = serve(config)
@@ -617,7 +617,7 @@ THREE = {"scene": ["seg", "edges", "depth"]}
 
 def test_a_full_disk_leaves_no_member_of_an_incomplete_group_behind(repository, config, serve, monkeypatch):
     """A member is missing, so there is no generation yet: two of the others flip together, or neither."""
-    from runtime.repository import Repository
+    from runtime.repository.repository import Repository
 
     publish(repository, 0)
     second = publish(repository, 1)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from runtime import guard_edges as ge
+from runtime.checks import edges as ge
 from runtime.config import GuardConfig, ShadowConfig
 
 NAMES = ("road", "car", "tree", "sky")

@@ -15,9 +15,9 @@ grpcclient = pytest.importorskip("tritonclient.grpc")
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype  # noqa: E402
 
 from bench import onnx_models  # noqa: E402
-from runtime import requests  # noqa: E402
 from runtime.config import QueueConfig  # noqa: E402
 from runtime.errors import Code, ServiceError  # noqa: E402
+from runtime.serving import request  # noqa: E402
 from runtime.tensors import TensorSpec  # noqa: E402
 from tests.runtime import builders as b  # noqa: E402
 
@@ -418,7 +418,7 @@ def until(condition):
 
 
 def test_no_bytes_in_a_shape_that_no_array_can_have():
-    given = requests.InputTensor("frame", "UINT8", (0, 2**62, 2**62, 3), b"")
+    given = request.InputTensor("frame", "UINT8", (0, 2**62, 2**62, 3), b"")
     with pytest.raises(ServiceError, match=r"shape \[0,4611686018427387904,.* is too large") as refusal:
-        requests._array(given, TensorSpec("frame", "UINT8", (-1, -1, -1, 3)), "", "road")
+        request._array(given, TensorSpec("frame", "UINT8", (-1, -1, -1, 3)), "", "road")
     assert refusal.value.code is Code.INVALID_ARGUMENT

@@ -6,8 +6,8 @@ import json
 import logging
 import signal
 
-from runtime import logs
 from runtime.client import Client
+from runtime.observability import logs
 from tests.runtime import builders as b
 from tests.runtime.test_kill import Process
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from runtime.pool import Pool
+from runtime.rpc.thread_pool import Pool
 
 
 def until(condition):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime import repository as repository_module
 from runtime.errors import Refused
-from runtime.repository import Repository, digest
+from runtime.repository import repository as repository_module
+from runtime.repository.repository import Repository, digest
 from tests.runtime import builders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -403,7 +403,7 @@ def test_a_version_that_fails_leaves_the_models_own_files_as_they_were(repositor
     def full(*names):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("runtime.repository.os.rename", full)
+    monkeypatch.setattr("runtime.repository.repository.os.rename", full)
     with pytest.raises(OSError, match="No space"):
         repository.publish("road", staged, {}, "another", ["another"])
     monkeypatch.undo()

@@ -10,7 +10,7 @@ import pytest
 from runtime import ctl
 from runtime.client import Client, Rejected, RpcError
 from runtime.config import ServerConfig, ShadowConfig, WatchConfig
-from runtime.repository import Repository
+from runtime.repository.repository import Repository
 from tests.runtime import builders as b
 
 ADAPTED = {"adaptation": {"round": 1}}

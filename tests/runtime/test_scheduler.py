@@ -9,8 +9,8 @@ import pytest
 
 from runtime.config import QueueConfig
 from runtime.errors import Code, ServiceError
-from runtime.queueing import DELAY, Plan, QueuePolicy
-from runtime.scheduler import Job, Scheduler
+from runtime.serving.queueing import DELAY, Plan, QueuePolicy
+from runtime.serving.scheduler import Job, Scheduler
 
 
 class Engine:

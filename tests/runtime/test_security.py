@@ -16,10 +16,10 @@ import pytest
 from protos import inference_pb2, roadworthy_pb2
 from runtime.client import Client, Rejected
 from runtime.config import SecurityConfig
-from runtime.edge.security import roles_for
 from runtime.errors import ConfigError
+from runtime.repository.signing import signer
+from runtime.rpc.auth import roles_for
 from runtime.server import REFLECTIONS, Server
-from runtime.signing import signer
 from tests.runtime import builders as b
 
 FRAME = np.zeros((*b.SIZE, 3), np.uint8)

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from runtime import serve as runtime_serve
 from runtime.client import Client, Rejected
+from runtime.client.shm_segments import PREFIX
 from runtime.errors import ServiceError
-from runtime.lanes import PREFIX
-from runtime.shm import LIMIT, Place, Region, Regions
+from runtime.shared_memory.system import LIMIT, Place, Region, Regions
 from tests.runtime import builders as b
 
 SIZE = (128, 256)
@@ -105,7 +105,7 @@ def test_registrations_are_bounded_and_failures_leave_nothing_open(memory, monke
             regions.register("x", key, offset, size)
     assert descriptors(memory) == 0
     assert LIMIT >= 64
-    monkeypatch.setattr("runtime.shm.LIMIT", 0)
+    monkeypatch.setattr("runtime.shared_memory.system.LIMIT", 0)
     with pytest.raises(ServiceError, match="unregister one"):
         regions.register("x", memory, 0, 8192)
 
@@ -225,7 +225,7 @@ def test_nothing_leaks(server):
 @pytest.fixture(params=[True, False], ids=["mapped", "through the descriptor"])
 def mapped(request, monkeypatch):
     if not request.param:
-        monkeypatch.setattr("runtime.shm.GUARD.install", lambda: False)
+        monkeypatch.setattr("runtime.shared_memory.system.GUARD.install", lambda: False)
     elif not Regions.mapped():
         pytest.skip("no guard against SIGBUS on this system")
     return request.param
@@ -313,7 +313,7 @@ def test_a_mapping_that_was_lost_does_not_take_the_fault_of_the_next_one_at_its_
 def test_a_fault_that_is_not_ours_still_ends_the_process(tmp_path):
     code = (
         "import mmap, os, sys\n"
-        "from runtime.sigbus import GUARD\n"
+        "from runtime.shared_memory.sigbus import GUARD\n"
         "assert GUARD.install()\n"
         "fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
         "os.ftruncate(fd, 8192); m = mmap.mmap(fd, 8192); os.ftruncate(fd, 0)\n"

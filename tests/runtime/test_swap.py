@@ -18,8 +18,8 @@ from protos.inference_pb2_grpc import GRPCInferenceServiceStub
 from runtime.client import Client, Rejected, RpcError
 from runtime.config import GuardConfig, ShadowConfig, SwapConfig, WatchConfig
 from runtime.errors import Refused
-from runtime.repository import Repository
-from runtime.verify import Verifier
+from runtime.repository.repository import Repository
+from runtime.swap.verify import Verifier
 from tests.runtime import builders as b
 
 W, B = b.nearest_weights()
@@ -530,9 +530,9 @@ def test_the_resource_preserving_policy_gives_up_the_warm_version_instead(reposi
 
 def test_a_candidate_is_counted_until_it_is_live_or_refused(repository, quick):
     """Between load and flip it has no slot yet: what is declared must not forget it."""
-    from runtime.host import ModelHost
-    from runtime.memory import OVERHEAD, Ledger
-    from runtime.verify import Verifier
+    from runtime.serving.memory_budget import OVERHEAD, Ledger
+    from runtime.serving.served_model import ModelHost
+    from runtime.swap.verify import Verifier
 
     first, second = b.publish(repository), b.publish(repository)
     for policy in ("availability-preserving", "resource-preserving"):

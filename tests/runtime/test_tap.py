@@ -11,7 +11,7 @@ import pytest
 
 from runtime.client import Client, Rejected
 from runtime.config import TapConfig
-from runtime.tap import Observation, TapSubscription
+from runtime.serving.tap import Observation, TapSubscription
 from tests.runtime import builders as b
 
 
@@ -77,7 +77,7 @@ def golden_large():
 def test_the_rate_is_kept(monkeypatch, offered, wanted, kept):
     """Ten seconds of a camera, by a clock of our own."""
     now = [1000.0]
-    monkeypatch.setattr("runtime.tap.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("runtime.serving.tap.time", types.SimpleNamespace(monotonic=lambda: now[0]))
     tap = TapSubscription("road", "", max_fps=wanted, limit=10_000)
     blank = np.zeros((1, 2, 2, 3), np.uint8)
     for _ in range(10 * offered):

@@ -7,8 +7,8 @@ import pytest
 
 from runtime.client import Client
 from runtime.config import TapConfig
-from runtime.host import _permission
-from runtime.tap import Observation, Tap
+from runtime.serving.served_model import _permission
+from runtime.serving.tap import Observation, Tap
 from tests.runtime import builders as b
 
 BLANK = np.zeros((1, 4, 4, 3), np.uint8)

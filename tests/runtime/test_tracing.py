@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from protos import inference_pb2 as pb
-from runtime import tracing
 from runtime.client import Client, Rejected, messages
 from runtime.config import TracingConfig
+from runtime.observability import tracing
 from tests.runtime import builders as b
 
 pytest.importorskip("opentelemetry.sdk")
@@ -176,7 +176,7 @@ def test_a_receiver_that_is_gone_or_silent_costs_no_answer(repository, quick, se
 def test_off_is_not_even_imported():
     script = (
         "import sys, runtime.serve\n"
-        "from runtime import tracing; from runtime.config import TracingConfig\n"
+        "from runtime.observability import tracing; from runtime.config import TracingConfig\n"
         "assert tracing.make(TracingConfig()) is None\n"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]\n"
     )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos import inference_pb2 as pb
-from runtime import wire
+from runtime.rpc import zero_copy
 
 
 @given(
@@ -19,25 +19,25 @@ def test_split_and_join_are_protobuf(name, payloads, inputs):
     message = pb.ModelInferRequest(model_name=name, raw_input_contents=payloads)
     for key, shape in inputs:
         message.inputs.add(name=key, datatype="UINT8", shape=shape)
-    head, views = wire.split(message.SerializeToString(), wire.REQUEST_CONTENTS)
+    head, views = zero_copy.split(message.SerializeToString(), zero_copy.REQUEST_CONTENTS)
     assert [bytes(view) for view in views] == payloads
     rest = pb.ModelInferRequest.FromString(head)
     assert not rest.raw_input_contents
-    assert pb.ModelInferRequest.FromString(wire.join(head, wire.REQUEST_CONTENTS, views)) == message
+    assert pb.ModelInferRequest.FromString(zero_copy.join(head, zero_copy.REQUEST_CONTENTS, views)) == message
 
 
 def test_split_does_not_copy():
     payload = bytes(range(256)) * 100
     message = pb.ModelInferRequest(raw_input_contents=[payload]).SerializeToString()
-    _, (view,) = wire.split(message, wire.REQUEST_CONTENTS)
+    _, (view,) = zero_copy.split(message, zero_copy.REQUEST_CONTENTS)
     assert view.obj is message
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_split_as_protobuf_reads_them_or_refused(message):
     try:
-        head, views = wire.split(message, wire.REQUEST_CONTENTS)
-    except wire.Malformed:
+        head, views = zero_copy.split(message, zero_copy.REQUEST_CONTENTS)
+    except zero_copy.Malformed:
         return
     try:
         parsed = pb.ModelInferRequest.FromString(message)
@@ -61,5 +61,5 @@ def test_any_bytes_are_split_as_protobuf_reads_them_or_refused(message):
     ],
 )
 def test_malformed_messages_are_refused(message):
-    with pytest.raises(wire.Malformed):
-        wire.split(message, wire.REQUEST_CONTENTS)
+    with pytest.raises(zero_copy.Malformed):
+        zero_copy.split(message, zero_copy.REQUEST_CONTENTS)

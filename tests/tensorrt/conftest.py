@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from export.tensorrt_rtx import tensorrt_rtx
-from runtime.engines.tensorrt_library import Library
+from export.tensorrt.rtx import tensorrt_rtx
+from runtime.engines.tensorrt.library import Library
 
 
 @pytest.fixture(scope="session")

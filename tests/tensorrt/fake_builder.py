@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx import ModelProto
 
-from runtime.engines.tensorrt_library import Library
+from runtime.engines.tensorrt.library import Library
 from tests.tensorrt import fakes
 from tests.tensorrt.fakes import Severity, rule
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.cuda import ALIGNMENT, CudaError
-from runtime.engines.tensorrt_library import Library
+from runtime.engines.cuda.context import ALIGNMENT, CudaError
+from runtime.engines.tensorrt.library import Library
 from runtime.tensors import Array
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Device:
 
 
 class FakeDriver:
-    """`runtime.cuda.Driver`: one thread, no frees under work, no double frees."""
+    """`runtime.engines.cuda.context.Driver`: one thread, no frees under work, no double frees."""
 
     def __init__(self, device: Device) -> None:
         self.device = device

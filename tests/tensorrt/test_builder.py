@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.half import to_half
-from export.tensorrt import (
+from export.graph.half import to_half
+from export.tensorrt.builder import (
     BuildOptions,
     Cancelled,
     build_plan,
@@ -20,11 +20,11 @@ from export.tensorrt import (
     parse_batch,
     refit_plan,
 )
-from runtime import cuda
 from runtime.config import EngineConfig
-from runtime.engines import tensorrt_library
-from runtime.engines.tensorrt import TensorRTEngine
-from runtime.engines.tensorrt_library import Library, Log, TensorRTError, check, version_of
+from runtime.engines.cuda import context
+from runtime.engines.tensorrt import library as tensorrt_library
+from runtime.engines.tensorrt.engine import TensorRTEngine
+from runtime.engines.tensorrt.library import Library, Log, TensorRTError, check, version_of
 from tests.tensorrt import fakes
 from tests.tensorrt.fake_builder import library
 from tests.tensorrt.graphs import segmentation
@@ -290,7 +290,7 @@ def test_versions() -> None:
 def test_a_library_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    monkeypatch.setattr(cuda, "probe", lambda: cuda.Probe((13, 0), ()))
+    monkeypatch.setattr(context, "probe", lambda: context.Probe((13, 0), ()))
     monkeypatch.setitem(sys.modules, "tensorrt", library("10.9.0.34").module)
     with pytest.raises(TensorRTError, match=r"tensorrt 10\.9\.0\.34 is too old: 10\.12"):
         tensorrt_library.tensorrt()
@@ -301,13 +301,13 @@ def test_a_library_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_device_is_probed_before_tensorrt_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(library: str = "") -> cuda.Probe:
-        raise cuda.CudaError("no CUDA driver")
+    def absent(library: str = "") -> context.Probe:
+        raise context.CudaError("no CUDA driver")
 
     def never(name: str) -> None:
         raise AssertionError(f"{name} was imported without a device")
 
-    monkeypatch.setattr(cuda, "probe", absent)
+    monkeypatch.setattr(context, "probe", absent)
     monkeypatch.setattr(tensorrt_library.importlib, "import_module", never)
     with pytest.raises(TensorRTError, match="TensorRT cannot be used: no CUDA driver"):
         open_library("tensorrt")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import cuda, cuda_driver
+from runtime.engines.cuda import context, pycuda_driver
 from tests.tensorrt.fakes import Device, RuleBroken
 
 DRIVER = """
@@ -39,9 +39,9 @@ def driver(folder: Path, *, init: int = 0, count: int = 2) -> str:
 
 
 def test_probe_lists_what_the_driver_has(tmp_path: Path) -> None:
-    found = cuda.probe(driver(tmp_path))
+    found = context.probe(driver(tmp_path))
     assert found.version == (13, 2)
-    assert found.devices == (cuda.Device(0, "First", (8, 6)), cuda.Device(1, "Second", (8, 7)))
+    assert found.devices == (context.Device(0, "First", (8, 6)), context.Device(1, "Second", (8, 7)))
 
 
 @pytest.mark.parametrize(
@@ -49,18 +49,18 @@ def test_probe_lists_what_the_driver_has(tmp_path: Path) -> None:
     [(100, 2, "cuInit with error 100"), (0, 0, "lists no device")],
 )
 def test_probe_says_why_there_is_no_device(tmp_path: Path, init: int, count: int, says: str) -> None:
-    with pytest.raises(cuda.CudaError, match=says):
-        cuda.probe(driver(tmp_path, init=init, count=count))
+    with pytest.raises(context.CudaError, match=says):
+        context.probe(driver(tmp_path, init=init, count=count))
 
 
 def test_probe_without_a_driver_names_the_remedy() -> None:
-    with pytest.raises(cuda.CudaError, match="install NVIDIA's driver"):
-        cuda.probe("libcuda-that-nobody-has.so.1")
+    with pytest.raises(context.CudaError, match="install NVIDIA's driver"):
+        context.probe("libcuda-that-nobody-has.so.1")
 
 
 def test_nothing_of_cuda_or_tensorrt_is_imported_with_our_modules() -> None:
     code = (
-        "import sys, runtime.cuda, runtime.cuda_driver, runtime.engines.tensorrt, export.tensorrt;"
+        "import sys, runtime.engines.cuda.context, runtime.engines.cuda.pycuda_driver, runtime.engines.tensorrt, export.tensorrt;"
         "print([m for m in sys.modules if m.split('.')[0] in "
         "('tensorrt', 'tensorrt_bindings', 'tensorrt_rtx_bindings', 'pycuda', 'cuda')])"
     )
@@ -70,7 +70,7 @@ def test_nothing_of_cuda_or_tensorrt_is_imported_with_our_modules() -> None:
 
 def test_calls_run_in_order_on_one_thread_with_the_context() -> None:
     device = Device()
-    thread = cuda.CudaThread(device.driver())
+    thread = context.CudaThread(device.driver())
     assert device.contexts == 1
     seen: list[int] = []
     idents = {thread.call(lambda _, i=i: (seen.append(i), threading.get_ident())[1]) for i in range(20)}
@@ -83,38 +83,38 @@ def test_calls_run_in_order_on_one_thread_with_the_context() -> None:
 
 
 def test_call_from_inside_a_call_does_not_deadlock() -> None:
-    thread = cuda.CudaThread(Device().driver())
+    thread = context.CudaThread(Device().driver())
     assert thread.call(lambda _: thread.call(lambda _: 7)) == 7
     thread.close()
 
 
 def test_errors_come_back_and_the_thread_goes_on() -> None:
-    thread = cuda.CudaThread(Device().driver())
+    thread = context.CudaThread(Device().driver())
 
-    def fail(_: cuda.Driver) -> None:
+    def fail(_: context.Driver) -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
         thread.call(fail)
     assert thread.call(lambda _: 3) == 3
     thread.close()
-    with pytest.raises(cuda.CudaError, match="closed"):
+    with pytest.raises(context.CudaError, match="closed"):
         thread.call(lambda _: 3)
 
 
 def test_a_context_that_cannot_be_opened_is_told_to_who_asked() -> None:
     class Broken(type(Device().driver())):  # type: ignore[misc]
         def open(self, device: int) -> None:
-            raise cuda.CudaError("no such device")
+            raise context.CudaError("no such device")
 
-    with pytest.raises(cuda.CudaError, match="no such device"):
-        cuda.CudaThread(Broken(Device()))
+    with pytest.raises(context.CudaError, match="no such device"):
+        context.CudaThread(Broken(Device()))
 
 
 def test_the_fake_device_notices_use_from_another_thread() -> None:
     device = Device()
     made = device.driver()
-    thread = cuda.CudaThread(made)
+    thread = context.CudaThread(made)
     address = thread.call(lambda d: d.allocate(100))
     with pytest.raises(RuleBroken, match="another thread"):
         made.free(address)
@@ -125,9 +125,9 @@ def test_the_fake_device_notices_use_from_another_thread() -> None:
 
 
 def test_the_graph_calls_exist_in_cuda_python() -> None:
-    """Names of `runtime.cuda_driver` in the real cuda-bindings, which import without a driver."""
+    """Names of `runtime.engines.cuda.pycuda_driver` in the real cuda-bindings, which import without a driver."""
     driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
-    source = Path(cuda_driver.__file__).read_text()
+    source = Path(pycuda_driver.__file__).read_text()
     names = set(re.findall(r"graphs\.(\w+)", source))
     assert {"cuStreamBeginCapture", "cuGraphLaunch", "CUstreamCaptureMode"} <= names
     assert [name for name in sorted(names) if not hasattr(driver, name)] == []

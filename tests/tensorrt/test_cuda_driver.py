@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.cuda import CudaError, CudaThread
-from runtime.cuda_driver import PycudaDriver
+from runtime.engines.cuda.context import CudaError, CudaThread
+from runtime.engines.cuda.pycuda_driver import PycudaDriver
 
 
 class Code(enum.IntEnum):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from protos import inference_pb2 as pb
-from runtime import cuda_shm
 from runtime.config import EngineConfig, ServerConfig
-from runtime.repository import Repository
+from runtime.repository.repository import Repository
 from runtime.server import Server
-from runtime.shm import Place
+from runtime.shared_memory import cuda
+from runtime.shared_memory.system import Place
 from tests.runtime import builders as b
 from tests.tensorrt.fake_ipc import Ipc
 
@@ -73,16 +73,16 @@ def call(server):
 @pytest.fixture
 def device(monkeypatch):
     ipc = Ipc(devices=2)
-    monkeypatch.setattr(cuda_shm, "_driver", cuda_shm.Driver(ipc))
+    monkeypatch.setattr(cuda, "_driver", cuda.Driver(ipc))
     return ipc
 
 
 def test_without_a_device_it_says_what_triton_says(call, monkeypatch):
     def absent() -> None:
-        raise cuda_shm.CudaError("no CUDA driver")
+        raise cuda.CudaError("no CUDA driver")
 
-    monkeypatch.setattr(cuda_shm, "_driver", None)
-    monkeypatch.setattr(cuda_shm, "probe", absent)
+    monkeypatch.setattr(cuda, "_driver", None)
+    monkeypatch.setattr(cuda, "probe", absent)
     said = call.refused("CudaSharedMemoryRegister", name="g", raw_handle=bytes(64), byte_size=64)
     assert said == ("INVALID_ARGUMENT", "failed to register shared memory region: invalid args")
     assert not call("CudaSharedMemoryStatus").regions

@@ -1,4 +1,4 @@
-"""export.half: the float16 graph against the float32 one, both computed by ONNX Runtime on the CPU."""
+"""export.graph.half: the float16 graph against the float32 one, both computed by ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
 
 from export.errors import ExportError
-from export.half import to_half
+from export.graph.half import to_half
 from tests.tensorrt.graphs import Graph, segmentation, value
 
 

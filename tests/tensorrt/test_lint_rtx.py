@@ -1,12 +1,12 @@
-"""The static check of export.lint against the real parser and builder, on its own probe graphs."""
+"""The static check of export.graph.lint against the real parser and builder, on its own probe graphs."""
 
 from __future__ import annotations
 
 import pytest
 
-from export.lint import lint
-from export.tensorrt import BuildOptions, build_plan
-from runtime.engines.tensorrt_library import Library, TensorRTError
+from export.graph.lint import lint
+from export.tensorrt.builder import BuildOptions, build_plan
+from runtime.engines.tensorrt.library import Library, TensorRTError
 from tests.export.test_lint import ILLEGAL, LEGAL
 
 # The check is stricter here, on purpose: the parser takes what it does not document, or changes its meaning.

@@ -11,14 +11,14 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 import networks
-from adapt.data.street import render
-from export.half import to_half
-from export.int8 import quantise
-from export.tensorrt import BuildOptions, build_plan
-from export.writer import write
+from adapt.data.street.scenes import render
+from export.graph.half import to_half
+from export.graph.writer import write
+from export.quantize.int8 import quantise
+from export.tensorrt.builder import BuildOptions, build_plan
 from networks.labels import STREET
-from networks.pack import PackSpec
-from runtime.engines.tensorrt_library import Library, Log, logger
+from networks.pack.pack import PackSpec
+from runtime.engines.tensorrt.library import Library, Log, logger
 
 SIZE = (64, 128)
 ONNX_TO_TENSORRT = {

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from export.half import to_half
-from export.tensorrt import BuildOptions, Cancelled, build_plan, main, monitor
-from runtime import cuda
-from runtime.engines import tensorrt_library
-from runtime.engines.tensorrt_library import Library, Log, TensorRTError, logger
+from export.graph.half import to_half
+from export.tensorrt.builder import BuildOptions, Cancelled, build_plan, main, monitor
+from runtime.engines.cuda import context
+from runtime.engines.tensorrt import library as tensorrt_library
+from runtime.engines.tensorrt.library import Library, Log, TensorRTError, logger
 from tests.tensorrt.graphs import segmentation
 
 RTX = "tensorrt-rtx"
@@ -28,7 +28,7 @@ RTX = "tensorrt-rtx"
 def substituted(library: Library, monkeypatch: pytest.MonkeyPatch) -> Library:
     """`import tensorrt` gives TensorRT-RTX, and the probe finds a device that is not there."""
     monkeypatch.setitem(sys.modules, "tensorrt", library.module)
-    monkeypatch.setattr(cuda, "probe", lambda: cuda.Probe((13, 0), ()))
+    monkeypatch.setattr(context, "probe", lambda: context.Probe((13, 0), ()))
     return library
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from runtime.config import EngineConfig
-from runtime.cuda import CudaError
 from runtime.engines import Engine
-from runtime.engines.tensorrt import TensorRTEngine
-from runtime.engines.tensorrt_library import Log, logger, open_runtime
+from runtime.engines.cuda.context import CudaError
+from runtime.engines.tensorrt.engine import TensorRTEngine
+from runtime.engines.tensorrt.library import Log, logger, open_runtime
 from runtime.errors import Refused
 from tests.tensorrt.fakes import Device, library, plan
 
@@ -371,24 +371,24 @@ def test_close_waits_for_the_run_and_refuses_the_next() -> None:
 
 
 def test_without_a_device_loading_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runtime import cuda
+    from runtime.engines.cuda import context
 
-    def absent(library: str = "") -> cuda.Probe:
-        raise cuda.CudaError("no CUDA driver")
+    def absent(library: str = "") -> context.Probe:
+        raise context.CudaError("no CUDA driver")
 
-    monkeypatch.setattr(cuda, "probe", absent)
+    monkeypatch.setattr(context, "probe", absent)
     with pytest.raises(Refused, match="TensorRT cannot be used: no CUDA driver"):
         TensorRTEngine.load(b"", "fp32", EngineConfig(), candidate=True)
 
 
 def test_the_server_knows_the_kind_and_does_not_serve_rtx_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runtime import cuda
     from runtime.engines import load as load_engine
+    from runtime.engines.cuda import context
 
-    def absent(library: str = "") -> cuda.Probe:
-        raise cuda.CudaError("no CUDA driver")
+    def absent(library: str = "") -> context.Probe:
+        raise context.CudaError("no CUDA driver")
 
-    monkeypatch.setattr(cuda, "probe", absent)
+    monkeypatch.setattr(context, "probe", absent)
     with pytest.raises(Refused, match="TensorRT cannot be used: no CUDA driver"):
         load_engine(plan(), "tensorrt", "fp32", EngineConfig(), candidate=True)
     with pytest.raises(Refused, match="built for a check and is not served"):

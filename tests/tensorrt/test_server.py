@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from export.inspect import main as inspect_main
-from runtime import cuda_driver
 from runtime.client import Client
 from runtime.config import EngineConfig, GuardConfig, ServerConfig, ShadowConfig, WatchConfig
-from runtime.engines import tensorrt
-from runtime.engines.tensorrt_library import Library, TensorRTError
-from runtime.repository import Repository
+from runtime.engines.cuda import pycuda_driver
+from runtime.engines.tensorrt import engine
+from runtime.engines.tensorrt.library import Library, TensorRTError
+from runtime.repository.repository import Repository
 from runtime.server import Server
 from tests.runtime import builders
 from tests.tensorrt.fakes import Device, library, onnx_plan
@@ -64,8 +64,8 @@ def publish(repository: Repository, sharpness: float) -> int:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     device = Device()
-    monkeypatch.setattr(tensorrt, "tensorrt", lambda: library(device))
-    monkeypatch.setattr(cuda_driver, "PycudaDriver", device.driver)
+    monkeypatch.setattr(engine, "tensorrt", lambda: library(device))
+    monkeypatch.setattr(pycuda_driver, "PycudaDriver", device.driver)
     return device
 
 
@@ -121,7 +121,7 @@ def test_inspect_times_the_layers_of_a_plan(
     def absent() -> Library:
         raise TensorRTError("TensorRT cannot be used: no CUDA driver")
 
-    monkeypatch.setattr(tensorrt, "tensorrt", absent)
+    monkeypatch.setattr(engine, "tensorrt", absent)
     assert inspect_main([version, "--profile"]) == 0
     assert "layers      not timed: load: TensorRT cannot be used: no CUDA driver" in capsys.readouterr().out
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from adapt import batchnorm, predict
+from adapt import batchnorm, inference
 from adapt.baselines import BatchStatistics, Frozen, Tent, entropy
-from networks.pack import normalise
+from networks.pack.pack import normalise
 from tests.adapt.conftest import toy_scene
 
 
@@ -66,7 +66,7 @@ def test_batch_statistics_move_statistics_alone(toy_pack, dark_frames):
     method.answer(dark_frames[:6])
     assert all(torch.equal(p, before[name]) for name, p in method.network.named_parameters())
     fresh = toy_pack.network()
-    batch = normalise(predict.as_tensor(dark_frames[:6]), toy_pack.spec)
+    batch = normalise(inference.as_tensor(dark_frames[:6]), toy_pack.spec)
     batchnorm.reestimate(fresh, [batch])
     name = next(k for k in old if k.endswith("running_mean"))
     half = 0.5 * old[name] + 0.5 * batchnorm.statistics(fresh)[name]

@@ -12,13 +12,13 @@ from scipy.ndimage import gaussian_filter
 from scipy.sparse import csc_matrix
 
 from adapt.evaluate import __main__ as evaluate_main
-from adapt.evaluate import edges_cli
-from adapt.evaluate.edge_errors import EdgeError
+from adapt.evaluate import edges_main
 from adapt.evaluate.edge_sets import CLASSES, Predictions, open_truth
 from adapt.evaluate.edges import EdgeCounts
-from adapt.evaluate.thinning import thin
 from adapt.labels import edge_codec
 from adapt.labels.edges import seg2edge
+from adapt.labels.errors import EdgeError
+from adapt.labels.thinning import thin
 
 
 def regions(seed, size=(48, 64)):
@@ -79,7 +79,7 @@ def test_the_command_prints_what_the_table_holds(camvid, capsys):
 def test_a_pack_is_scored_on_the_images_themselves(camvid, tmp_path, capsys):
     import networks
     from networks.labels import CAMVID11
-    from networks.pack import PackSpec, write_pack
+    from networks.pack.pack import PackSpec, write_pack
 
     root, _ = camvid
     (tmp_path / "images" / "deep").mkdir(parents=True)
@@ -96,14 +96,14 @@ def test_a_pack_is_scored_on_the_images_themselves(camvid, tmp_path, capsys):
     write_pack(tmp_path / "pack", spec, network.state_dict())
     common = ["--truth", f"camvid:{root}:val", "--images", str(tmp_path / "images"), "--quiet", "--json"]
     common += ["--mode", "raw", "--model", str(tmp_path / "pack")]
-    assert edges_cli.main(common) == 0
+    assert edges_main.main(common) == 0
     whole = json.loads(capsys.readouterr().out)["raw"]
     assert whole["images"] == 3
     assert 0 < whole["mf_ods"] < 1
-    assert edges_cli.main([*common, "--tile", "64"]) == 0
+    assert edges_main.main([*common, "--tile", "64"]) == 0
     assert json.loads(capsys.readouterr().out)["raw"]["mf_ods"] == pytest.approx(whole["mf_ods"])
     (tmp_path / "images" / "deep" / "f2.png").unlink()
-    assert edges_cli.main(common) == 1
+    assert edges_main.main(common) == 1
     assert "no image f2" in capsys.readouterr().err
 
 
@@ -119,14 +119,14 @@ def test_shards_of_any_number_of_threads_merge_to_the_whole(camvid, tmp_path, ca
         "--quiet",
         "--json",
     ]
-    assert edges_cli.main([*common, "--jobs", "3"]) == 0
+    assert edges_main.main([*common, "--jobs", "3"]) == 0
     whole = json.loads(capsys.readouterr().out)["raw"]
     files = []
     for i in (1, 2):
         files.append(str(tmp_path / f"{i}.npz"))
-        assert edges_cli.main([*common, "--jobs", "1", "--shard", f"{i}/2", "--save", files[-1]]) == 0
+        assert edges_main.main([*common, "--jobs", "1", "--shard", f"{i}/2", "--save", files[-1]]) == 0
     capsys.readouterr()
-    assert edges_cli.main(["--merge", *files, "--json"]) == 0
+    assert edges_main.main(["--merge", *files, "--json"]) == 0
     merged = json.loads(capsys.readouterr().out)["raw"]
     assert [merged[k] for k in ("mf_ods", "ois", "ap")] == [whole[k] for k in ("mf_ods", "ois", "ap")]
     assert list(merged["classes"].values()) == list(whole["classes"].values())
@@ -144,14 +144,14 @@ def test_refusals_are_one_line_on_stderr(camvid, tmp_path, capsys):
         (["--merge", str(predictions / "f0.npz")], "not a saved"),
     ]
     for arguments, word in cases:
-        assert edges_cli.main([*arguments, "--quiet"]) == 1
+        assert edges_main.main([*arguments, "--quiet"]) == 1
         captured = capsys.readouterr()
         assert word in captured.err
         assert captured.err.count("\n") == 1
         assert not captured.out
     for arguments in ([], ["--truth", "x"], ["--mode", "fat"]):
         with pytest.raises(SystemExit) as caught:
-            edges_cli.main(arguments)
+            edges_main.main(arguments)
         assert caught.value.code == 2
 
 
@@ -161,7 +161,7 @@ def test_a_nan_map_is_refused_with_its_image(camvid, capsys):
     maps[2, 3, 3] = np.nan
     np.savez(predictions / "f1.npz", probability=maps)
     assert (
-        edges_cli.main(["--truth", f"camvid:{root}:val", "--predictions", str(predictions), "--quiet"]) == 1
+        edges_main.main(["--truth", f"camvid:{root}:val", "--predictions", str(predictions), "--quiet"]) == 1
     )
     error = capsys.readouterr().err
     assert "f1" in error

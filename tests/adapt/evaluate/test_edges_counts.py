@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adapt.evaluate.edges import PROTOCOLS, EdgeCounts, EdgeError, levels_of, match
-from adapt.evaluate.thinning import thin
+from adapt.labels.thinning import thin
 
 
 def scene(rng, size=(40, 56)):

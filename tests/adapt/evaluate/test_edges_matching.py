@@ -14,7 +14,7 @@ from adapt.evaluate.counting import count_annotators, count_raw, count_thin
 from adapt.evaluate.edges import EdgeError, match
 from adapt.evaluate.matching import disc, match_min_cost, match_pairs
 from adapt.evaluate.resize import resize_bicubic, resize_nearest
-from adapt.evaluate.thinning import thin
+from adapt.labels.thinning import thin
 
 maps = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(lambda s: arrays(bool, s))
 pairs = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(

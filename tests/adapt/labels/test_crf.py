@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from adapt.labels import crf
-from adapt.train import edges_cli
-from networks.pack import load_pack
+from adapt.train import edges_main
+from networks.pack.pack import load_pack
 
 
 @pytest.fixture
@@ -96,6 +96,6 @@ def test_the_preset_trains_a_pack_on_refined_labels(library, tmp_path, monkeypat
         *("--set", "width=8", "--crop", "32x48", "--preset", "casenet-c-sbd", "--steps", "1", "--batch", "1"),
         *("--round", "1", "--quiet", "--out", str(tmp_path / "pack")),
     ]
-    assert edges_cli.main(arguments) == 0
+    assert edges_main.main(arguments) == 0
     assert len(asked) == 2
     assert load_pack(tmp_path / "pack").spec.training.startswith("casenet-c-sbd")

@@ -8,8 +8,8 @@ import torch
 
 from adapt.evaluate.edges import EdgeCounts, EdgeError, match
 from adapt.labels import edge_codec
+from adapt.labels.edge_probability import offsets
 from adapt.labels.edges import category_edges, cityscapes_edges, instance_edges, seg2edge, seg2edge_torch
-from adapt.labels.ridges import offsets
 from adapt.labels.seal import Gate, align
 from adapt.train.losses import multilabel_edge_loss
 
@@ -144,7 +144,7 @@ def test_pictures_pillow_has_other_words_for_end_in_one_line_too(tmp_path, capsy
     from PIL import Image
 
     from adapt import align as tool
-    from adapt.evaluate.edges_cli import main as evaluate
+    from adapt.evaluate.edges_main import main as evaluate
 
     for folder in ("labels", "images", "p"):
         (tmp_path / folder).mkdir()

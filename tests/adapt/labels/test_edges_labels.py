@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from adapt.evaluate.edge_errors import EdgeError
 from adapt.labels import edge_codec as codec
 from adapt.labels.edges import (
     category_edges,
@@ -18,6 +17,7 @@ from adapt.labels.edges import (
     seg2edge,
     seg2edge_torch,
 )
+from adapt.labels.errors import EdgeError
 
 label_maps = st.tuples(st.integers(1, 8), st.integers(1, 8)).flatmap(
     lambda s: arrays(np.uint8, s, elements=st.sampled_from([0, 1, 2, 255]))

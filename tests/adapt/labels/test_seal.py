@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import linear_sum_assignment
 
-from adapt.evaluate.edge_errors import EdgeError
 from adapt.evaluate.edges import match
-from adapt.labels import auction
+from adapt.labels import assignment
 from adapt.labels.edges import seg2edge
+from adapt.labels.errors import EdgeError
 from adapt.labels.seal import Gate, align, align_details, tangents
 
 
@@ -51,9 +51,9 @@ def test_solvers_reach_the_optimum_of_dense_assignment(seed, n, width):
     best = best_cost(columns, costs, counts)
     tensors = (torch.from_numpy(columns).long(), torch.from_numpy(costs), torch.from_numpy(counts))
     answers = {
-        "exact": auction.exact(columns, costs, counts),
-        "auction": auction.auction(columns, costs, counts, 1e-4),
-        "torch": auction.auction_torch(*tensors, 1e-4).numpy(),
+        "exact": assignment.exact(columns, costs, counts),
+        "auction": assignment.auction(columns, costs, counts, 1e-4),
+        "torch": assignment.auction_torch(*tensors, 1e-4).numpy(),
     }
     for name, choice in answers.items():
         assert (choice < counts).all()
@@ -69,14 +69,14 @@ def test_left_alone_both_auctions_end_within_a_ten_thousandth_of_the_optimum():
     costs = costs / 100 + 0.01  # an ε of .01 is coarse here
     best = best_cost(columns, costs, counts)
     tensors = (torch.from_numpy(columns).long(), torch.from_numpy(costs), torch.from_numpy(counts))
-    for choice in (auction.auction(columns, costs, counts), auction.auction_torch(*tensors).numpy()):
+    for choice in (assignment.auction(columns, costs, counts), assignment.auction_torch(*tensors).numpy()):
         assert best - 1e-6 <= cost_of(choice, costs) <= best * (1 + 1e-4)
 
 
 def test_an_impossible_assignment_is_named():
     columns, costs, counts = np.zeros((2, 1), np.int32), np.ones((2, 1)), np.ones(2, np.int64)
     with pytest.raises(EdgeError, match="more candidates"):
-        auction.exact(columns, costs, counts)
+        assignment.exact(columns, costs, counts)
 
 
 def scene(seed=0, size=(96, 112), shift=3):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adapt.data.street import render
+from adapt.data.street.scenes import render
 from adapt.labels import edge_codec
 from adapt.labels.edges import category_edges
 from adapt.train import __main__ as train_main
-from adapt.train import edges_cli
-from networks.pack import load_pack
+from adapt.train import edges_main
+from networks.pack.pack import load_pack
 
 SIZE = (64, 96)
 
@@ -64,9 +64,9 @@ def test_a_pack_comes_out_of_edge_files_and_another_starts_from_it(edge_files, c
         "--init",
         str(edge_files / "a"),
     ]
-    assert edges_cli.main([*second, "--out", str(edge_files / "b")]) == 0
+    assert edges_main.main([*second, "--out", str(edge_files / "b")]) == 0
     assert json.loads(capsys.readouterr().out)["loaded"] == len(pack.state())
-    assert edges_cli.main([*second, "--out", str(edge_files / "b")]) == 1
+    assert edges_main.main([*second, "--out", str(edge_files / "b")]) == 1
     assert "not overwritten" in capsys.readouterr().err
 
 
@@ -95,7 +95,7 @@ def test_class_maps_train_a_joint_network(tmp_path, capsys):
             "--json",
         ),
     ]
-    assert edges_cli.main(arguments) == 0
+    assert edges_main.main(arguments) == 0
     assert load_pack(json.loads(capsys.readouterr().out)["pack"]).spec.task == "segmentation"
 
 
@@ -110,10 +110,10 @@ def test_refusals_are_one_line(edge_files, capsys):
         ([*files, "--classes", "4", "--network", "nope"], "unknown"),
     ]
     for arguments, word in cases:
-        assert edges_cli.main([*base, *arguments]) == 1
+        assert edges_main.main([*base, *arguments]) == 1
         error = capsys.readouterr().err
         assert word in error
         assert error.count("\n") == 1
     with pytest.raises(SystemExit) as caught:
-        edges_cli.main([*base, "--classes", "4"])
+        edges_main.main([*base, "--classes", "4"])
     assert caught.value.code == 2

@@ -15,8 +15,8 @@ from scipy.ndimage import gaussian_filter
 import networks
 from adapt.evaluate.edges import EdgeCounts
 from adapt.labels.edge_codec import pack, unpack
+from adapt.labels.edge_probability import edge_probability
 from adapt.labels.edges import category_edges
-from adapt.labels.ridges import edge_probability
 from adapt.labels.seal import Gate
 from adapt.train.augment import Augmentation
 from adapt.train.edges import (
@@ -30,7 +30,7 @@ from adapt.train.edges import (
     crops_of_segmentation,
     train,
 )
-from networks.pack import PackSpec
+from networks.pack.pack import PackSpec
 
 COLOURS = np.array([[40, 60, 200], [200, 80, 40], [60, 190, 70]], np.uint8)
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 import networks
-from adapt.train import losses, prior, supervised
+from adapt.train import losses, priors, supervised
 from adapt.train.augment import Augmentation, crop
-from adapt.train.loop import Batch, Optimisation, Trainer, learning_rate
-from adapt.train.selftraining import Mixture, class_mix, rare_class_chances, sampler
+from adapt.train.batches import Mixture, class_mix, rare_class_chances, sampler
+from adapt.train.trainer import Batch, Optimisation, Trainer, learning_rate
 from tests.adapt.conftest import SIZE, toy_scene, toy_spec
 
 PAIRS = [toy_scene(i) for i in range(6)]
@@ -247,7 +247,7 @@ def test_the_spatial_prior_is_where_the_class_was():
         y[20:] = 1
         y[:, :5] = 255
         labels.append(y)
-    q = prior.spatial_prior(labels, 3, size=(20, 30)).astype(float)
+    q = priors.spatial_prior(labels, 3, size=(20, 30)).astype(float)
     assert q.shape == (3, 20, 30)
     assert q.min() >= 0
     assert q.max() == 1.0
@@ -256,4 +256,4 @@ def test_the_spatial_prior_is_where_the_class_was():
     assert (q[2] == 0).all()
     # every class sums to the same over the pixels, as the paper asks
     assert q[0].sum() == pytest.approx(q[1].sum(), rel=0.01)
-    np.testing.assert_allclose(prior.class_shares(labels, 3), [0.5, 0.5, 0])
+    np.testing.assert_allclose(priors.class_shares(labels, 3), [0.5, 0.5, 0])

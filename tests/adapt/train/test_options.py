@@ -12,11 +12,11 @@ import torch.nn.functional as F
 import networks
 from adapt.labels import cbst, lrent
 from adapt.labels.cbst import pseudo_labels
-from adapt.round import RoundConfig, RoundError, adapt
-from adapt.train import budget_cut, losses, mic
+from adapt.round.segmentation import RoundConfig, RoundError, adapt
+from adapt.train import losses, mic, truncated_backprop
 from adapt.train.augment import Augmentation, crop
-from adapt.train.loop import Batch, Optimisation, Tensors, Trainer, loss_of
-from adapt.train.selftraining import Mixture, sampler
+from adapt.train.batches import Mixture, sampler
+from adapt.train.trainer import Batch, Optimisation, Tensors, Trainer, loss_of
 from tests.adapt.conftest import SIZE, toy_scene, toy_spec
 
 PAIRS = [toy_scene(i) for i in range(6)]
@@ -337,7 +337,7 @@ def test_predicted_bytes_are_what_autograd_keeps(name, arguments):
     network = networks.create(name, classes=4, **arguments).train()
     dry, known = step_of(a_batch(), "meta")
     loss, tensors = step_of(a_batch(), "cpu")
-    found = budget_cut.cuts(network, dry, known=known, points=4)
+    found = truncated_backprop.cuts(network, dry, known=known, points=4)
     parameters = dict(network.named_parameters())
     for cut in found:
         for key, p in parameters.items():
@@ -364,22 +364,22 @@ def test_batch_normalisation_alone_saves_little():
     """Why there is a cut: the small part of the parameters that TENT moves needs most of the memory."""
     network = small_network().train()
     loss, tensors = step_of(a_batch(), "cpu")
-    whole = budget_cut.usage(network, loss, tensors).saved
+    whole = truncated_backprop.usage(network, loss, tensors).saved
     norms = {
         f"{n}.{k}" for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)
         for k, _ in m.named_parameters()
     }  # fmt: skip
     for name, p in network.named_parameters():
         p.requires_grad_(name in norms)
-    assert budget_cut.usage(network, loss, tensors).saved > 0.8 * whole
+    assert truncated_backprop.usage(network, loss, tensors).saved > 0.8 * whole
 
 
 def test_gradients_behind_the_cut_are_the_whole_ones():
     network = small_network().train()
     dry, known = step_of(a_batch(), "meta")
     loss, _ = step_of(a_batch(), "cpu")
-    full = budget_cut.cuts(network, dry, known=known, points=2)[0]
-    cut = budget_cut.choose(network, dry, full.bytes // 2, known=known)
+    full = truncated_backprop.cuts(network, dry, known=known, points=2)[0]
+    cut = truncated_backprop.choose(network, dry, full.bytes // 2, known=known)
     assert 0 < len(cut.moving) < len(full.moving)
     loss(network).backward()
     whole = {n: p.grad.clone() for n, p in network.named_parameters()}
@@ -415,12 +415,12 @@ def test_the_deepest_cut_that_fits_is_chosen():
     def loss(network):
         return network(x).square().mean()
 
-    every = budget_cut.cuts(network, loss, known=[x], points=1000)
+    every = truncated_backprop.cuts(network, loss, known=[x], points=1000)
     assert [cut.first for cut in every] == [f"layers.{i}" for i in range(6)]
     assert not any(name.startswith("unused") for name in every[0].moving)
     for budget in (every[0].bytes, every[0].bytes - 1, every[3].bytes, every[-1].bytes):
         best = next(cut for cut in every if cut.bytes <= budget)
-        assert budget_cut.choose(network, loss, budget, known=[x]) == best
+        assert truncated_backprop.choose(network, loss, budget, known=[x]) == best
     with pytest.raises(ValueError, match="too little"):
-        budget_cut.choose(network, loss, every[-1].bytes - 1, known=[x])
+        truncated_backprop.choose(network, loss, every[-1].bytes - 1, known=[x])
     assert all(p.requires_grad and not p.is_meta for p in network.parameters())

@@ -1,0 +1,1 @@
+"""The gate: checks that judge an adapted network without target labels, before it is exported."""

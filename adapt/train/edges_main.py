@@ -1,0 +1,233 @@
+"""``python -m adapt.train edges``: train an edge network as CASENet, CASENet-S, -C or SEAL do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapt.data.base import DataError, open_dataset, read_frame
+from adapt.labels import edge_codec
+from adapt.labels.errors import EdgeError
+from adapt.labels.seal import Gate
+from adapt.progress import Bars
+
+__all__ = ["main"]
+
+EPILOG = """\
+data, one of:
+  --data SET                 labelled frames (camvid:ROOT:LIST, folder:PATH, street:DOMAIN:COUNT:SEED); edges
+                             of radius 2 are made from the class maps on the fly, also after scaling
+  --labels DIR --images DIR  edge labels (.npz, .bin, .mat, .png: adapt.labels.edge_codec), their images
+
+presets (the published recipes; NAME-cityscapes or NAME-sbd; --data is magnified as published: not at all, or
+by .5 .75 1 1.25 1.5; --labels are taken as they are, give the magnified copies, too):
+  casenet      reweighted loss
+  casenet-s    unweighted, half the rate
+  casenet-c    -s on labels refined by a dense CRF (--data only; extra crf)
+  seal         -s with labels aligned every round
+  (none)       AdamW, mean loss; --seal aligns, gated
+-s, -c and seal start from a short warm-up: train one with --preset casenet-s first, give it to --init.
+
+A training that was killed continues from PACK.checkpoint.pt when the same command is given again.
+
+examples:
+  python -m adapt.train edges --network casenet_light --classes camvid11 --crop 256x320 --steps 2000 \\
+      --data camvid:data/camvid:day_train --seal --out packs/edges
+  python -m adapt.train edges --network casenet --preset seal-sbd --classes 20 --crop 472x472 \\
+      --labels sbd/edges --images sbd/img --init packs/warm --out packs/seal
+
+exit codes: 0 the pack was written, 1 refused or failed (one line on stderr says why), 2 wrong usage
+"""
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write HxW, such as 472x472")
+    return int(height), int(width)
+
+
+def parser() -> argparse.ArgumentParser:
+    from adapt.train.edges import PRESETS
+
+    p = argparse.ArgumentParser(
+        prog="python -m adapt.train edges",
+        description="Train an edge network (casenet, casenet_light) or a joint "
+        "one (espnetv2_edges) and write its pack.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = p.add_argument
+    add("--network", default="casenet_light", metavar="NAME", help="casenet, casenet_light or espnetv2_edges")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="an argument of the network")
+    add("--classes", required=True, metavar="SPACE", help="label space, or a number of classes")
+    add("--data", metavar="SET", help="labelled frames")
+    add("--labels", type=Path, metavar="DIR", help="edge labels")
+    add("--images", type=Path, metavar="DIR", help="their images")
+    add(
+        "--init",
+        type=Path,
+        metavar="PACK",
+        help="start from this pack's weights, all or its encoder's, by name",
+    )
+    add("--preset", choices=sorted(PRESETS), help="a published recipe")
+    add("--crop", type=_size, default=(256, 320), metavar="HxW", help="training crops (256x320)")
+    add("--steps", type=int, metavar="N", help="optimiser steps (the preset's, or 1000)")
+    add("--batch", type=int, metavar="N", help="crops a step (10)")
+    add("--round", type=int, metavar="N", help="crops between alignments (the preset's, or 400)")
+    add("--rate", type=float, metavar="R", help="learning rate (the preset's, or 0.001)")
+    add("--seal", action="store_true", help="align labels every round but the first, gated")
+    add("--out", type=Path, required=True, metavar="PACK", help="directory of the new pack; must not exist")
+    add("--name", help="name of the model (the network's)")
+    add("--seed", type=int, default=0, help="of everything random (0)")
+    add("--threads", type=int, default=0, metavar="N", help="torch threads (as they are)")
+    add("--json", action="store_true", help="print one JSON object on stdout")
+    add("--quiet", action="store_true", help="no progress on stderr")
+    return p
+
+
+def _space(text: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    from networks.labels import SPACES
+
+    if text.isdigit() and int(text):
+        names = tuple(f"class{k}" for k in range(int(text)))
+        return names, tuple(
+            ((37 * k) % 256, (91 * k + 60) % 256, (151 * k + 120) % 256) for k in range(len(names))
+        )
+    if text not in SPACES:
+        raise ValueError(f"label space {text!r} is unknown; a number, or one of: {', '.join(sorted(SPACES))}")
+    return SPACES[text].classes, SPACES[text].colours
+
+
+def _draw(a: argparse.Namespace, classes: int, progress: Any) -> Any:
+    from adapt.labels import crf
+    from adapt.train.augment import Augmentation
+    from adapt.train.edges import SCALES, crops_of_edges, crops_of_segmentation
+
+    if a.data:
+        dataset = open_dataset(a.data)
+        pairs = []
+        for i in range(len(dataset)):
+            frame, label = dataset[i]
+            if label is not None:
+                if (a.preset or "").startswith("casenet-c-"):
+                    label = crf.refine(frame, label, classes)
+                pairs.append((frame, label))
+            progress("read", i + 1, len(dataset))
+        scales = SCALES[a.preset.rpartition("-")[2]] if a.preset else ()
+        return crops_of_segmentation(pairs, classes, Augmentation(a.crop), scales=scales)
+    if (a.preset or "").startswith("casenet-c-"):
+        raise ValueError("casenet-c refines class maps: give --data, edge labels have no regions")
+    files = sorted(f for f in a.labels.glob("*") if f.suffix in (".npz", ".bin", ".mat", ".png"))
+    edges = []
+    for i, file in enumerate(files):
+        image = next((q for s in (".jpg", ".png") if (q := a.images / f"{file.stem}{s}").is_file()), None)
+        if image is None:
+            raise ValueError(f"{a.images} has no image {file.stem}.jpg or .png")
+        frame = read_frame(image)
+        edges.append((frame, edge_codec.read(file, classes, (frame.shape[0], frame.shape[1]))))
+        progress("read", i + 1, len(files))
+    return crops_of_edges(edges, a.crop)
+
+
+def _recipe(a: argparse.Namespace) -> Any:
+    from adapt.train.edges import PRESETS, EdgeRecipe
+
+    recipe = PRESETS[a.preset] if a.preset else EdgeRecipe(1000, frozen_bn=bool(a.init))
+    given = {k: v for k in ("steps", "batch", "round", "rate") if (v := getattr(a, k)) is not None}
+    if "batch" in given and "round" not in given:
+        given["round"] = max(recipe.round, given["batch"])
+    if a.seal:
+        given |= {"aligned": True, "gate": Gate()}
+    return replace(recipe, **given)
+
+
+def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
+    import torch
+
+    import networks
+    from adapt.train.edges import train
+    from networks.architectures.casenet import MEAN, STD
+    from networks.pack.pack import PackSpec, load_pack, write_pack
+
+    if a.out.exists():
+        raise ValueError(f"{a.out} exists: packs are not overwritten, choose another --out")
+    names, colours = _space(a.classes)
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    torch.manual_seed(a.seed)
+    arguments = {}
+    for item in a.set:
+        key, _, value = item.partition("=")
+        arguments[key] = json.loads(value) if value.replace(".", "", 1).isdigit() else value
+    network = networks.create(a.network, classes=len(names), **arguments)
+    multiple = network.size_multiple
+    if any(side % multiple for side in a.crop):
+        raise ValueError(f"crop {a.crop}: sides must be multiples of {multiple} for {a.network}")
+    caffe = a.network == "casenet"
+    mean, std, order = (MEAN, STD, "bgr") if caffe else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "rgb")
+    loaded = 0
+    if a.init:
+        parent = load_pack(a.init)
+        mean, std, order = parent.spec.mean, parent.spec.std, parent.spec.channel_order
+        own = network.state_dict()
+        fits = {k: v for k, v in parent.state().items() if k in own and own[k].shape == v.shape}
+        if not fits:
+            raise ValueError(f"{a.init}: none of its weights fits {a.network} by name and shape")
+        network.load_state_dict(fits, strict=False)
+        loaded = len(fits)
+    recipe = _recipe(a)
+    draw = _draw(a, len(names), progress)
+    start = time.monotonic()
+    spec = PackSpec(
+        name=a.name or a.network, version="1.0.0", network=a.network, arguments=arguments, classes=names,
+        colours=colours, size=a.crop, mean=mean, std=std, channel_order=order,
+        task=network.TASK,
+        training=f"{a.preset or 'edges'}{', SEAL' if recipe.aligned else ''}: "
+            f"{recipe.steps} steps of {recipe.batch}, "
+        f"rate {recipe.rate:g}, crops {a.crop[0]}x{a.crop[1]}, seed {a.seed}",
+    )  # fmt: skip
+    checkpoint = a.out.with_name(f"{a.out.name}.checkpoint.pt")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    told = {k: str(v) for k, v in vars(a).items() if k not in ("out", "name", "json", "quiet")}
+    history = train(
+        network, spec, draw, recipe, seed=a.seed, checkpoint=checkpoint,
+        identity=repr((recipe, sorted(told.items()))), progress=progress,
+    )  # fmt: skip
+    pack = write_pack(a.out, spec, network.state_dict())
+    checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(checkpoint.with_name(f"{checkpoint.name}.labels"), ignore_errors=True)
+    return {
+        "pack": str(pack.path), "sha256": pack.sha256, "training": spec.training, "loaded": loaded,
+        "loss_first": float(np.mean(history[:5])), "loss_last": float(np.mean(history[-5:])),
+        "seconds": round(time.monotonic() - start, 1),
+    }  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = parser()
+    a = p.parse_args(argv)
+    if bool(a.data) == bool(a.labels) or bool(a.labels) != bool(a.images):
+        p.error("give --data, or --labels and --images")
+    from networks.pack.pack import PackError
+
+    try:
+        with Bars(quiet=a.quiet) as bars:
+            summary = _run(a, bars)
+    except (DataError, EdgeError, PackError, ValueError, FloatingPointError, OSError) as error:
+        print(f"adapt.train edges: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(json.dumps(summary) if a.json else "\n".join(f"{k}: {v}" for k, v in summary.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Comparison of an engine with the network that it was built from."""

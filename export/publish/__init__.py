@@ -1,0 +1,1 @@
+"""From a built engine to a version directory in a repository."""

@@ -1,0 +1,1 @@
+"""Readers of published checkpoints: key names, layouts and layer orders of other trainers."""

@@ -1,0 +1,1 @@
+"""Settings of the server process: thread priority and memory allocator."""

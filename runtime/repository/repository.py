@@ -1,0 +1,582 @@
+"""The engine repository: immutable versions that appear by one rename.
+
+Knows directories, hashes and JSON; knows nothing of engines, slots or gRPC.  The layout
+is Triton's, see docs/architecture.md.  Any number of processes may publish into a
+repository at the same time and be killed at any moment: a reader sees whole versions or
+none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from runtime.errors import Code, Refused, ServiceError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+_LARGEST_MANIFEST = 16 << 20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_STAGING = ".staging-"
+_NEW = ".new-"
+_TEMPORARY = ".tmp-"
+_GONE = ".gone-"  # a version that is being deleted
+HISTORY_BYTES = 1 << 20  # of a history, before its older half makes room: some hundred swaps
+_REQUIRED: dict[str, type] = {
+    "schema": int,
+    "model": str,
+    "version": int,
+    "engine": dict,
+    "files": dict,
+    "digest": str,
+}
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON spelling that hashes and signatures are made over."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 (hex) of the manifest without its own "digest"."""
+    return hashlib.sha256(canonical({k: v for k, v in manifest.items() if k != "digest"})).hexdigest()
+
+
+def check_name(model: str) -> str:
+    """Returns `model` if it is a plain name that cannot leave the repository; ValueError otherwise."""
+    if not _NAME.fullmatch(model) or ".." in model:
+        raise ValueError(
+            f"model name {model[:80]!r}: use letters, digits, '.', '_', '-' (at most 128, no '..')"
+        )
+    return model
+
+
+def _transition(line: str | bytes) -> dict[str, Any] | None:
+    """A line of the history that has the types that its readers count on; None for any other."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict):
+        return None
+    when, version, detail = entry.get("time", 0.0), entry.get("version", 0), entry.get("detail")
+    numbers = isinstance(when, int | float) and isinstance(version, int)
+    words = all(isinstance(entry.get(key, ""), str) for key in ("state", "check"))
+    return entry if numbers and words and (detail is None or isinstance(detail, dict)) else None
+
+
+def _deciding(entries: list[dict[str, Any]], versions: set[int]) -> set[int]:
+    """Which lines of a history say something that a newer line does not: of each version that is there the
+    last of each state and check, of all together the last that was live, the highest number (none is given
+    twice) and the last word on pin and freeze.
+    """
+    last: dict[Any, int] = {}
+    highest = max((entry.get("version", 0) for entry in entries), default=0)
+    for n, entry in enumerate(entries):
+        version, state, detail = entry.get("version", 0), entry.get("state"), entry.get("detail")
+        if version in versions and state != "NOTE":
+            last[version, state, entry.get("check")] = n
+        if state == "LIVE":
+            last["live"] = n
+        if version == highest:
+            last["highest"] = n
+        if state == "NOTE" and detail and "pinned" in detail:
+            last["flags"] = n
+    return set(last.values())
+
+
+class Repository:
+    """`path`/<model>/<version>/…; creates `path` when it is absent.  `read_only`: what is live, and its
+    history, belong to another server.
+    """
+
+    def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
+        self.path = Path(path)
+        self.read_only = read_only
+        if not read_only:
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._history = threading.Lock()
+        self._shortened: dict[Path, int] = {}  # history -> what was left of it when it was last shortened
+        self._locks: dict[Path, int] = {}  # staging directory -> descriptor that holds its lock
+
+    # -- reading ---------------------------------------------------------------------
+
+    def models(self) -> list[str]:
+        """Names of the models that have at least one version directory."""
+        names = [
+            entry.name for entry in self.path.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name)
+        ]
+        return sorted(name for name in names if self.versions(name))
+
+    def versions(self, model: str) -> list[int]:
+        """Version numbers, ascending.  Zero-prefixed and non-integral directories are ignored, as Triton
+        does.
+        """
+        try:
+            entries = list((self.path / check_name(model)).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(
+            int(entry.name) for entry in entries if _VERSION.fullmatch(entry.name) and entry.is_dir()
+        )
+
+    def directory(self, model: str, version: int) -> Path:
+        return self.path / check_name(model) / str(int(version))
+
+    def manifest(self, model: str, version: int) -> dict[str, Any]:
+        """The manifest as written; raises Refused("manifest", …) when it is missing or not one of ours."""
+        path = self.directory(model, version) / MANIFEST
+        try:
+            with _open(path) as file:
+                content = file.read(_LARGEST_MANIFEST + 1)
+            if len(content) > _LARGEST_MANIFEST:
+                raise ValueError(f"it has more than {_LARGEST_MANIFEST >> 20} MiB")
+            manifest = json.loads(content)
+        except FileNotFoundError:
+            what = "has no manifest.json" if path.parent.is_dir() else "does not exist"
+            raise Refused(
+                "manifest", f"version {version} of '{model}' {what}; publish it with export.build"
+            ) from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise Refused(
+                "manifest", f"manifest.json of '{model}' version {version} cannot be read: {error}"
+            ) from error
+        return _checked_manifest(manifest, model, version)
+
+    def verify(self, model: str, version: int) -> dict[str, Any]:
+        """Reads and hashes every file of a version; returns the manifest.
+
+        Raises Refused("manifest"|"hash", reason).
+        """
+        return self.read(model, version, keep=())[0]
+
+    def read(
+        self, model: str, version: int, *, keep: tuple[str, ...] | None = None
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """`verify`, and the very bytes that were hashed (of the files in `keep`; None = of all).
+
+        What is loaded afterwards must come from these bytes: a file that is altered between
+        hashing and loading can then not slip in.
+        """
+        manifest = self.manifest(model, version)
+        directory = self.directory(model, version)
+        present = {entry.name for entry in directory.iterdir()} - {MANIFEST, SIGNATURE}
+        listed: dict[str, Any] = manifest["files"]
+        for name in sorted(present - set(listed)):
+            raise Refused(
+                "hash", f"file '{name}' is not in the manifest; the version was altered after publishing"
+            )
+        kept: dict[str, bytes] = {}
+        for name, entry in sorted(listed.items()):
+            content = _read_plain(directory / name, name, entry.get("bytes"))
+            if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
+                raise Refused(
+                    "hash", f"file '{name}' does not have the SHA-256 of the manifest; it was altered"
+                )
+            if keep is None or name in keep:
+                kept[name] = content
+        return manifest, kept
+
+    def live(self, model: str) -> dict[str, Any] | None:
+        """The content of live.json; None when there is none (or it is damaged, which an atomic replace
+        prevents; `last_live` then knows).
+        """
+        try:
+            with _open(self.path / check_name(model) / "live.json") as file:
+                value = json.loads(file.read())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
+
+    def last_live(self, model: str) -> dict[str, Any]:
+        """{"live", "previous", "pinned", "frozen", "frozen_reason"} by the history, for when live.json is
+        lost; empty where nothing was live.
+        """
+        numbers = [
+            entry["version"]
+            for entry in self.history(model)
+            if entry.get("state") == "LIVE" and isinstance(entry.get("version"), int)
+        ]
+        if not numbers:
+            return {}
+        rolled_back = {e.get("version") for e in self.history(model) if e.get("state") == "ROLLED_BACK"}
+        before = [n for n in numbers if n != numbers[-1] and n not in rolled_back]
+        flags: dict[str, Any] = {}
+        for entry in self.history(model):
+            detail = entry.get("detail")
+            if entry.get("state") == "NOTE" and isinstance(detail, dict) and "pinned" in detail:
+                flags = {key: detail.get(key) for key in ("pinned", "frozen", "frozen_reason")}
+        return {"live": numbers[-1], "previous": before[-1] if before else None, **flags}
+
+    def history(self, model: str) -> list[dict[str, Any]]:
+        """One dictionary per transition, oldest first.  Torn lines and those of another form are left out."""
+        try:
+            text = (self.path / check_name(model) / "history.jsonl").read_text(
+                encoding="utf-8", errors="replace"
+            )
+        except FileNotFoundError:
+            return []
+        return [entry for line in text.split("\n") if (entry := _transition(line)) is not None]
+
+    # -- writing ---------------------------------------------------------------------
+
+    def check_writable(self) -> None:
+        """Raises ServiceError(FAILED_PRECONDITION) where what is live belongs to another server."""
+        if self.read_only:
+            raise ServiceError(
+                Code.FAILED_PRECONDITION,
+                "this server reads its repository and changes nothing (read_only); ask the one that has it",
+                "state",
+            )
+
+    def home(self, name: str) -> Path:
+        """The directory of a model, or of a frame group, which has no versions; made when it is absent."""
+        home = self.path / check_name(name)
+        if not self.read_only:
+            home.mkdir(exist_ok=True)
+        return home
+
+    def stage(self, model: str) -> Path:
+        """A fresh directory to write a version into; `publish` turns it into one."""
+        home = self.path / check_name(model)
+        home.mkdir(parents=True, exist_ok=True)
+        unique = uuid.uuid4().hex
+        # Locked before it gets the name that `sweep` looks for: no one can mistake a
+        # directory that is being written for one whose writer died.
+        new = home / f"{_NEW}{unique}"
+        new.mkdir(parents=True)  # `abandon` of another may have removed the model's empty directory
+        descriptor = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        staged = home / f"{_STAGING}{unique}"
+        new.rename(staged)
+        self._locks[staged] = descriptor
+        return staged
+
+    def publish(
+        self,
+        model: str,
+        staged: Path,
+        manifest: dict[str, Any],
+        config_pbtxt: str = "",
+        labels: list[str] | None = None,
+        sign: Callable[[str], bytes] | None = None,
+    ) -> int:
+        """Makes the staged directory the next version of `model`, durably, by one rename; returns its number.
+
+        Adds "schema", "model", "version", "created", "files" and "digest" to the manifest.
+        Parallel publishers get different numbers.  Numbers are never reused.  `sign` makes the signature of
+        the digest (`runtime.repository.signing.signer`).
+        """
+        home = self.path / check_name(model)
+        if staged.parent != home or not staged.name.startswith(_STAGING):
+            raise ValueError(f"{staged} was not made by stage('{model}')")
+        files: dict[str, dict[str, Any]] = {}
+        for entry in sorted(staged.iterdir()):
+            if entry.name in (MANIFEST, SIGNATURE):
+                continue
+            if entry.is_symlink() or not entry.is_file():
+                raise ValueError(f"{entry.name}: a version holds plain files only, no directories or links")
+            content = entry.read_bytes()
+            files[entry.name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+            _fsync(entry)
+        if not files:
+            raise ValueError(f"{staged} is empty; write the engine into it before publishing")
+        whole = {**manifest, "schema": SCHEMA, "model": model, "files": files}
+        whole.setdefault("created", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        whole.setdefault("engine", {"kind": "onnxruntime", "precision": "fp32", "file": "model.onnx"})
+        beside: dict[Path, bytes] = {}
+        if config_pbtxt:
+            beside[home / "config.pbtxt"] = config_pbtxt.encode()
+        if labels is not None:
+            beside[home / "labels.txt"] = "".join(f"{label}\n" for label in labels).encode()
+        with _replaced(beside):
+            number = self._appear(home, model, staged, whole, sign)
+        _fsync(home)
+        _fsync(self.path)
+        self._unlock(staged)
+        return number
+
+    def _appear(
+        self,
+        home: Path,
+        model: str,
+        staged: Path,
+        whole: dict[str, Any],
+        sign: Callable[[str], bytes] | None,
+    ) -> int:
+        """Writes the manifest and renames, to the next number that is free; returns it."""
+        number = self._last_number(model) + 1
+        while True:
+            whole["version"] = number
+            whole["digest"] = digest(whole)
+            _write(
+                staged / MANIFEST,
+                (json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+            )
+            if sign is not None:
+                _write(staged / SIGNATURE, sign(whole["digest"]))
+            _fsync(staged)
+            try:
+                # rename(2) refuses a directory that is not empty, so the loser of a race tries the next
+                # number
+                os.rename(staged, home / str(number))
+                return number
+            except OSError:
+                if not (home / str(number)).exists():
+                    raise
+                number += 1
+
+    def abandon(self, staged: Path) -> None:
+        """Removes a staged directory that will not be published."""
+        shutil.rmtree(staged, ignore_errors=True)
+        self._unlock(staged)
+        with contextlib.suppress(OSError):  # a model that never got a version leaves nothing behind
+            staged.parent.rmdir()
+
+    def set_live(self, model: str, value: dict[str, Any]) -> None:
+        """Replaces live.json atomically and durably; OSError when the disk refuses, or in `read_only`."""
+        if self.read_only:
+            raise OSError(errno.EROFS, "the repository is served read-only")
+        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+        _replace(self.path / check_name(model) / "live.json", text.encode())
+
+    def append_history(self, model: str, entry: dict[str, Any]) -> None:
+        """Appends one line; a torn last line (a kill while writing) is closed first."""
+        if self.read_only:
+            return
+        with self._history:
+            path = self.path / check_name(model) / "history.jsonl"
+            self._append(path, entry)
+            if path.stat().st_size > max(HISTORY_BYTES, 2 * self._shortened.get(path, 0)):
+                self._shorten(model, path)
+
+    @staticmethod
+    def _append(path: Path, entry: dict[str, Any]) -> None:
+        line = json.dumps(entry, ensure_ascii=False, default=str).encode() + b"\n"
+        with open(path, "ab+") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    line = b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _shorten(self, model: str, path: Path) -> None:
+        """Makes room in a history by one rename.  The newest lines stay, and of the older ones those that
+        decide something (`_deciding`); the whole of it is once more beside it, as history.old.jsonl.
+        """
+        content = path.read_bytes()
+        lines = [line + b"\n" for line in content.split(b"\n") if line]
+        whole = [(line, entry) for line in lines if (entry := _transition(line)) is not None]
+        decide = _deciding([entry for _, entry in whole], set(self.versions(model)))
+        room = max(HISTORY_BYTES // 4, HISTORY_BYTES // 2 - sum(len(whole[n][0]) for n in decide))
+        newest = len(whole)
+        while newest > 0 and (room := room - len(whole[newest - 1][0])) >= 0:
+            newest -= 1
+        kept = b"".join(line for n, (line, _) in enumerate(whole) if n >= newest or n in decide)
+        _replace(path.with_name("history.old.jsonl"), content)
+        _replace(path, kept)
+        self._shortened[path] = len(kept)
+
+    def put_aside(self, model: str, version: int) -> Path:
+        """Takes a version out of the repository, durably, by one rename; returns where it is, for `remove`.
+        What a kill leaves of it is swept at the next start.
+        """
+        self.check_writable()
+        directory = self.directory(model, version)
+        gone = directory.with_name(f"{_GONE}{version}-{uuid.uuid4().hex}")
+        os.rename(directory, gone)
+        _fsync(directory.parent)
+        return gone
+
+    def remove(self, gone: Path) -> None:
+        """The rest of `put_aside`."""
+        if gone.name.startswith(_GONE):
+            _remove(gone)
+
+    def sweep(self) -> list[Path]:
+        """Removes what killed writers left behind; returns what was removed.
+
+        A staging directory whose writer lives is locked by it and stays.
+        """
+        removed = []
+        for path in list(self._leftovers()):
+            with contextlib.suppress(OSError):  # its writer was faster, or it is not ours
+                if self._swept(path):
+                    removed.append(path)
+        return removed
+
+    def _swept(self, path: Path) -> bool:
+        if path.name.startswith(_STAGING):
+            return self._sweep_staging(path)
+        if path.name.startswith(_GONE):
+            return _remove(path)
+        # between creation and lock or rename: a moment, so an old one has no owner
+        return time.time() - path.lstat().st_mtime > 60 and _remove(path)
+
+    def _leftovers(self) -> Iterator[Path]:
+        for home in self.path.iterdir():
+            if home.is_dir() and not home.is_symlink():
+                with contextlib.suppress(OSError):  # gone meanwhile, or a lost+found of root's
+                    for path in home.iterdir():
+                        if path.name.startswith((_STAGING, _NEW, _TEMPORARY, _GONE)):
+                            yield path
+
+    def _sweep_staging(self, path: Path) -> bool:
+        if path in self._locks:
+            return False
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        else:
+            return _remove(path)
+        finally:
+            os.close(descriptor)
+
+    def _last_number(self, model: str) -> int:
+        numbers = [0, *self.versions(model)]
+        live = self.live(model) or {}
+        entries = [
+            live.get("live"),
+            live.get("previous"),
+            *(entry.get("version") for entry in self.history(model)),
+        ]
+        return max(numbers + [number for number in entries if isinstance(number, int)])
+
+    def _unlock(self, staged: Path) -> None:
+        descriptor = self._locks.pop(staged, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _checked_manifest(manifest: Any, model: str, version: int) -> dict[str, Any]:
+    where = f"manifest.json of '{model}' version {version}"
+    if not isinstance(manifest, dict):
+        raise Refused("manifest", f"{where} is not an object")
+    for key, kind in _REQUIRED.items():
+        if not isinstance(manifest.get(key), kind):
+            raise Refused(
+                "manifest", f"{where} has no '{key}' of type {kind.__name__}; it is foreign to Roadworthy"
+            )
+    if manifest["schema"] != SCHEMA:
+        raise Refused(
+            "manifest", f"{where} has schema {manifest['schema']}, this server reads {SCHEMA}; rebuild it"
+        )
+    if manifest["model"] != model or manifest["version"] != version:
+        raise Refused(
+            "manifest",
+            f"{where} is that of '{manifest['model']}' version {manifest['version']}; it was copied",
+        )
+    try:
+        right = manifest["digest"] == digest(manifest)
+    except ValueError:  # NaN or Infinity
+        right = False
+    if not right:
+        raise Refused("manifest", f"{where} does not have its own digest; it was altered after publishing")
+    for name, entry in manifest["files"].items():
+        if not isinstance(entry, dict) or "/" in name or name in ("", ".", ".."):
+            raise Refused("manifest", f"{where} lists a file {name!r} that is not a plain name with its hash")
+    if manifest["engine"].get("file", "model.onnx") not in manifest["files"]:
+        raise Refused("manifest", f"{where} does not list its engine file '{manifest['engine'].get('file')}'")
+    return manifest
+
+
+def _read_plain(path: Path, name: str, size: Any) -> bytes:
+    """A file of exactly `size` bytes; one of another size is refused before it is read."""
+    try:
+        opened = _open(path)
+    except FileNotFoundError:
+        raise Refused("hash", f"file '{name}' is missing") from None
+    except OSError as error:
+        raise Refused("hash", f"file '{name}' cannot be read: {error.strerror}") from error
+    with opened as file:
+        there = os.fstat(file.fileno()).st_size
+        if there != size:
+            raise Refused("hash", f"file '{name}' has {there} bytes, the manifest says {size}")
+        return file.read(there)
+
+
+def _open(path: Path) -> BinaryIO:
+    """A plain file: no link, and no pipe or device, on which a reader would wait for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a plain file")
+    return open(descriptor, "rb")
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex}")
+    try:
+        _write(temporary, content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync(path.parent)
+
+
+@contextlib.contextmanager
+def _replaced(contents: dict[Path, bytes]) -> Iterator[None]:
+    """Files with these contents; with those they had, where the body fails."""
+    before = {path: path.read_bytes() if path.is_file() else None for path in contents}
+    try:
+        for path, content in contents.items():
+            _replace(path, content)
+        yield
+    except BaseException:
+        for path, old in before.items():
+            with contextlib.suppress(OSError):
+                if path.read_bytes() != contents[path]:
+                    continue  # not reached yet, or another publisher's by now
+                if old is None:
+                    path.unlink()
+                else:
+                    _replace(path, old)
+        raise
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> bool:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    return not path.exists()

@@ -1,0 +1,67 @@
+"""Signed versions: an Ed25519 signature over the manifest's digest, checked before anything is loaded.
+
+The digest covers the manifest and, through it, the hash of every file.  Needs the
+``cryptography`` package only where keys are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import ConfigError, Refused
+from runtime.repository.repository import SIGNATURE
+
+
+def signer(private_key: Path | str) -> Callable[[str], bytes]:
+    """What `Repository.publish(sign=…)` takes: an Ed25519 signature of a digest, by the key in a PEM file.
+
+    Raises ConfigError when the file is not such a key.
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    remedy = "make one with 'openssl genpkey -algorithm ed25519'"
+    try:
+        key = load_pem_private_key(Path(private_key).read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{private_key}: not a private key in PEM form ({error}); {remedy}") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"{private_key}: not an Ed25519 private key; {remedy}")
+    return lambda digest: key.sign(digest.encode())
+
+
+def check_signature(directory: Path, manifest: dict[str, Any], trusted_keys: list[str]) -> None:
+    """Refused("signature") unless one of the trusted keys signed the manifest; no keys, no check."""
+    if not trusted_keys:
+        return
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        signature = (directory / SIGNATURE).read_bytes()
+    except OSError:
+        raise Refused(
+            "signature", "the version is not signed and this server trusts only signed ones"
+        ) from None
+    for path in trusted_keys:
+        try:
+            public_key(path).verify(signature, str(manifest["digest"]).encode())
+        except InvalidSignature:
+            continue
+        return
+    raise Refused("signature", "the signature is not by a key that this server trusts")
+
+
+def public_key(path: str) -> Any:
+    """Raises ConfigError when `path` is not a readable Ed25519 public key (PEM)."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"security.trusted_keys: {path}: not a public key in PEM form: {error}") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConfigError(f"security.trusted_keys: {path}: not an Ed25519 key")
+    return key

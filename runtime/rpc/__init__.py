@@ -1,0 +1,1 @@
+"""gRPC: servicers, authentication, and the conversion between messages and arrays."""

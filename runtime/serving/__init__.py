@@ -1,0 +1,1 @@
+"""From a request to an answer: scheduler, slots, frame groups, memory budget."""

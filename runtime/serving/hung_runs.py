@@ -1,0 +1,83 @@
+"""Runs that do not come back: seen, told, and kept from taking the model along.
+
+A thread that is inside an engine cannot be stopped.  What can be done about it: inside the watch window the
+version is rolled back (`runtime/swap/watch.py` reads `Slot.hung`); a run of a version that is no longer live loses
+its permit, so that the live one answers; and while every permit is held by such runs, requests are refused
+instead of waiting, the model is not ready, and health says so.
+
+Knows hosts and their runs; what is told to whom is the caller's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from runtime.serving.scheduler import Job
+from runtime.serving.served_model import ModelHost
+from runtime.serving.slot import Slot
+
+log = logging.getLogger("roadworthy.hangs")
+Tell = Callable[[str, int, str], None]  # model, version, what happened
+
+
+class Hangs(threading.Thread):
+    """Looks at every run in progress; one that takes longer than `limit` seconds hangs.
+
+    Only time in which this thread has seen the run counts: a process that was stopped, or a machine that was
+    suspended, has not hung.
+    """
+
+    def __init__(self, hosts: Callable[[], Iterable[ModelHost]], limit: float, tell: Tell) -> None:
+        super().__init__(name="hangs", daemon=True)
+        self._hosts = hosts
+        self._limit = limit
+        self._interval = min(1.0, limit / 10)
+        self._tell = tell
+        self._ended = threading.Event()
+        self._seen: dict[tuple[int, int], float] = {}  # a run -> seconds; not the run: it holds a frame
+        self._lost: dict[str, list[tuple[Job, Slot]]] = {}  # runs without a permit, until they come back
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    def run(self) -> None:
+        last = time.monotonic()
+        while not self._ended.wait(self._interval):
+            now = time.monotonic()
+            passed, last = min(now - last, 2 * self._interval), now
+            try:
+                self.look(passed)
+            except Exception:
+                log.exception("looking for runs that hang")
+
+    def look(self, passed: float) -> None:
+        """One look, `passed` seconds after the last."""
+        seen: dict[tuple[int, int], float] = {}
+        for host in self._hosts():
+            late: list[tuple[Job, Slot]] = []
+            for job, slot in host.runs():
+                key = (id(job), job.arrived)
+                seen[key] = self._seen.get(key, -passed) + passed
+                if seen[key] >= self._limit:
+                    late.append((job, slot))
+            self._judge(host, late)
+        self._seen = seen
+
+    def _judge(self, host: ModelHost, late: list[tuple[Job, Slot]]) -> None:
+        lost = [(job, slot) for job, slot in self._lost.pop(host.name, []) if not job.done]
+        hung = {slot for _, slot in (*late, *lost)}
+        for slot in hung | set(host.loaded()):
+            if slot.hung != (slot in hung):
+                slot.hung = slot in hung
+                what = f"a run has not ended after {self._limit:g} s" if slot.hung else "it runs again"
+                self._tell(host.name, slot.version, what)
+        live = host.live
+        for job, slot in late:
+            if slot is not live and host.give_up(job):
+                lost.append((job, slot))
+        if lost:
+            self._lost[host.name] = lost
+        host.hold_back(sum(slot is live for _, slot in late), self._limit)

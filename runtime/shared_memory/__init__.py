@@ -1,0 +1,1 @@
+"""Shared-memory regions of clients, on the host and on a CUDA device."""

@@ -1,0 +1,1 @@
+"""The guarded swap: submit, verify, shadow, flip, watch, roll back."""

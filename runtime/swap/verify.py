@@ -1,0 +1,377 @@
+"""The checks between SUBMITTED and VERIFIED: what a candidate must show before it sees a live frame.
+
+In the order of docs/architecture.md: manifest, hash, signature, contract, memory, load,
+finite, golden, collapse, latency.  Everything here runs on a thread of low priority.
+Knows the repository, engines and tasks; knows nothing of flips.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from runtime import engines
+from runtime.checks import golden
+from runtime.checks import task as checks_task
+from runtime.checks.task import Looks, Task
+from runtime.config import ServerConfig
+from runtime.engines import Engine
+from runtime.errors import Refused
+from runtime.repository.repository import Repository
+from runtime.repository.signing import check_signature
+from runtime.serving.memory_budget import Ledger, Reservation
+from runtime.serving.served_model import ModelHost
+from runtime.serving.slot import Slot
+from runtime.tensors import DTYPES, Array, TensorSpec
+
+GOLDEN_FRAMES = 4  # of those a version brings; more would only make swaps slower
+
+
+@dataclass
+class Golden:
+    """What a version answered on its golden frames, kept with its slot as the reference for the next one."""
+
+    answers: dict[str, dict[str, Array]] = field(default_factory=dict)  # hash of the frame -> outputs
+    looks: dict[str, Looks] = field(default_factory=dict)
+    cost_ms: float = 0.0  # of one frame on one thread of low priority: comparable between candidates
+
+    def add(self, task: Task, key: str, answer: dict[str, Array]) -> Looks:
+        """Keeps what comparisons need of an answer, and its look."""
+        self.answers[key] = {part.needs: answer[part.needs] for part in task.parts}
+        self.looks[key] = task.look(answer)
+        return self.looks[key]
+
+
+@dataclass
+class Candidate:
+    """`reservation`: its memory, declared until it is live or closed."""
+
+    version: int
+    engine: Engine
+    manifest: dict[str, Any]
+    golden: Golden
+    reservation: Reservation
+    task: Task | None = None
+    frames: dict[str, Array] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Of one that will not be live: its engine and its claim to memory."""
+        self.engine.close()
+        self.reservation.release()
+
+
+class Verifier:
+    """Turns a version of the repository into a candidate, or refuses it by the name of a check.
+
+    `goldens`: what each loaded version answered on golden frames, by version.
+    """
+
+    def __init__(self, host: ModelHost, repository: Repository, config: ServerConfig, ledger: Ledger) -> None:
+        self.host = host
+        self.goldens: dict[int, Golden] = {}
+        self._repository = repository
+        self._config = config
+        self._ledger = ledger
+        self.model = host.name
+
+    def configure(self, config: ServerConfig) -> None:
+        self._config = config
+
+    def verify(self, version: int, *, reference: Slot | None) -> Candidate:
+        """Every check of VERIFIED, in the order of docs/architecture.md.  Raises Refused."""
+        listed = self._repository.manifest(self.model, version)["files"]
+        sizes = [entry.get("bytes") for entry in listed.values()]
+        self._ledger.readable(sum(size for size in sizes if isinstance(size, int)))
+        manifest, files = self._repository.read(self.model, version)
+        check_signature(
+            self._repository.directory(self.model, version), manifest, self._config.security.trusted_keys
+        )
+        described = manifest["engine"]
+        model = files[described.get("file", "model.onnx")]
+        _same_promise(manifest, reference)
+        reservation = self._ledger.reserve(self.host, len(model))
+        try:
+            kind, precision = (
+                str(described.get("kind", "onnxruntime")),
+                str(described.get("precision", "fp32")),
+            )
+            engine = engines.load(model, kind, precision, self._config.engine, candidate=True)
+        except BaseException:
+            reservation.release()
+            raise
+        reservation.loaded()
+        candidate = Candidate(version, engine, manifest, Golden(), reservation)
+        weakref.finalize(candidate, reservation.release)  # of one that was given up while this went on
+        try:
+            _contract(candidate, reference)
+            if candidate.task is not None:
+                expected = self._golden_frames(files, candidate, candidate.task)
+                self._look_at_golden(candidate, candidate.task, expected)
+                self._compare_golden(candidate, candidate.task, reference)
+            else:
+                candidate.notes.append(
+                    "outputs are not those of the graph contract: golden, collapse and "
+                    "agreement were not checked"
+                )
+                _run_blind(candidate)
+            self._latency(candidate, reference)
+        except BaseException:
+            candidate.close()
+            raise
+        candidate.report |= {
+            "cost_ms": round(candidate.golden.cost_ms, 3),
+            "golden_frames": len(candidate.frames),
+        }
+        return candidate
+
+    def _golden_frames(
+        self, files: dict[str, bytes], candidate: Candidate, task: Task
+    ) -> dict[str, dict[str, Array]]:
+        """{hash of the frame: what the exporter's network said of it}; fills candidate.frames."""
+        if "golden.npz" not in files:
+            if self._config.guard.require_golden:
+                raise Refused(
+                    "golden", "the version brings no golden.npz to be compared on; build it with export.build"
+                )
+            candidate.notes.append("no golden.npz: parity was not checked")
+            frame = np.random.default_rng(0).integers(
+                0, 256, _concrete(candidate.engine.spec.inputs[0]), np.uint8
+            )
+            candidate.frames[_hash(frame)] = frame
+            return {}
+        arrays = golden.read(
+            files["golden.npz"], task.golden, frames=GOLDEN_FRAMES, limit=self._config.guard.golden_bytes
+        )
+        frames = arrays["frames"]
+        _, height, width, _ = candidate.engine.spec.inputs[0].shape
+        fits = frames.ndim == 4 and frames.shape[3] == 3
+        if not fits or height not in (-1, frames.shape[1]) or width not in (-1, frames.shape[2]):
+            raise Refused("golden", f"golden.npz holds frames {frames.shape} that this engine does not take")
+        for part in task.parts:
+            if not part.fits(arrays):
+                shapes = ", ".join(f"{name} {arrays[name].shape}" for name in ("frames", *part.golden))
+                raise Refused("golden", f"golden.npz holds arrays that do not belong together: {shapes}")
+        expected = {}
+        for index, frame in enumerate(frames):
+            key = _hash(frame)
+            candidate.frames[key] = frame[None]
+            expected[key] = task.expected(arrays, index)
+        return expected
+
+    def _look_at_golden(
+        self, candidate: Candidate, task: Task, expected: dict[str, dict[str, Array]]
+    ) -> None:
+        names = task.asked(candidate.engine.spec)
+        costs: list[float] = []
+        parities: list[dict[str, Any]] = []
+        for key, frame in candidate.frames.items():
+            answer, cost = timed(candidate.engine, {"frame": frame}, names)
+            costs.append(cost)
+            _shapes(answer, frame)
+            seen = candidate.golden.add(task, key, answer)
+            if reason := task.not_finite(seen, answer):
+                raise Refused("finite", reason)
+            if reason := task.beyond(answer):
+                raise Refused("contract", reason)
+            if key in expected:
+                parities.append(task.parity(answer, expected[key]))
+        if len(costs) == 1:  # the first run of an engine is not typical
+            costs.append(timed(candidate.engine, {"frame": next(iter(candidate.frames.values()))}, names)[1])
+        candidate.golden.cost_ms = min(costs)
+        parity, limits = checks_task.total(parities), self._config.guard
+        candidate.report |= task.parity_figures(parity)
+        if reason := task.missed(parity, limits):
+            looks = checks_task.total(list(candidate.golden.looks.values()))
+            if one := task.collapsed(looks, None, limits, limits.max_vanished):
+                raise Refused("collapse", f"{one}; {reason}")
+            raise Refused("golden", reason)
+
+    def _compare_golden(self, candidate: Candidate, task: Task, reference: Slot | None) -> None:
+        seen = checks_task.total(list(candidate.golden.looks.values()))
+        other = None
+        if reference is not None and reference.task is not None:
+            known = self.reference_golden(reference, candidate)
+            other = checks_task.total([known.looks[key] for key in candidate.frames])
+        limits = self._config.guard
+        if reason := task.collapsed(seen, other, limits, limits.max_vanished):
+            raise Refused("collapse", reason)
+
+    def reference_golden(self, reference: Slot, candidate: Candidate) -> Golden:
+        """The live version's answers on the candidate's golden frames; computed where they are not those
+        it came with.
+        """
+        known = self.goldens.setdefault(reference.version, Golden())
+        task = reference.task
+        assert task is not None
+        for key, frame in candidate.frames.items():
+            if key not in known.looks:
+                known.add(task, key, held(reference, {"frame": frame}, list(task.outputs)))
+        return known
+
+    def _latency(self, candidate: Candidate, reference: Slot | None) -> None:
+        known = self.goldens.get(reference.version) if reference is not None else None
+        if known is None or known.cost_ms <= 0:
+            return
+        limits = self._config.guard
+        limit = limits.max_latency_ratio * known.cost_ms + limits.latency_slack_ms
+        if candidate.golden.cost_ms > limit:
+            raise Refused(
+                "latency",
+                f"{candidate.golden.cost_ms:.1f} ms a frame, the live version took "
+                f"{known.cost_ms:.1f} (limit {limit:.1f})",
+            )
+
+    def slot(self, candidate: Candidate) -> Slot:
+        """The candidate with the live thread budget, run once.  On a thread of normal priority."""
+        try:
+            engine = candidate.engine.promoted()
+            if engine is candidate.engine:
+                return Slot(candidate.version, engine, candidate.manifest)
+            try:
+                if candidate.frames and candidate.task is not None:
+                    self._as_judged(candidate, candidate.task, engine)
+            except BaseException:
+                engine.close()
+                raise
+        except Refused:
+            raise
+        except Exception as error:
+            raise Refused("load", f"the engine cannot be loaded with all threads: {error}") from error
+        candidate.engine.close()
+        candidate.engine = engine
+        return Slot(candidate.version, engine, candidate.manifest)
+
+    def _as_judged(self, candidate: Candidate, task: Task, engine: Engine) -> None:
+        """The engine that will answer says what the one that was judged said, and within the budget."""
+        key, frame = next(iter(candidate.frames.items()))
+        names = list(task.outputs)
+        same = task.same(engine.run({"frame": frame}, names), candidate.golden.answers[key])
+        if same < 0.999:
+            raise Refused(
+                "golden", f"with all threads the engine gives other answers on {1 - same:.2%} of the pixels"
+            )
+        budget = self._config.guard.latency_budget_ms
+        if budget > 0 and (took := _wall(engine, {"frame": frame}, names)) > budget:
+            raise Refused("latency", f"{took:.1f} ms a frame, the budget is {budget:.1f}")
+
+
+def _same_promise(manifest: dict[str, Any], reference: Slot | None) -> None:
+    """What the manifest says must equal what the live one's says: clients depend on it."""
+    if reference is None:
+        return
+    for key in checks_task.PROMISED:
+        if (manifest.get(key) or None) != (reference.manifest.get(key) or None):
+            raise Refused(
+                "contract",
+                f"{key} {manifest.get(key)!r}, the live version has {reference.manifest.get(key)!r}"[:400],
+            )
+
+
+def _contract(candidate: Candidate, reference: Slot | None) -> None:
+    """The engine's tensors against the manifest and against the live engine's; sets the candidate's task."""
+    spec, manifest = candidate.engine.spec, candidate.manifest
+    candidate.task = task = checks_task.of(spec, manifest)
+    if task is None and (tensors := checks_task.TENSORS.get(str(manifest.get("task")))):
+        raise Refused(
+            "contract",
+            f"the tensors are not those of task '{manifest['task']}': frame uint8 [N,H,W,3] -> {tensors}",
+        )
+    if task is not None and (reason := task.contract(spec, manifest)):
+        raise Refused("contract", reason)
+    if reference is None:
+        return
+    live = reference.engine.spec
+    for name, mine, theirs in (("inputs", spec.inputs, live.inputs), ("outputs", spec.outputs, live.outputs)):
+        has, wanted = _described(mine), _described(theirs)
+        if has != wanted:
+            raise Refused("contract", f"{name} {', '.join(has)}; the live version has {', '.join(wanted)}")
+
+
+def _described(tensors: tuple[TensorSpec, ...]) -> list[str]:
+    return sorted(f"{t.name} {t.datatype} {list(t.shape)}" for t in tensors)
+
+
+def _run_blind(candidate: Candidate) -> None:
+    """A foreign network on numbers that mean nothing: it must run, and not turn them into NaN."""
+    spec = candidate.engine.spec
+    rng = np.random.default_rng(0)
+    inputs: dict[str, Array] = {}
+    for tensor in spec.inputs:
+        shape = _concrete(tensor)
+        if tensor.datatype in ("FP16", "FP32", "FP64"):
+            inputs[tensor.name] = rng.random(shape).astype(DTYPES[tensor.datatype])
+        elif tensor.datatype == "BYTES":
+            inputs[tensor.name] = np.full(shape, "", dtype=np.object_)
+        else:
+            inputs[tensor.name] = np.zeros(shape, DTYPES[tensor.datatype])
+    names = [tensor.name for tensor in spec.outputs]
+    costs = []
+    for _ in range(2):
+        answer, cost = timed(candidate.engine, inputs, names)
+        costs.append(cost)
+    for name, value in answer.items():
+        if value.dtype.kind == "f" and not bool(np.isfinite(value).all()):
+            raise Refused("finite", f"output '{name}' is NaN or infinite for finite inputs")
+    candidate.golden.cost_ms = min(costs)
+
+
+def timed(engine: Engine, inputs: dict[str, Array], names: list[str]) -> tuple[dict[str, Array], float]:
+    """(outputs, ms).  CPU time of the one thread where the engine computes on it: wall time on a busy
+    machine at low priority says nothing about the engine."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    try:
+        answer = engine.run(inputs, names)
+    except Exception as error:
+        raise Refused(
+            "load", f"the engine loads but does not run: {' '.join(str(error).split())[:300]}"
+        ) from error
+    spent = time.thread_time() - cpu if engine.spec.device == "cpu" else time.perf_counter() - wall
+    return answer, spent * 1e3
+
+
+def _wall(engine: Engine, inputs: dict[str, Array], names: list[str]) -> float:
+    """Best of three, ms."""
+    best = float("inf")
+    for _ in range(3):
+        begun = time.perf_counter()
+        engine.run(inputs, names)
+        best = min(best, (time.perf_counter() - begun) * 1e3)
+    return best
+
+
+def held(slot: Slot, inputs: dict[str, Array], names: list[str]) -> dict[str, Array]:
+    if not slot.hold():
+        raise Refused(
+            "superseded", f"version {slot.version} stopped being live during the checks; submit again"
+        )
+    try:
+        return slot.engine.run(inputs, names)
+    finally:
+        slot.release()
+
+
+def _concrete(tensor: TensorSpec) -> tuple[int, ...]:
+    """A shape with the free dimensions filled: 1 for the batch, 64 for the sides of a frame."""
+    frame = tensor.datatype == "UINT8" and len(tensor.shape) == 4
+    return tuple(
+        size if size >= 0 else (64 if frame and axis in (1, 2) else 1)
+        for axis, size in enumerate(tensor.shape)
+    )
+
+
+def _shapes(answer: dict[str, Array], frame: Array) -> None:
+    """Maps are of the frame's own size: clients lay them over it."""
+    for name, value in answer.items():
+        if name != "probabilities" and (len(value), *value.shape[-2:]) != frame.shape[:3]:
+            raise Refused("contract", f"'{name}' is {list(value.shape)} for a frame {list(frame.shape)}")
+
+
+def _hash(frame: Array) -> str:
+    return hashlib.sha256(np.ascontiguousarray(frame).tobytes()).hexdigest()
