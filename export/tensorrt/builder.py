@@ -3,7 +3,7 @@
 TensorRT 10.12 or newer and 11, always strongly typed: the plan computes in the types that are written in the
 graph, so FP16 means a graph converted to float16 and INT8 a graph with Q/DQ nodes.  The same code builds with
 TensorRT-RTX on a CPU (backend "tensorrt-rtx"), which is how it is tested: our graphs are parsed and built by
-TensorRT-RTX on CPU; the TensorRT path is type- and API-checked against the TensorRT 11.4/10.16 bindings and
+TensorRT-RTX on CPU; the TensorRT path is type- and API-checked against the bindings of 10.12 to 11.4 and
 was not executed on a CUDA device (docs/tensorrt.md).
 
 Nothing of TensorRT is imported with this module.
@@ -27,12 +27,15 @@ from export.files import read_file, write_whole
 from export.progress import Bars
 from export.tensorrt.options import PlanOptions, add_arguments, from_arguments
 from networks.command import finish
+from runtime.engines.cuda.gate import GATE
 from runtime.engines.tensorrt.engine import refit_engine
 from runtime.engines.tensorrt.library import (
+    BINDING_ERRORS,
     RTX,
     Library,
     Log,
     TensorRTError,
+    ask,
     check,
     construct,
     logger,
@@ -47,6 +50,10 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 # progress(phase, step, steps): `phase` is the path of nested phases.  Answering False cancels the build.
 Progress = Callable[[str, int, int], object]
+
+#: One build at a time: builds beside each other disturb each other's timings, and with TensorRT 10.16 builds
+#: that began with a timing cache have crashed and hung (lightvector/KataGo pull request 1225).
+_building = threading.RLock()
 
 BACKENDS = ("tensorrt", RTX)
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -162,7 +169,8 @@ def build_plan(
     found = library or open_library(backend)
     _refuse_what_is_not_there(found, options)
     try:
-        return _Build(found, options, progress).run(onnx)
+        with _building, GATE.change():
+            return _Build(found, options, progress).run(onnx)
     except TensorRTError:
         raise
     except RuntimeError as error:  # what the binding makes of a C++ exception
@@ -236,7 +244,7 @@ class _Build:
             trt = self.library.module
         started = time.monotonic()
         remedy = "check the driver with `nvidia-smi`"
-        builder = construct(lambda: trt.Builder(self.logger), "no builder", remedy, self.log)
+        builder: trt.Builder = construct(trt.Builder, "no builder", remedy, self.log, self.logger)
         if errors := self.log.errors(here=True):
             raise TensorRTError(f"{self.library.text} cannot start: {errors[0]}; {remedy}")
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -289,8 +297,9 @@ class _Build:
             import tensorrt as trt
         else:
             trt = self.library.module
-        make = lambda: trt.OnnxParser(network, self.logger)  # noqa: E731
-        parser = construct(make, "no ONNX parser", "free host memory", self.log)
+        parser: trt.OnnxParser = construct(
+            trt.OnnxParser, "no ONNX parser", "free host memory", self.log, network, self.logger
+        )
         if parser.parse(onnx):
             return parser
         reasons = []
@@ -407,15 +416,15 @@ class _Build:
             if options.gpu_fallback:
                 config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
-    def _open_timing_cache(self, config: trt.IBuilderConfig) -> bytes:
-        """Gives the builder the recorded times; answers what they were."""
+    def _open_timing_cache(self, config: trt.IBuilderConfig) -> dict[str, int]:
+        """Gives the builder the recorded times; for a replay, returns the kernels that they choose."""
         if TYPE_CHECKING:
             import tensorrt as trt
         else:
             trt = self.library.module
         path = self.options.timing_cache
         if path is None:
-            return b""
+            return {}
         try:
             recorded = path.read_bytes()
         except FileNotFoundError:
@@ -425,28 +434,47 @@ class _Build:
                 ) from None
             recorded = b""
         remedy = f"it is of another TensorRT version or GPU; delete {path} and record it here"
-        cache = check(config.create_timing_cache(recorded), f"timing cache {path}", remedy, self.log)
-        self.check(config.set_timing_cache(cache, False), f"timing cache {path} was refused", remedy)
+        # Before the cache is made, as in NVIDIA's sample: only then can the entries be read.
         config.set_flag(trt.BuilderFlag.EDITABLE_TIMING_CACHE)
+        said = self.log.errors(here=True)
+        cache: trt.ITimingCache = ask(
+            config.create_timing_cache, f"timing cache {path}", remedy, self.log, recorded
+        )
+        if more := self.log.errors(here=True)[len(said) :]:
+            # A damaged file gives an empty cache and a line in the log; at the end it would be overwritten.
+            raise TensorRTError(f"timing cache {path} cannot be used: {more[0]}; {remedy}")
+        before: dict[str, int] = {}
         if self.options.replay:
+            before = self._tactics(cache)
             config.set_flag(trt.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
-        return recorded
+        self.check(config.set_timing_cache(cache, False), f"timing cache {path} was refused", remedy)
+        return before
 
-    def _close_timing_cache(self, config: trt.IBuilderConfig, before: bytes) -> None:
+    def _tactics(self, cache: trt.ITimingCache) -> dict[str, int]:
+        """Which kernel a timing cache chooses for each of its keys."""
+        what = f"the entries of timing cache {self.options.timing_cache} cannot be read"
+        keys: list[trt.TimingCacheKey] = ask(cache.queryKeys, what, "record it again", self.log)
+        return {str(key): int(cache.query(key).tacticHash) for key in keys}
+
+    def _close_timing_cache(self, config: trt.IBuilderConfig, before: Mapping[str, int]) -> None:
         path = self.options.timing_cache
         if path is None:
             return
         cache = check(config.get_timing_cache(), "the timing cache is gone", "record it again", self.log)
-        after = bytes(check(cache.serialize(), "the timing cache", "record it again", self.log))
         if self.options.replay:
-            # The flag alone has let misses through; what changed was measured anew.
-            if after != before:
+            # The flag alone has let misses through.  The serialised bytes are no measure: they hold times and
+            # a description of the device as well, and their order is not promised.  The plan depends on the
+            # kernel that is chosen for each key.  An entry that has gone was not used.
+            after = self._tactics(cache)
+            changed = [key for key, tactic in after.items() if before.get(key) != tactic]
+            if changed:
                 raise TensorRTError(
-                    f"timing cache {path} lacked some of this network's kernels: the plan would depend on "
+                    f"timing cache {path} lacked some of this network's kernels "
+                    f"({len(changed)} of {len(after)} entries are new or differ): the plan would depend on "
                     "this build's timings; record the cache again with the same network and options"
                 )
             return
-        write_whole(path, after)
+        write_whole(path, bytes(check(cache.serialize(), "the timing cache", "record it again", self.log)))
 
     # ---------------------------------------------------------- inspection
     def _inspected(self, plan: Plan) -> Plan:
@@ -467,8 +495,9 @@ class _Build:
         layers = json.loads(check(text, "no layer information", "build with a newer TensorRT", self.log))
         refittable: tuple[str, ...] = ()
         if self.options.refit:
-            make = lambda: trt.Refitter(engine, self.logger)  # noqa: E731
-            refitter = construct(make, "no refitter", "free host memory", self.log)
+            refitter: trt.Refitter = construct(
+                trt.Refitter, "no refitter", "free host memory", self.log, engine, self.logger
+            )
             refittable = tuple(sorted(refitter.get_all_weights()))
             compare_refittable(self.options.refit, refittable)
         return Plan(**{**_fields(plan), "layers": layers, "refittable": refittable})
@@ -498,25 +527,35 @@ def refit_plan(
 
     `weights` must be exactly the plan's refittable weights.  What is refitted is a copy that nobody runs.
     `host_code`: the plan may bring code for the host (a version-compatible one) and is trusted.
-    Raises TensorRTError.
+    Raises TensorRTError, also if TensorRT is older than 10.14.1: it writes plans that no refit can change.
     """
     found = library or tensorrt()
-    if TYPE_CHECKING:
-        import tensorrt as trt
-    else:
-        trt = found.module
+    # TensorRT has it from 10.14.1 on.
+    flag = getattr(found.module.SerializationFlag, "INCLUDE_REFIT", None)
+    if flag is None:
+        raise TensorRTError(
+            f"{found.text} writes a refitted plan that no refit can change again: 10.14.1 or newer is "
+            "needed; pip install --upgrade tensorrt-cu13, or build the version again from the pack"
+        )
+    try:
+        with GATE.change():
+            return _refitted(found, plan, weights, host_code, flag)
+    except TensorRTError:
+        raise
+    except BINDING_ERRORS as error:
+        raise TensorRTError(f"{found.text} failed: {one_line(error)}; build the plan again") from error
+
+
+def _refitted(
+    library: Library, plan: bytes, weights: Mapping[str, Array], host_code: bool, flag: trt.SerializationFlag
+) -> bytes:
     log = Log()
-    runtime = open_runtime(found, log, host_code=host_code)
+    runtime = open_runtime(library, log, host_code=host_code)
     loaded = runtime.deserialize_cuda_engine(plan)
     engine = check(loaded, "the plan cannot be loaded", "build it again on this device", log)
-    refit_engine(found, engine, log, weights)
+    refit_engine(library, engine, log, weights)
     config = check(engine.create_serialization_config(), "no serialisation config", "free host memory", log)
-    check(
-        config.set_flag(trt.SerializationFlag.INCLUDE_REFIT),
-        "the plan could not be kept refittable",
-        "build it again",
-        log,
-    )
+    check(config.set_flag(flag), "the plan could not be kept refittable", "build it again", log)
     return bytes(
         check(engine.serialize_with_config(config), "the plan was not written", "free host memory", log)
     )
@@ -539,32 +578,38 @@ def monitor(library: Library, progress: Progress, trouble: list[BaseException]) 
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with lock:
-                above = phases.get(parent_phase or "")
-                path = f"{above[0]} / {phase_name}" if above else phase_name
-                phases[phase_name] = (path, num_steps)
-            self.tell(phase_name, 0)
+            def start() -> None:
+                with lock:
+                    above = phases.get(parent_phase or "")
+                    path = f"{above[0]} / {phase_name}" if above else phase_name
+                    phases[phase_name] = (path, num_steps)
+                self.tell(phase_name, 0)
+
+            self.kept(start)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return self.tell(phase_name, step + 1)
+            return self.kept(lambda: self.tell(phase_name, step + 1))
 
         def phase_finish(self, phase_name: str) -> None:
-            with lock:
-                phases.pop(phase_name, None)
+            def finish() -> None:
+                with lock:
+                    phases.pop(phase_name, None)
 
-        def tell(self, phase_name: str, step: int) -> bool:
-            """False once something went wrong: TensorRT then stops at its next step."""
+            self.kept(finish)
+
+        def tell(self, phase_name: str, step: int) -> None:
             with lock:
                 path, steps = phases.get(phase_name, (phase_name, step))
-            if trouble:
-                return False
+            if not trouble and progress(path, min(step, steps), steps) is False:
+                raise Cancelled("the build was cancelled")
+
+        def kept(self, work: Callable[[], None]) -> bool:
+            """False once something went wrong: TensorRT then stops at its next step."""
             try:
-                if progress(path, min(step, steps), steps) is False:
-                    raise Cancelled("the build was cancelled")
+                work()
             except BaseException as error:
                 trouble.append(error)
-                return False
-            return True
+            return not trouble
 
     return Monitor()
 

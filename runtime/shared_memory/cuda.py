@@ -18,12 +18,18 @@ from typing import Any
 import numpy as np
 
 from runtime.engines.cuda.context import CudaError, probe
+from runtime.engines.cuda.gate import GATE
 from runtime.errors import Code, ServiceError
 from runtime.shared_memory.system import Memory, Place
 from runtime.tensors import Array
 
 HANDLE = 64  # bytes of a CUipcMemHandle
 _LAZY_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS, the one flag there is
+_INVALID_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
+
+
+class OwnHandle(CudaError):
+    """The handle is of this process's own memory, and CUDA opens a handle in another process only."""
 
 
 class Handle(ctypes.Structure):
@@ -48,14 +54,29 @@ class Driver:
         self._contexts: dict[int, ctypes.c_void_p] = {}
 
     def open(self, device: int, handle: bytes) -> tuple[int, int]:
-        """(address, bytes from there to the end of its allocation) of a client's memory."""
+        """(address, bytes from there to the end of its allocation) of a client's memory.
+
+        Raises OwnHandle if this process made the handle, CudaError for everything else.
+        """
         if len(handle) != HANDLE:
             raise CudaError(f"a handle of {len(handle)} bytes; a CUipcMemHandle has {HANDLE}")
+        with GATE.change():
+            return self._open(device, handle)
+
+    def _open(self, device: int, handle: bytes) -> tuple[int, int]:
         self._enter(device)
         address = ctypes.c_uint64()
         value = Handle()
         ctypes.memmove(ctypes.byref(value), handle, HANDLE)
-        self._ask("cuIpcOpenMemHandle_v2", ctypes.byref(address), value, ctypes.c_uint(_LAZY_PEER_ACCESS))
+        flags = ctypes.c_uint(_LAZY_PEER_ACCESS)
+        code = self._cuda.cuIpcOpenMemHandle_v2(ctypes.byref(address), value, flags)
+        if code == _INVALID_CONTEXT:
+            # `_enter` has just made a context current, so this code has one meaning left.
+            raise OwnHandle(
+                "the handle was made by the server's own process, and CUDA opens a handle in another process "
+                "only: run the client as a process of its own, or send the tensors inside the request"
+            )
+        self._judge("cuIpcOpenMemHandle_v2", code)
         base, size = ctypes.c_uint64(), ctypes.c_size_t()
         try:
             self._ask("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(size), address)
@@ -65,18 +86,24 @@ class Driver:
         return address.value, base.value + size.value - address.value
 
     def download(self, device: int, target: Array, address: int) -> None:
-        self._enter(device)
         pointer = ctypes.c_void_p(target.ctypes.data)
-        self._ask("cuMemcpyDtoH_v2", pointer, ctypes.c_uint64(address), ctypes.c_size_t(target.nbytes))
+        with GATE.run():
+            self._enter(device)
+            self._ask("cuMemcpyDtoH_v2", pointer, ctypes.c_uint64(address), ctypes.c_size_t(target.nbytes))
 
     def upload(self, device: int, address: int, source: Array) -> None:
-        self._enter(device)
         pointer = ctypes.c_void_p(source.ctypes.data)
-        self._ask("cuMemcpyHtoD_v2", ctypes.c_uint64(address), pointer, ctypes.c_size_t(source.nbytes))
+        with GATE.run():
+            self._enter(device)
+            self._ask("cuMemcpyHtoD_v2", ctypes.c_uint64(address), pointer, ctypes.c_size_t(source.nbytes))
+            # A copy from pageable memory returns as soon as the source may be changed.  The client's streams
+            # wait for nothing of ours, so the copy must have arrived before the client gets its answer.
+            self._ask("cuStreamSynchronize", ctypes.c_void_p(0))
 
     def close(self, device: int, address: int) -> None:
-        self._enter(device)
-        self._ask("cuIpcCloseMemHandle", ctypes.c_uint64(address))
+        with GATE.change():
+            self._enter(device)
+            self._ask("cuIpcCloseMemHandle", ctypes.c_uint64(address))
 
     def _enter(self, device: int) -> None:
         """The primary context is retained once, and kept: engines on the device use the same one."""
@@ -91,7 +118,10 @@ class Driver:
         self._ask("cuCtxSetCurrent", context)
 
     def _ask(self, function: str, *arguments: Any) -> None:
-        code = getattr(self._cuda, function)(*arguments)
+        self._judge(function, getattr(self._cuda, function)(*arguments))
+
+    @staticmethod
+    def _judge(function: str, code: int) -> None:
         if code:
             raise CudaError(f"the CUDA driver refuses {function} with error {code}")
 
@@ -149,7 +179,10 @@ def driver() -> Driver:
 
 
 def open_region(name: str, handle: bytes, device_id: int, byte_size: int) -> CudaRegion:
-    """Raises ServiceError(INVALID_ARGUMENT), in Triton's words, for what cannot be opened or is too small."""
+    """Raises ServiceError(INVALID_ARGUMENT), in Triton's words, for what cannot be opened or is too small.
+
+    If the server's own process made the handle, the remedy follows Triton's words.
+    """
     failure = ServiceError(
         Code.INVALID_ARGUMENT, "failed to register shared memory region: invalid args", "shared-memory"
     )
@@ -158,6 +191,8 @@ def open_region(name: str, handle: bytes, device_id: int, byte_size: int) -> Cud
     try:
         cuda = driver()
         address, size = cuda.open(device_id, handle)
+    except OwnHandle as error:
+        raise ServiceError(failure.code, f"{failure.message}: {error}", failure.reason) from error
     except CudaError as error:
         raise failure from error
     if byte_size > size:

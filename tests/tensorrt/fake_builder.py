@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 import json
-from types import ModuleType
+import threading
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from onnx import ModelProto
@@ -25,8 +26,13 @@ if TYPE_CHECKING:
     from tensorrt import ITimingCache as Cache_
     from tensorrt import OnnxParser as Parser_
     from tensorrt import ParserError as Error_
+    from tensorrt import TimingCacheKey as Key_
 else:
+    Key_ = object
     Builder_ = Config_ = Network_ = Monitor_ = Cache_ = Parser_ = Error_ = object
+
+
+building = threading.Lock()  # held while a network is built
 
 
 class BuilderFlag(enum.Enum):
@@ -125,12 +131,36 @@ class OnnxParser(Parser_):
         return ParserError()
 
 
+class Key(Key_):
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class TimingCache(Cache_):
-    def __init__(self, content: bytes) -> None:
-        self.content = content
+    """Serialised as "kernel=tactic@time kernel=tactic@time": the time and the order differ each time."""
+
+    written = 0
+
+    def __init__(self, content: bytes, *, editable: bool) -> None:
+        self.editable = editable
+        entries = [entry.partition("@")[0].partition("=") for entry in content.decode().split()]
+        self.tactics = {kernel: int(tactic) for kernel, _, tactic in entries}
 
     def serialize(self) -> Any:
-        return self.content
+        TimingCache.written += 1
+        order = sorted(self.tactics, reverse=bool(TimingCache.written % 2))
+        return " ".join(f"{kernel}={self.tactics[kernel]}@{TimingCache.written}" for kernel in order).encode()
+
+    def queryKeys(self) -> Any:
+        if not self.editable:
+            raise RuntimeError("the cache was made before EDITABLE_TIMING_CACHE was set")
+        return [Key(kernel) for kernel in self.tactics]
+
+    def query(self, key: Any) -> Any:
+        return SimpleNamespace(tacticHash=self.tactics[str(key)], timingMSec=0.5)
 
 
 class Profile:
@@ -177,7 +207,11 @@ class Config(Config_):
         if serialized_timing_cache.startswith(b"other"):
             self.log(Severity.ERROR, "timing cache of another device")
             return None
-        return TimingCache(bytes(serialized_timing_cache))
+        if serialized_timing_cache.startswith(b"damaged"):
+            self.log(Severity.ERROR, "magicTagRead == kMAGIC_TAG failed")
+            serialized_timing_cache = b""
+        editable = BuilderFlag.EDITABLE_TIMING_CACHE in self.set_flags
+        return TimingCache(bytes(serialized_timing_cache), editable=editable)
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
         rule(not ignore_mismatch, "a cache of another device would be used silently")
@@ -189,7 +223,8 @@ class Config(Config_):
 
 
 def library(version: str = "11.4.0.106", **quirks: Any) -> Library:
-    """quirks: kernels (what the network needs timed), dla (cores), all_weights, fails, silent_miss."""
+    """quirks: kernels (what the network needs timed), dla (cores), all_weights, fails, silent_miss,
+    retimed (a kernel is chosen anew), pruned (an entry that goes)."""
     device = fakes.Device()
     runner = fakes.library(device, version, **quirks)
     built: list[dict[str, Any]] = []
@@ -213,22 +248,33 @@ def library(version: str = "11.4.0.106", **quirks: Any) -> Library:
             return Profile()
 
         def build_serialized_network(self, network: Any, config: Any) -> Any:  # type: ignore[override]
-            needed = quirks.get("kernels", b"conv")
+            rule(not building.locked(), "two builds at the same time")
+            with building:
+                return self._build(network, config)
+
+        def _build(self, network: Any, config: Any) -> Any:
+            needed = quirks.get("kernels", "conv")
             if quirks.get("fails"):
                 self.logger_.log(Severity.ERROR, "no tactics to implement operation")
                 return None
-            if config.cache is not None and needed not in config.cache.content:
+            device.touch("an engine was built")
+            if config.cache is not None and needed not in config.cache.tactics:
                 miss_is_error = BuilderFlag.ERROR_ON_TIMING_CACHE_MISS in config.set_flags
                 if miss_is_error and not quirks.get("silent_miss"):
                     self.logger_.log(Severity.ERROR, "timing cache miss")
                     return None
                 rule(BuilderFlag.EDITABLE_TIMING_CACHE in config.set_flags, "not recorded as editable")
-                config.cache.content += needed
+                config.cache.tactics[needed] = 7
+            if config.cache is not None and "retimed" in quirks:
+                config.cache.tactics[needed] += 1
+            if config.cache is not None and "pruned" in quirks:
+                config.cache.tactics.pop(quirks["pruned"])
             if config.progress_monitor is not None:
                 config.progress_monitor.phase_start("Building engine", None, 1)
                 if not config.progress_monitor.step_complete("Building engine", 0):
                     self.logger_.log(Severity.ERROR, "BuildCanceled")
                     return None
+                config.progress_monitor.phase_finish("Building engine")
             shown = {
                 "flags": sorted(flag.name for flag in config.set_flags),
                 "level": config.builder_optimization_level,

@@ -1,18 +1,20 @@
 """libcuda's calls for memory of other processes, in host memory, enforcing the documented rules.
 
-Arguments are the ctypes objects that the real functions take.  Each allocation is of "another process": it
-has a handle, and an address only while it is open.
+Arguments are the ctypes objects that the real functions take.  Each allocation is of "another process",
+unless it is made with `own`: it has a handle, and an address only while it is open.  A copy to the device has
+arrived once the default stream was waited for.
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from tests.tensorrt.fakes import rule
 
-INVALID_VALUE, INVALID_DEVICE, MAP_FAILED, INVALID_HANDLE = 1, 101, 205, 400
+INVALID_VALUE, INVALID_DEVICE, INVALID_CONTEXT, INVALID_HANDLE = 1, 101, 201, 400
 
 
 class Ipc:
@@ -20,13 +22,18 @@ class Ipc:
         self.devices = devices
         self.exported: dict[bytes, Any] = {}
         self.open: dict[int, Any] = {}  # address -> allocation
+        self.counts: dict[int, int] = {}  # address -> how often it is open
+        self.own: set[bytes] = set()  # handles of the process that opens them
+        self.copying: list[Callable[[], Any]] = []
         self.retained: list[int] = []
         self._current = threading.local()
         self.gone = False  # the device fell off the bus: every copy fails
 
-    def allocate(self, content: bytes) -> bytes:
-        """A client's allocation: its handle."""
+    def allocate(self, content: bytes, *, own: bool = False) -> bytes:
+        """A client's allocation: its handle.  `own`: the client is the server's process."""
         handle = bytes([len(self.exported) + 1]) * 63 + b"\0"
+        if own:
+            self.own.add(handle)
         self.exported[handle] = (ctypes.c_char * len(content)).from_buffer_copy(content)
         return handle
 
@@ -59,13 +66,15 @@ class Ipc:
         self._there()
         rule(ctypes.sizeof(handle) == 64, "a CUipcMemHandle has 64 bytes")
         rule(flags.value == 1, "CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS is the only flag")
-        memory = self.exported.get(ctypes.string_at(ctypes.byref(handle), 64))
+        name = ctypes.string_at(ctypes.byref(handle), 64)
+        memory = self.exported.get(name)
         if memory is None:
             return INVALID_HANDLE
+        if name in self.own:
+            return INVALID_CONTEXT
         at = ctypes.addressof(memory)
-        if at in self.open:
-            return MAP_FAILED
         self.open[at] = memory
+        self.counts[at] = self.counts.get(at, 0) + 1  # the same address again, as the documentation says
         address._obj.value = at
         return 0
 
@@ -78,19 +87,40 @@ class Ipc:
         return 0
 
     def cuMemcpyDtoH_v2(self, target: Any, address: Any, size: Any) -> int:
-        return self._copy(target.value, address.value, address.value, size.value)
+        self.cuStreamSynchronize(ctypes.c_void_p(0))
+        if code := self._refused(address.value, size.value):
+            return code
+        ctypes.memmove(target.value, address.value, size.value)
+        return 0
 
     def cuMemcpyHtoD_v2(self, address: Any, source: Any, size: Any) -> int:
-        return self._copy(address.value, source.value, address.value, size.value)
+        if code := self._refused(address.value, size.value):
+            return code
+        staged = ctypes.string_at(source.value, size.value)
+        self.copying.append(lambda: ctypes.memmove(address.value, staged, len(staged)))
+        return 0
 
-    def _copy(self, target: int, source: int, device: int, size: int) -> int:
+    def cuStreamSynchronize(self, stream: Any) -> int:
+        self._there()
+        rule(stream.value is None, "not the default stream")
+        work, self.copying = self.copying, []
+        for copy in work:
+            copy()
+        return 0
+
+    def _refused(self, device: int, size: int) -> int:
         self._there()
         if self.gone:
             return INVALID_VALUE
         rule(self._inside(device, size), f"{size} bytes at {device:#x} are not inside what is open")
-        ctypes.memmove(target, source, size)
         return 0
 
     def cuIpcCloseMemHandle(self, address: Any) -> int:
         self._there()
-        return 0 if self.open.pop(address.value, None) is not None else INVALID_VALUE
+        at = address.value
+        if at not in self.open:
+            return INVALID_VALUE
+        self.counts[at] -= 1
+        if not self.counts[at]:
+            del self.open[at]
+        return 0

@@ -63,6 +63,13 @@ class Device:
         self.contexts = 0  # threads that have the primary context current
         self.launched = 0
         self.lost = False  # a sticky error: every call fails from now on
+        self.capturer: int | None = None  # the thread that captures a graph
+        self.disturbed = 0  # captures that fail from now on, as another library's work makes them fail
+        self.during: Callable[[], None] = lambda: None  # called in the middle of a capture
+        self.captured = 0  # captures that were tried
+        self.executable: dict[int, object] = {}  # graphs by id
+        self.broken: list[str] = []  # rules that were broken where nothing can be raised, or it may be lost
+        self.current: set[int] = set()  # threads that have the context current
         self.lock = threading.RLock()
         self._next = 0x7000_0000
 
@@ -84,8 +91,28 @@ class Device:
         return self.memory[address]
 
     def clean(self) -> bool:
-        """True when everything was given back."""
-        return not (self.memory or self.streams or self.pinned or self.contexts)
+        """True when everything was given back and no rule was broken."""
+        left = (self.memory, self.streams, self.pinned, self.contexts, self.executable)
+        return not (any(left) or self.broken)
+
+    def touch(self, what: str) -> None:
+        """Every call of CUDA and TensorRT: none may happen while another thread captures a graph."""
+        if self.capturer not in (None, threading.get_ident()):
+            self.broken.append(f"{what} while another thread captured a graph")
+            raise RuleBroken(self.broken[-1])
+
+    def died(self, what: str, made_on: int) -> None:
+        """An object of TensorRT was destroyed: with the context current, if it was made so."""
+        me = threading.get_ident()
+        if self.capturer not in (None, me):
+            self.broken.append(f"{what} was destroyed while another thread captured a graph")
+        if made_on and me not in self.current:
+            self.broken.append(f"{what} was destroyed on a thread without the context")
+
+    def maker(self) -> int:
+        """This thread, if it has the context current."""
+        me = threading.get_ident()
+        return me if me in self.current else 0
 
 
 class FakeDriver:
@@ -97,6 +124,7 @@ class FakeDriver:
 
     def _mine(self) -> None:
         rule(self.thread == threading.get_ident(), "CUDA objects were used on another thread than their own")
+        self.device.touch("a CUDA call")
         if self.device.lost:
             raise CudaError("an illegal memory access was encountered")
 
@@ -107,10 +135,13 @@ class FakeDriver:
     def open(self, device: int) -> None:
         rule(self.thread is None, "a driver was opened twice")
         self.thread = threading.get_ident()
+        self.device.touch("a context was retained")
+        self.device.current.add(self.thread)
         self.device.contexts += 1
 
     def close(self) -> None:
         self._mine()
+        self.device.current.discard(threading.get_ident())
         self.device.contexts -= 1
 
     def allocate(self, nbytes: int) -> int:
@@ -194,10 +225,18 @@ class FakeDriver:
         rule(self.device.graphs, "capture without a library that can")
         rule(not self.device.streams[stream], "capture began with work in the stream")
         self.device.capturing[stream] = []
+        self.device.captured += 1
+        self.device.capturer = self.thread
         try:
+            self.device.during()
             work()
         finally:
             graph = self.device.capturing.pop(stream)
+            self.device.capturer = None
+        if self.device.disturbed:
+            self.device.disturbed -= 1
+            raise CudaError("cuStreamEndCapture failed with CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+        self.device.executable[id(graph)] = graph
         return graph
 
     def launch(self, graph: object, stream: int) -> None:
@@ -209,7 +248,7 @@ class FakeDriver:
 
     def free_graph(self, graph: object) -> None:
         self._mine()
-        rule(isinstance(graph, list), "not a graph, or freed twice")
+        rule(self.device.executable.pop(id(graph), None) is graph, "not a graph, or freed twice")
 
     def memory(self) -> tuple[int, int]:
         self._mine()
@@ -238,8 +277,18 @@ class LayerInformationFormat(enum.Enum):
     ONELINE, JSON = range(2)
 
 
+class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
+
+
 class SerializationFlag(enum.Enum):
     EXCLUDE_WEIGHTS, EXCLUDE_LEAN_RUNTIME, INCLUDE_REFIT = range(3)
+
+
+class OlderSerializationFlag(enum.Enum):
+    """Of TensorRT before 10.14."""
+
+    EXCLUDE_WEIGHTS, EXCLUDE_LEAN_RUNTIME = range(2)
 
 
 class Severity(enum.IntEnum):
@@ -334,7 +383,12 @@ class FakeEngine(Engine_):
         self.network: Plain | Onnx = Onnx(plan) if "onnx" in plan else Plain(plan)
         self.names: tuple[str, ...] = ("frame", *self.network.outputs)
         self.pending = 0
-        self.contexts = 0
+        self.contexts = 0  # alive
+        self.busy_memory: set[int] = set()  # activation memory of contexts that have work pending
+        self.made_on = device.maker()
+
+    def __del__(self) -> None:
+        self.device.died("an engine", self.made_on)
 
     @property
     def refittable(self) -> bool:
@@ -371,7 +425,9 @@ class FakeEngine(Engine_):
         rule(name == "frame", "get_tensor_profile_shape of an output crashes")
         return [tuple(shape) for shape in self.plan["profile"]]
 
-    def create_execution_context(self) -> Any:  # type: ignore[override]
+    def create_execution_context(self, strategy: Any = None) -> Any:  # type: ignore[override]
+        self.device.touch("a context was made")
+        rule(strategy is ExecutionContextAllocationStrategy.USER_MANAGED, "contexts share a lane's memory")
         if self.contexts >= self.plan.get("contexts", 99):
             self.log(Severity.ERROR, "out of device memory")
             return None
@@ -410,6 +466,8 @@ class Inspector(Inspector_):
 class FakeContext(Context_):
     def __init__(self, engine: FakeEngine) -> None:
         self.fake, self.owner = engine, 0
+        self.made_on = engine.device.maker()
+        self.activations = 0
         self.addresses: dict[str, int] = {}
         declared = engine.get_tensor_shape("frame")
         self.shape: tuple[int, ...] | None = None if -1 in declared else declared
@@ -418,6 +476,19 @@ class FakeContext(Context_):
         self.reports: Any = None
         #: -1: none; an older TensorRT gives profile 0 to the first context only.
         self.profile = -1 if engine.plan.get("profiles_are_chosen") and engine.contexts > 1 else 0
+
+    def __del__(self) -> None:
+        self.fake.contexts -= 1
+        self.fake.device.died("a context", self.made_on)
+        if self.activations and self.activations not in self.fake.device.memory:
+            self.fake.device.broken.append("a context outlived its memory")
+
+    def set_device_memory(self, memory: Any, size: Any) -> None:
+        self._mine()
+        rule(memory % ALIGNMENT == 0, "activation memory that is not aligned")
+        rule(size >= self.fake.device_memory_size_v2, "activation memory that is too small")
+        rule(len(self.fake.device.memory[memory]) >= size, "activation memory that is not there")
+        self.activations = memory
 
     @property
     def profiler(self) -> Any:
@@ -429,6 +500,7 @@ class FakeContext(Context_):
 
     def _mine(self) -> None:
         self.owner = self.owner or threading.get_ident()
+        self.fake.device.touch("a context was used")
         rule(self.owner == threading.get_ident(), "one context was used by two threads")
 
     @property
@@ -449,6 +521,8 @@ class FakeContext(Context_):
         rule(self.profile == 0, "a shape was set before a profile was chosen")
         rule(all(type(size) is int for size in shape), "a shape that is not of ints raises in TensorRT")
         rule(not self.busy, "the shape was changed while work of the context was pending")
+        if "set_input_shape" in self.fake.plan.get("raises", ()):
+            raise RuntimeError("Failed to set\ninput shape")
         lowest, _, highest = self.fake.plan["profile"]
         if name != "frame" or not all(a <= b <= c for a, b, c in zip(lowest, shape, highest, strict=True)):
             self.fake.log(Severity.ERROR, "shape outside the profile")
@@ -457,6 +531,9 @@ class FakeContext(Context_):
         return True
 
     def infer_shapes(self) -> list[str]:
+        self._mine()
+        if "infer_shapes" in self.fake.plan.get("raises", ()):
+            raise RuntimeError("Failed to infer\nshapes")
         return [] if self.shape else ["frame"]
 
     def get_tensor_shape(self, name: str) -> Any:
@@ -480,6 +557,13 @@ class FakeContext(Context_):
         rule(stream_handle != 0, "the default stream costs extra synchronisations")
         rule(set(self.addresses) == set(engine.names), "run before every address was set")
         capturing = stream_handle in device.capturing
+        rule(self.activations, "run before the context was given its memory")
+        rule(
+            self.busy or self.activations not in engine.busy_memory,
+            "two contexts used one activation memory at the same time",
+        )
+        if "execute_async_v3" in engine.plan.get("raises", ()):
+            raise RuntimeError("Unexpected\nexception")
         rule(self.flushed or not capturing, "captured before one ordinary run had flushed the new shape")
         if engine.plan.get("fails"):
             engine.log(Severity.ERROR, "the kernel could not be launched")
@@ -502,6 +586,7 @@ class FakeContext(Context_):
         def counted() -> None:
             engine.pending -= 1
             self.busy -= 1
+            engine.busy_memory.discard(self.activations)
             work()
 
         if capturing:
@@ -509,6 +594,7 @@ class FakeContext(Context_):
         else:
             engine.pending += 1
             self.busy += 1
+            engine.busy_memory.add(self.activations)
             self.flushed = True
             device.put(stream_handle, counted)
         return True
@@ -523,7 +609,7 @@ def nptype(trt_type: DataType) -> Any:
 def library(device: Device, version: str = "11.4.0.106", **quirks: Any) -> Library:
     """A module with the names the runner uses.
 
-    quirks: runtime_error, refit_fails, refit_dtype, no_runtime, no_refitter.
+    quirks: runtime_error, refit_fails, refit_dtype, no_runtime, no_refitter, deserialise_raises.
     """
     registered: list[Any] = []
 
@@ -551,6 +637,9 @@ def library(device: Device, version: str = "11.4.0.106", **quirks: Any) -> Libra
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:  # type: ignore[override]
             rule("runtime_error" not in quirks, "a Runtime that logged an error kills the process here")
+            device.touch("an engine was loaded")
+            if "deserialise_raises" in quirks:
+                raise RuntimeError("bad\noptional access")
             try:
                 plan = json.loads(serialized_engine)
             except ValueError:
@@ -568,6 +657,11 @@ def library(device: Device, version: str = "11.4.0.106", **quirks: Any) -> Libra
                 raise TypeError("pybind11::init(): factory function returned nullptr")
             self.engine, self.logger_ = engine, logger
             self.given: dict[str, Weights] = {}
+            self.made_on = device.maker()
+
+        def __del__(self) -> None:
+            if hasattr(self, "made_on"):
+                device.died("a refitter", self.made_on)
 
         def get_all_weights(self) -> list[str]:
             return list(self.engine.network.weights)
@@ -586,6 +680,7 @@ def library(device: Device, version: str = "11.4.0.106", **quirks: Any) -> Libra
 
         def refit_cuda_engine(self) -> bool:
             rule(self.engine.pending == 0, "refit with pending work is undefined")
+            device.touch("an engine was refitted")
             rule(not self.engine.contexts, "refit of an engine in service (a standby one has no context yet)")
             held = self.engine.network.weights
             for name in held:
@@ -597,13 +692,15 @@ def library(device: Device, version: str = "11.4.0.106", **quirks: Any) -> Libra
                 held[name] = self.given[name].array.astype(np.float32).reshape(held[name].shape)
             return True
 
+    older = tuple(int(part) for part in version.split(".")[:2]) < (10, 14)
     module = ModuleType("tensorrt")
     for name, value in {
         "__version__": version,
         "nptype": nptype,
         **{kind.__name__: kind for kind in (DataType, TensorIOMode, TensorLocation, TensorFormat)},
         **{kind.__name__: kind for kind in (LayerInformationFormat, ILogger, IProfiler, Weights)},
-        **{kind.__name__: kind for kind in (Runtime, Refitter, SerializationFlag)},
+        **{kind.__name__: kind for kind in (Runtime, Refitter, ExecutionContextAllocationStrategy)},
+        "SerializationFlag": OlderSerializationFlag if older else SerializationFlag,
     }.items():
         setattr(module, name, value)
     return Library("tensorrt", module, tuple(int(part) for part in version.split(".")))

@@ -1,5 +1,7 @@
-"""Never imported: code that mypy must refuse (`# wrong`), or refuse for TensorRT 11 only (`# wrong in 11`),
-between code that it must accept.  tests/tensorrt/test_stubs.py compares line by line.
+"""Never imported: code that mypy must refuse (`# wrong`) between code that it must accept.
+
+`# wrong in 11` is refused for TensorRT 11 only, `# wrong in 10.12` for the oldest release only.
+tests/tensorrt/test_stubs.py compares line by line.
 """
 # ruff: noqa: B018
 
@@ -88,6 +90,7 @@ def flags_and_names(config: trt.IBuilderConfig, builder: trt.Builder, engine: tr
     config.create_timing_cache()  # wrong
     config.set_timing_cache(b"", False)  # wrong
     config.progress_monitor = print  # wrong
+    trt.SerializationFlag.INCLUDE_REFIT  # wrong in 10.12
     builder.build_engine(None, config)  # wrong
     builder.max_batch_size = 4  # wrong
     builder.platform_has_fast_fp16  # wrong in 11

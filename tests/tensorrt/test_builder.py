@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from export.tensorrt.builder import (
     build_plan,
     compare_refittable,
     main,
+    monitor,
     open_library,
     parse_batch,
     refit_plan,
@@ -26,7 +28,7 @@ from runtime.engines.tensorrt import library as tensorrt_library
 from runtime.engines.tensorrt.engine import TensorRTEngine
 from runtime.engines.tensorrt.library import Library, Log, TensorRTError, check, version_of
 from tests.tensorrt import fakes
-from tests.tensorrt.fake_builder import library
+from tests.tensorrt.fake_builder import TimingCache, library
 from tests.tensorrt.graphs import segmentation
 
 FIXED = segmentation(batch=1).SerializeToString()
@@ -117,24 +119,42 @@ def test_precision_is_what_the_graph_says(model: Any, precision: str) -> None:
             built(BuildOptions(precision=other), model.SerializeToString())
 
 
+def kernels(cache: Path) -> dict[str, int]:
+    return dict(TimingCache(cache.read_bytes(), editable=True).tactics)
+
+
 def test_the_timing_cache_is_recorded_then_replayed(tmp_path: Path) -> None:
     cache = tmp_path / "times"
     built(BuildOptions(timing_cache=cache))
-    assert cache.read_bytes() == b"conv"
+    assert kernels(cache) == {"conv": 7}
+    recorded = cache.read_bytes()
     told = built(BuildOptions(timing_cache=cache, replay=True))
     assert told["flags"] == ["EDITABLE_TIMING_CACHE", "ERROR_ON_TIMING_CACHE_MISS"]
-    built(BuildOptions(timing_cache=cache), kernels=b"pool")
-    assert cache.read_bytes() == b"convpool"
+    assert cache.read_bytes() == recorded  # a replay writes nothing
+    built(BuildOptions(timing_cache=cache), kernels="pool")
+    assert kernels(cache) == {"conv": 7, "pool": 7}
     assert [path.name for path in tmp_path.iterdir()] == ["times"]
+
+
+def test_a_replay_compares_the_chosen_kernels_and_not_the_bytes(tmp_path: Path) -> None:
+    """The fake serialises other times in another order each time, as a device's description may differ."""
+    cache = tmp_path / "times"
+    cache.write_bytes(b"pool=3@0.25 conv=7@0.5 norm=1@0.125")
+    for _ in range(2):
+        built(BuildOptions(timing_cache=cache, replay=True))
+    built(BuildOptions(timing_cache=cache, replay=True), pruned="norm")  # an entry that was not used
+    with pytest.raises(TensorRTError, match=r"\(1 of 3 entries are new or differ\)"):
+        built(BuildOptions(timing_cache=cache, replay=True), retimed=True)
 
 
 @pytest.mark.parametrize(
     ("content", "quirks", "says"),
     [
         (None, {}, "does not exist: record it"),
-        (b"pool", {}, "could not build the network: timing cache miss"),
-        (b"pool", {"silent_miss": True}, "lacked some of this network's kernels"),
+        (b"pool=1@1", {}, "could not build the network: timing cache miss"),
+        (b"pool=1@1", {"silent_miss": True}, "lacked some of this network's kernels"),
         (b"other", {}, "another TensorRT version or GPU; delete"),
+        (b"damaged", {}, "cannot be used: magicTagRead .*; .* delete"),
     ],
 )
 def test_replay_refuses_what_was_not_recorded(
@@ -146,6 +166,40 @@ def test_replay_refuses_what_was_not_recorded(
     with pytest.raises(TensorRTError, match=says):
         built(BuildOptions(timing_cache=cache, replay=True), **quirks)
     assert (cache.read_bytes() if content else None) == content
+
+
+def test_a_damaged_timing_cache_is_not_overwritten(tmp_path: Path) -> None:
+    """TensorRT logs an error and goes on with an empty cache."""
+    cache = tmp_path / "times"
+    cache.write_bytes(b"damaged")
+    with pytest.raises(TensorRTError, match="cannot be used: magicTagRead"):
+        built(BuildOptions(timing_cache=cache))
+    assert cache.read_bytes() == b"damaged"
+
+
+def test_builds_of_one_process_come_one_after_the_other() -> None:
+    """The fake refuses a second build beside the first; the first one waits until the second has begun."""
+    failed: list[BaseException] = []
+    inside, others = threading.Event(), []
+
+    def second() -> None:
+        inside.set()
+        try:
+            built()
+        except BaseException as error:
+            failed.append(error)
+
+    def progress(*step: Any) -> None:
+        if not others:
+            others.append(threading.Thread(target=second))
+            others[0].start()
+            assert inside.wait(20)
+            others[0].join(0.2)
+
+    build_plan(FIXED, library=library(), progress=progress)
+    others[0].join(20)
+    assert not others[0].is_alive()
+    assert failed == []
 
 
 def test_exactly_the_adapted_weights_are_marked() -> None:
@@ -238,6 +292,72 @@ def test_refit_plan_writes_a_plan_that_runs_with_the_new_weights_and_can_be_refi
         mixed = engine.run({"frame": frame}, ["mixed"])["mixed"]
         np.testing.assert_allclose(mixed, frame.astype(np.float32) @ mix, rtol=1e-6)
     assert json.loads(refit_plan(plan, {"mix": -mix}, library=here))["mix"] == [-2.0, 0.0, 1.0]
+
+
+def test_nothing_is_raised_into_tensorrt_by_the_progress_monitor() -> None:
+    """Phase names that cannot be hashed, and callbacks that raise, in each of the three methods."""
+
+    def interrupted(*step: Any) -> None:
+        raise KeyboardInterrupt
+
+    for call, arguments in (
+        ("phase_start", (["no name"], None, 1)),
+        ("phase_start", ("inner", ["no name"], 1)),
+        ("step_complete", (["no name"], 0)),
+        ("phase_finish", (["no name"],)),
+    ):
+        trouble: list[BaseException] = []
+        watch = monitor(library(), lambda *step: None, trouble)
+        watch.phase_start("outer", None, 2)
+        assert getattr(watch, call)(*arguments) in (None, False)
+        assert [type(error) for error in trouble] == [TypeError]
+        assert watch.step_complete("outer", 0) is False  # the build stops
+    trouble = []
+    watch = monitor(library(), interrupted, trouble)
+    watch.phase_start("outer", None, 2)
+    watch.phase_finish("outer")
+    assert [type(error) for error in trouble] == [KeyboardInterrupt]
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(FIXED, library=library(), progress=interrupted)
+
+
+def test_nothing_is_raised_into_tensorrt_by_the_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, log = library(), Log()
+    said = tensorrt_library.logger(found, log)
+    said.log(found.module.ILogger.ERROR, 7)  # no text
+    said.log("no severity", "text")
+    assert log.lines() == []
+    interrupted: list[bool] = []
+
+    def press(*line: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Log, "add", press)
+    monkeypatch.setattr(tensorrt_library._thread, "interrupt_main", lambda: interrupted.append(True))
+    said.log(found.module.ILogger.ERROR, "text")
+    assert interrupted == [True]  # Ctrl-C is not lost: it is raised once TensorRT has returned
+
+
+@pytest.mark.parametrize("version", ["10.12.0.36", "10.13.3.9"])
+def test_an_older_tensorrt_does_not_write_plans_that_cannot_be_refitted_again(version: str) -> None:
+    """They have no SerializationFlag.INCLUDE_REFIT.  A standby engine can be refitted all the same."""
+    device = fakes.Device()
+    here = fakes.library(device, version)
+    mix = np.array([2.0, 0.0, -1.0], np.float32)
+    says = rf"tensorrt {version} writes a refitted plan that no refit can change again: 10\.14\.1 or newer"
+    with pytest.raises(TensorRTError, match=says):
+        refit_plan(fakes.plan(), {"mix": mix}, library=here)
+    with TensorRTEngine.load(
+        fakes.plan(), "fp32", EngineConfig(), candidate=True, library=here, driver=device.driver
+    ) as engine:
+        engine.refit({"mix": mix}).close()
+    assert device.clean()
+
+
+def test_what_the_binding_raises_in_a_refit_is_one_line() -> None:
+    here = fakes.library(fakes.Device(), deserialise_raises=True)
+    with pytest.raises(TensorRTError, match="failed: bad optional access; build the plan again"):
+        refit_plan(fakes.plan(), {"mix": np.ones(3, np.float32)}, library=here)
 
 
 def test_refit_plan_refuses_what_it_cannot_cover() -> None:

@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from runtime.engines.cuda import context, pycuda_driver
+from runtime.engines.cuda.gate import GATE
 from tests.tensorrt.fakes import Device, RuleBroken
 
 DRIVER = """
@@ -58,12 +61,22 @@ def test_probe_without_a_driver_names_the_remedy() -> None:
         context.probe("libcuda-that-nobody-has.so.1")
 
 
-def test_nothing_of_cuda_or_tensorrt_is_imported_with_our_modules() -> None:
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (
+            "runtime.engines.cuda.context, runtime.engines.cuda.pycuda_driver, runtime.shared_memory.cuda, "
+            "runtime.engines.tensorrt",
+            "'pycuda', 'cuda'",
+        ),
+        ("export.tensorrt", "'pycuda'"),  # torch imports cuda-bindings by itself where they are installed
+    ],
+)
+def test_nothing_of_cuda_or_tensorrt_is_imported_with_our_modules(ours: str, theirs: str) -> None:
     code = (
-        "import sys, runtime.engines.cuda.context, runtime.engines.cuda.pycuda_driver;"
-        "import runtime.engines.tensorrt, export.tensorrt;"
+        f"import sys, {ours};"
         "print([m for m in sys.modules if m.split('.')[0] in "
-        "('tensorrt', 'tensorrt_bindings', 'tensorrt_rtx_bindings', 'pycuda', 'cuda')])"
+        f"('tensorrt', 'tensorrt_bindings', 'tensorrt_rtx_bindings', {theirs})])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -101,6 +114,62 @@ def test_errors_come_back_and_the_thread_goes_on() -> None:
     thread.close()
     with pytest.raises(context.CudaError, match="closed"):
         thread.call(lambda _: 3)
+
+
+def test_what_an_error_holds_dies_on_the_thread_that_made_it() -> None:
+    """A traceback keeps local variables, and the thread that drops it last has no context."""
+    died_on: list[int] = []
+
+    class Refitter:
+        def __del__(self) -> None:
+            died_on.append(threading.get_ident())
+
+    def fail(_: context.Driver) -> None:
+        refitter = Refitter()
+        try:
+            raise KeyError(str(refitter))
+        except KeyError as error:
+            raise ValueError("no") from error
+
+    thread = context.CudaThread(Device().driver())
+    mine = thread.call(lambda _: threading.get_ident())
+    try:
+        thread.call(fail)
+    except ValueError as error:
+        caught = error
+    thread.close()
+    assert died_on == [mine]
+    assert "in fail" in "".join(traceback.format_exception(caught))  # lines and names stay
+
+
+def test_everything_on_the_thread_waits_for_a_capture() -> None:
+    device = Device()
+    thread = context.CudaThread(device.driver())
+    done: list[str] = []
+
+    def work(name: str) -> Callable[[], None]:
+        return {
+            "open": lambda: context.CudaThread(device.driver()).close(),
+            "call": lambda: thread.call(lambda _: None),
+            "run": lambda: thread.run(lambda _: None),
+        }[name]
+
+    waiting = []
+    with GATE.capture() as alone:
+        assert alone
+        for name in ("open", "call", "run"):
+            one = threading.Thread(target=lambda name=name: (work(name)(), done.append(name)))
+            one.start()
+            waiting.append(one)
+        for one in waiting:
+            one.join(0.05)
+            assert one.is_alive()
+        assert device.contexts == 1
+    for one in waiting:
+        one.join(20)
+    assert sorted(done) == ["call", "open", "run"]
+    thread.close()
+    assert device.clean()
 
 
 def test_a_context_that_cannot_be_opened_is_told_to_who_asked() -> None:

@@ -29,6 +29,7 @@ class Calls(list[str]):
         super().__init__()
         self.fails = ""
         self.base = 0x1000
+        self.nodes = 1  # of a captured graph
 
     def note(self, name: str, answer: Any = None) -> Any:
         self.append(name)
@@ -97,6 +98,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     graphs.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
     graphs.cuStreamBeginCapture = call("begin")
     graphs.cuStreamEndCapture = call("end", "graph")
+    graphs.cuGraphGetNodes = lambda graph: call("nodes", [], calls.nodes)()
     graphs.cuGraphInstantiate = call("instantiate", "executable")
     graphs.cuGraphDestroy = call("destroy")
     graphs.cuGraphLaunch = call("launch")
@@ -145,11 +147,20 @@ def test_a_graph_is_captured_and_launched(calls: Calls) -> None:
     driver.launch(graph, 77)
     driver.free_graph(graph)
     assert graph == "executable"
-    tail = ["begin", "work", "end", "instantiate", "destroy", "launch", "destroy executable"]
+    tail = ["begin", "work", "end", "nodes", "instantiate", "destroy", "launch", "destroy executable"]
     assert calls[3:] == tail
 
 
-@pytest.mark.parametrize("step", ["begin", "end", "instantiate"])
+def test_an_empty_graph_is_refused_because_its_launch_would_leave_the_last_answers(calls: Calls) -> None:
+    driver = PycudaDriver()
+    driver.open(0)
+    calls.nodes = 0
+    with pytest.raises(CudaError, match="graph is empty: the work went to another stream or device"):
+        driver.capture(driver.stream(), lambda: None)
+    assert calls[3:] == ["begin", "end", "nodes", "destroy"]
+
+
+@pytest.mark.parametrize("step", ["begin", "end", "nodes", "instantiate"])
 def test_a_capture_that_fails_is_told(calls: Calls, step: str) -> None:
     driver = PycudaDriver()
     driver.open(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import grpc
@@ -10,6 +11,7 @@ import pytest
 
 from protos import inference_pb2 as pb
 from runtime.config import EngineConfig, ServerConfig
+from runtime.engines.cuda.gate import GATE
 from runtime.repository.repository import Repository
 from runtime.server import Server
 from runtime.shared_memory import cuda
@@ -140,6 +142,57 @@ def test_what_cannot_be_registered(call, server, device):
     call("CudaSharedMemoryRegister", name="gpu", raw_handle=handle, byte_size=64)
     again = call.refused("CudaSharedMemoryRegister", name="gpu", raw_handle=handle, byte_size=64)
     assert again == ("ALREADY_EXISTS", "shared memory region 'gpu' already in manager")
+
+
+def test_a_handle_of_the_servers_own_process_is_refused_and_the_reason_is_told(call, device):
+    """CUDA opens a handle in another process only; in the one that made it the code is INVALID_CONTEXT."""
+    handle = device.allocate(bytes(64), own=True)
+    status, said = call.refused("CudaSharedMemoryRegister", name="gpu", raw_handle=handle, byte_size=64)
+    assert status == "INVALID_ARGUMENT"
+    assert said.startswith("failed to register shared memory region: invalid args: ")
+    assert "the server's own process" in said
+    assert "a process of its own" in said
+    assert "\n" not in said
+    assert not device.open
+    assert not call("CudaSharedMemoryStatus").regions
+
+
+def test_one_handle_under_two_names_stays_open_until_both_are_gone(call, device):
+    handle = device.allocate(bytes(64))
+    for name in ("one", "two"):
+        call("CudaSharedMemoryRegister", name=name, raw_handle=handle, byte_size=64)
+    call("CudaSharedMemoryUnregister", name="one")
+    assert device.open
+    call("CudaSharedMemoryUnregister", name="two")
+    assert not device.open
+
+
+def test_device_memory_waits_while_a_graph_is_captured(device):
+    """No call of the driver reaches the device while a thread captures."""
+    memory = cuda.Driver(device)
+    handle = device.allocate(bytes(64))
+    for _ in range(2):  # the threads come in any order: it stays open when one of them closes it
+        address, _ = memory.open(0, handle)
+    buffer = np.zeros(64, np.uint8)
+    done: list[str] = []
+    work = {
+        "open": lambda: memory.open(0, handle),
+        "close": lambda: memory.close(0, address),
+        "download": lambda: memory.download(0, buffer, address),
+        "upload": lambda: memory.upload(0, address, buffer),
+    }
+    with GATE.capture() as alone:
+        assert alone
+        for name, one in work.items():
+            thread = threading.Thread(target=lambda name=name, one=one: (one(), done.append(name)))
+            thread.start()
+            thread.join(0.05)
+            assert thread.is_alive()
+            work[name] = thread
+        assert not done
+    for thread in work.values():
+        thread.join(20)
+    assert sorted(done) == sorted(work)
 
 
 def test_the_two_kinds_share_names_and_nothing_else(call, device):

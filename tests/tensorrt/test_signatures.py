@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
+
+from runtime.engines.tensorrt.library import OLDEST
+from tools.trt_stubs.__main__ import BINDINGS, ROOT
 from tools.trt_stubs.signatures import Parameter, from_docstring, parse, split_top
 
 
@@ -52,3 +56,16 @@ def test_prose_is_not_a_signature() -> None:
     assert from_docstring("Build the thing.\n\nbuild(it) twice.", "build") == []
     assert from_docstring(None, "build") == []
     assert parse("build(self: m.B", "build") is None
+
+
+def test_the_oldest_release_that_we_promise_is_among_those_that_are_checked() -> None:
+    """pyproject.toml, the guard of the runtime and the stubs name the same one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extra = project["project"]["optional-dependencies"]["tensorrt"]
+    (wanted,) = (text for text in extra if text.startswith("tensorrt"))
+    oldest = ".".join(map(str, OLDEST))
+    assert wanted.startswith(f"tensorrt>={oldest},<12")
+    assert BINDINGS[oldest].startswith(f"{oldest}.")
+    checked = sorted(tuple(map(int, version.split(".")[:2])) for version in BINDINGS.values())
+    assert checked[0] == OLDEST
+    assert (11, 0) in checked

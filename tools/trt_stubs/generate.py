@@ -86,6 +86,16 @@ _IntegerArray: typing.TypeAlias = numpy.ndarray[typing.Any, numpy.dtype[numpy.in
 _WeightsLike: typing.TypeAlias = "Weights | numpy.ndarray[typing.Any, typing.Any]"
 """
 _SKIP = {"__doc__", "__module__", "__dict__", "__weakref__", "__entries", "__members__", "__setstate__"}
+# What the pybind11 of 10.12 and older writes instead of the names that the newer one writes.
+_OLDER = {
+    "List": "list",
+    "Dict": "dict",
+    "Tuple": "tuple",
+    "Callable": "collections.abc.Callable",
+    "Iterable": "collections.abc.Iterable",
+    "buffer": "collections.abc.Buffer",
+    "capsule": "typing_extensions.CapsuleType",
+}
 _BARE = {
     "list": "list[typing.Any]",
     "dict": "dict[typing.Any, typing.Any]",
@@ -119,6 +129,10 @@ class Generator:
         text = re.sub(r"\b(?:nvinfer1|nvonnxparser)::(?:\w+::)*(\w+)", self._unresolved, text)
         if "::" in text:
             return "typing.Any"
+        if parameter and not callback:
+            text = re.sub(r"\bList\[", "collections.abc.Sequence[", text)
+        for old, new in _OLDER.items():
+            text = re.sub(rf"(?<![\w.]){old}(?!\w)", new, text)
         text = text.replace("typing_extensions.Buffer", "collections.abc.Buffer")
         text = text.replace("typing_extensions.CapsuleType", "int" if callback else "typing.Any")
         text = text.replace("typing.SupportsInt", "int" if callback else "typing.SupportsIndex")

@@ -17,11 +17,13 @@ import contextlib
 import ctypes
 import queue
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from runtime.engines.cuda.gate import GATE
 from runtime.tensors import Array
 
 T = TypeVar("T")
@@ -162,11 +164,13 @@ class CudaThread:
     """A thread with the primary context of one device current, which runs what it is given, in order.
 
     One per lane: while it waits for its stream, other lanes go on.  The context is the same for all of them.
+    All of its work goes through the gate (runtime/engines/cuda/gate.py): `run` is for the work of one request, `call`
+    for everything else.
     """
 
     def __init__(self, driver: Driver, device: int = 0, name: str = "cuda") -> None:
         self._driver = driver
-        self._tasks: queue.SimpleQueue[tuple[Callable[[Driver], Any], Future[Any]] | None] = (
+        self._tasks: queue.SimpleQueue[tuple[Callable[[Driver], Any], Future[Any], bool] | None] = (
             queue.SimpleQueue()
         )
         self._lock = threading.Lock()
@@ -177,15 +181,27 @@ class CudaThread:
         opened.result()
 
     def call(self, function: Callable[[Driver], T]) -> T:
-        """Runs `function(driver)` on the thread and answers what it answers; raises what it raises."""
+        """Runs `function(driver)` on the thread and returns what it returns; raises what it raises."""
+        return self._do(function, short=False)
+
+    def run(self, function: Callable[[Driver], T]) -> T:
+        """Does the same for short work, whose end a capture waits for."""
+        return self._do(function, short=True)
+
+    def _do(self, function: Callable[[Driver], T], *, short: bool) -> T:
         if threading.current_thread() is self._thread:
             return function(self._driver)
         future: Future[T] = Future()
         with self._lock:
             if self._closed:
                 raise CudaError("the CUDA thread is closed: its engine was closed while it was still used")
-            self._tasks.put((function, future))
-        return future.result()
+            self._tasks.put((function, future, short))
+        try:
+            return future.result()
+        finally:
+            # An error holds this frame, and the frame would hold the future and with it the error: a cycle
+            # that lives until the garbage collector comes.
+            del future
 
     def close(self) -> None:
         """Runs what is still queued, gives the context back, ends the thread.  Calling it twice is fine."""
@@ -198,7 +214,8 @@ class CudaThread:
 
     def _run(self, device: int, opened: Future[None]) -> None:
         try:
-            self._driver.open(device)
+            with GATE.change():
+                self._driver.open(device)
         except BaseException as error:
             self._closed = True
             opened.set_exception(error)
@@ -206,9 +223,14 @@ class CudaThread:
         opened.set_result(None)
         try:
             while (task := self._tasks.get()) is not None:
-                function, future = task
+                function, future, short = task
                 try:
-                    answer = function(self._driver)
+                    with GATE.run() if short else GATE.change():
+                        try:
+                            answer = function(self._driver)
+                        except BaseException as error:
+                            _forget_frames(error)
+                            raise
                 except BaseException as error:
                     future.set_exception(error)
                 else:
@@ -219,5 +241,18 @@ class CudaThread:
                 answer = None
         finally:
             # A device that is lost takes nothing back; whoever used it has been told.
-            with contextlib.suppress(CudaError):
+            with contextlib.suppress(CudaError), GATE.change():
                 self._driver.close()
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drops the local variables that an error's traceback holds.
+
+    They are objects of TensorRT, a refitter for one.  Such an object must die on this thread and inside the
+    gate, not on the thread of whoever drops the error last.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -172,6 +172,11 @@ class PycudaDriver:
                 graphs.cuGraphDestroy(graph[0])
         self._checked("cuStreamEndCapture", (ended, *graph))
         try:
+            nodes = graphs.cuGraphGetNodes(graph[0])
+            self._checked("cuGraphGetNodes", nodes)
+            if not nodes[-1]:
+                # A launch of it would do nothing, and the last outputs would be taken for answers.
+                raise CudaError("the captured CUDA graph is empty: the work went to another stream or device")
             return self._checked("cuGraphInstantiate", graphs.cuGraphInstantiate(graph[0], 0))
         finally:
             graphs.cuGraphDestroy(graph[0])

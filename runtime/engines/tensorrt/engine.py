@@ -1,24 +1,27 @@
 """TensorRT behind the engine protocol: a plan, one execution context per stream, pinned buffers, CUDA graphs.
 
-Type- and API-checked against the TensorRT 11.4/10.16 bindings, and run against fakes that enforce the
+Type- and API-checked against the bindings of TensorRT 10.12 to 11.4, and run against fakes that enforce the
 documented rules; not yet executed on a CUDA device (docs/tensorrt.md).  Knows plans and tensors, not versions
 or requests: the caller has verified the plan's hash, because a plan is executable code.
 
 The rules that shaped it (NVIDIA's documentation of TensorRT 10 and 11):
 
-* a context serves one thread at a time, an engine many: a *lane* is a context with its stream, its buffers
-  and its own thread (runtime/engines/cuda/context.py), and a run takes a whole lane;
+* a context serves one thread at a time, an engine many: a *lane* has contexts, a stream, buffers and its own
+  thread (runtime/engines/cuda/context.py), and a run takes a whole lane;
 * after a new input shape the first run is an ordinary one; only then may a graph be captured, and it is good
-  for these addresses and shapes alone;
+  for these addresses and shapes alone (runtime/engines/tensorrt/contexts.py);
+* no other thread works on the device while a graph is captured (runtime/engines/cuda/gate.py);
 * weights may be changed only while nothing of the engine is enqueued, and a refit that fails leaves it half
   changed: `refit` never touches this engine, it deserialises the plan again and answers a standby engine.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -27,10 +30,13 @@ import numpy as np
 
 from runtime.config import EngineConfig
 from runtime.engines.cuda.context import CudaError, CudaThread, Driver
+from runtime.engines.tensorrt.contexts import Contexts, Slot
 from runtime.engines.tensorrt.library import (
+    BINDING_ERRORS,
     Library,
     Log,
     TensorRTError,
+    ask,
     check,
     construct,
     logger,
@@ -111,8 +117,15 @@ class _Plan:
     def engine(self) -> trt.ICudaEngine:
         return self._engine
 
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for tensor in self.tensors if tensor.is_input)
+
     def share(self) -> _Plan:
+        """The same plan for one user more, who must `release` it.  Raises TensorRTError once it is closed."""
         with self._lock:
+            if not self._users:
+                raise TensorRTError("the engine is closed")
             self._users += 1
         return self
 
@@ -131,12 +144,13 @@ class _Plan:
 
     def _deserialise(self, driver: Driver) -> None:
         self._runtime = open_runtime(self.library, self.log, host_code=self.host_code)
-        self._engine = check(
-            self._runtime.deserialize_cuda_engine(self.model),
+        self._engine = ask(
+            self._runtime.deserialize_cuda_engine,
             f"the plan cannot be loaded by {self.library.text}",
             f"plans fit one TensorRT version and one GPU model: {_REBUILD}"
             + ("" if self.host_code else "; a version-compatible one needs engine.host_code"),
             self.log,
+            self.model,
         )
         free, _ = driver.memory()
         need = self.engine.device_memory_size_v2
@@ -188,7 +202,7 @@ class _Plan:
     def layers(self) -> dict[str, Any]:
         """What the inspector says of the layers; detailed if the plan was built with detailed verbosity."""
 
-        def ask(driver: Driver) -> str:
+        def inspect(driver: Driver) -> str:
             if TYPE_CHECKING:
                 import tensorrt as trt
             else:
@@ -199,7 +213,7 @@ class _Plan:
             text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
             return check(text, "the inspector gave nothing", _REBUILD, self.log)
 
-        found: dict[str, Any] = json.loads(self.thread.call(ask))
+        found: dict[str, Any] = json.loads(self.thread.call(inspect))
         return found
 
 
@@ -217,8 +231,9 @@ def refit_engine(
         trt = library.module
     if not engine.refittable:
         raise TensorRTError(f"the plan was built without refittable weights; {_REBUILD} --refit")
-    log_into = logger(library, log)
-    refitter = construct(lambda: trt.Refitter(engine, log_into), "no refitter", "free host memory", log)
+    refitter: trt.Refitter = construct(
+        trt.Refitter, "no refitter", "free host memory", log, engine, logger(library, log)
+    )
     wanted = set(refitter.get_all_weights())
     if missing := sorted(wanted - set(weights)):
         raise TensorRTError(
@@ -249,20 +264,30 @@ def refit_engine(
         if not np.isfinite(array).all():
             raise TensorRTError(f"refit: '{name}' holds values that are not finite as {array.dtype}")
         kept.append(array)
-        check(
-            refitter.set_named_weights(name, trt.Weights(array)),
+        ask(
+            refitter.set_named_weights,
             f"refit: '{name}' was refused",
             "build the plan again with these weights",
             log,
+            name,
+            trt.Weights(array),
         )
     if unset := refitter.get_missing_weights():
         raise TensorRTError(f"refit: TensorRT still misses {_few(sorted(unset))}; build the plan again")
-    check(
-        refitter.refit_cuda_engine(),
+    ask(
+        refitter.refit_cuda_engine,
         "refit failed and left this copy of the engine half changed, so it was dropped",
         "the engine in service is untouched; build the plan again with these weights",
         log,
     )
+
+
+def _line(error: Exception) -> str:
+    """One line of an error.  What the binding raises itself says nothing of TensorRT or of a remedy."""
+    text = " ".join(str(error).split())
+    if isinstance(error, CudaError | TensorRTError):
+        return text
+    return f"TensorRT's binding failed ({type(error).__name__}: {text}); see the server's log, or {_REBUILD}"
 
 
 def _few(names: Sequence[str], most: int = 3) -> str:
@@ -272,19 +297,15 @@ def _few(names: Sequence[str], most: int = 3) -> str:
 
 @dataclass
 class _Lane:
-    """A context, its stream and its buffers.  Everything but `thread.call` happens on `thread`."""
+    """A stream, its buffers and its contexts.  Everything but `run` and `close` happens on `thread`."""
 
     plan: _Plan
     thread: CudaThread
     graphs: bool = True
-    graph_refused: str = ""
-    _context: Any = None
+    _contexts: Contexts | None = None
     _stream: int = 0
     _device: dict[str, int] = field(default_factory=dict)
     _host: dict[str, Array] = field(default_factory=dict)
-    _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    _graph: object | None = None
-    _ordinary_runs: int = 0
     #: Of the device: the buffers, at their largest.
     nbytes: int = 0
 
@@ -299,8 +320,14 @@ class _Lane:
         return lane
 
     @property
-    def context(self) -> trt.IExecutionContext:
-        return self._context
+    def contexts(self) -> Contexts:
+        if self._contexts is None:
+            raise TensorRTError("the lane is closed")
+        return self._contexts
+
+    @property
+    def graph_refused(self) -> str:
+        return self._contexts.graph_refused if self._contexts is not None else ""
 
     def close(self) -> None:
         # A device that is lost refuses to give anything back, and there is nothing more to be done about it.
@@ -309,30 +336,15 @@ class _Lane:
         self.thread.close()
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        return self.thread.call(lambda driver: self._run(driver, inputs, outputs))
+        return self.thread.run(lambda driver: self._run(driver, inputs, outputs))
 
     def _make(self, driver: Driver, profiler: trt.IProfiler | None) -> None:
         plan = self.plan
-        self._context = check(
-            plan.engine.create_execution_context(),
-            "no execution context could be made",
-            "free device memory, or lower engine.concurrency",
-            plan.log,
-        )
-        if profiler is not None:
-            self._context.profiler = profiler
         self._stream = driver.stream()
-        if self.context.active_optimization_profile != 0:  # the second context of an older TensorRT 10
-            check(
-                self.context.set_optimization_profile_async(0, self._stream),
-                "a further context cannot have the optimisation profile",
-                "set engine.concurrency = 1, or install a newer TensorRT",
-                plan.log,
-            )
-            driver.synchronise(self._stream)
-        self._shape({tensor.name: tensor.largest for tensor in plan.tensors if tensor.is_input})
+        self._contexts = Contexts(plan, self._stream, graphs=self.graphs, profiler=profiler)
+        spare = self._contexts.open(driver)
         for tensor in plan.tensors:
-            shape = tuple(self.context.get_tensor_shape(tensor.name))
+            shape = spare.shape_of(tensor.name)
             if -1 in shape:
                 raise TensorRTError(
                     f"output '{tensor.name}' has a size that depends on the data; only fixed sizes are served"
@@ -342,40 +354,19 @@ class _Lane:
             self._device[tensor.name] = address
             self.nbytes += nbytes
             self._host[tensor.name] = driver.pinned(nbytes)
-            check(
-                self.context.set_tensor_address(tensor.name, address),
-                f"the address of '{tensor.name}' was refused",
-                _REBUILD,
-                plan.log,
-            )
-
-    def _shape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        for tensor in self.plan.tensors:
-            if tensor.is_input and -1 in tensor.shape:
-                check(
-                    self.context.set_input_shape(tensor.name, shapes[tensor.name]),
-                    f"input '{tensor.name}' cannot have the shape {list(shapes[tensor.name])}",
-                    "stay inside the optimisation profile (at most "
-                    f"{list(tensor.largest)}), or build with a wider one: --batch min:opt:max",
-                    self.plan.log,
-                )
-        if missing := self.context.infer_shapes():
-            raise TensorRTError(f"TensorRT misses the shape of {_few(missing)}")
+            self._contexts.bind(tensor.name, address)
 
     def _run(self, driver: Driver, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        shapes = {name: tuple(array.shape) for name, array in inputs.items()}
-        if shapes != self._shapes:
-            self._drop_graph(driver)
-            self._shapes = {}  # unknown until the shapes have been taken
-            self._shape(shapes)
-            self._shapes = shapes
+        contexts = self.contexts
+        slot = contexts.take(driver, {name: tuple(array.shape) for name, array in inputs.items()})
+        contexts.prepare(driver, slot)  # before the uploads, which must not become part of the graph
         try:
             for name, array in inputs.items():
-                pinned = self._view(name)
+                pinned = self._view(slot, name)
                 np.copyto(pinned, array)
                 driver.upload(self._device[name], pinned, self._stream)
-            self._execute(driver)
-            views = {name: self._view(name) for name in outputs}
+            contexts.execute(driver, slot)
+            views = {name: self._view(slot, name) for name in outputs}
             for name, view in views.items():
                 driver.download(view, self._device[name], self._stream)
         finally:
@@ -383,41 +374,12 @@ class _Lane:
             driver.synchronise(self._stream)
         return {name: view.copy() for name, view in views.items()}
 
-    def _execute(self, driver: Driver) -> None:
-        may_capture = self.graphs and driver.can_capture and not self.graph_refused
-        if self._graph is None and self._ordinary_runs and may_capture:
-            try:
-                # The uploads of this run are in the stream already and must not become part of the graph.
-                driver.synchronise(self._stream)
-                self._graph = driver.capture(self._stream, self._enqueue)
-            except (CudaError, TensorRTError) as error:
-                self.graph_refused = str(error)  # control flow in the network, for one; it runs without
-        if self._graph is not None:
-            driver.launch(self._graph, self._stream)
-        else:
-            self._enqueue()
-            self._ordinary_runs += 1
-
-    def _enqueue(self) -> None:
-        check(
-            self.context.execute_async_v3(self._stream),
-            "TensorRT could not start the network",
-            "see the server's log; a rebuilt plan rules out a damaged one",
-            self.plan.log,
-        )
-
-    def _view(self, name: str) -> Array:
+    def _view(self, slot: Slot, name: str) -> Array:
         tensor = next(tensor for tensor in self.plan.tensors if tensor.name == name)
-        shape = tuple(self.context.get_tensor_shape(name))
+        shape = slot.shape_of(name)
         dtype = DTYPES[tensor.datatype]
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         return self._host[name][:nbytes].view(dtype).reshape(shape)
-
-    def _drop_graph(self, driver: Driver) -> None:
-        graph, self._graph = self._graph, None
-        self._ordinary_runs = 0
-        if graph is not None:
-            driver.free_graph(graph)
 
     def _free(self, driver: Driver) -> None:
         with contextlib.ExitStack() as last_first:  # each of them, also where one fails
@@ -427,16 +389,26 @@ class _Lane:
                 last_first.callback(driver.free_pinned, array)
             for address in self._device.values():
                 last_first.callback(driver.free, address)
-            last_first.callback(self._forget)  # the context goes before the memory that it writes to
-            last_first.callback(self._drop_graph, driver)
+            if self._contexts is not None:
+                # The contexts go before the memory that they write to.
+                last_first.callback(self._contexts.free, driver)
             if self._stream:
                 last_first.callback(driver.synchronise, self._stream)
+        self._contexts = None
         self._device.clear()
         self._host.clear()
         self._stream = 0
 
-    def _forget(self) -> None:
-        self._context = None
+
+_open: weakref.WeakSet[TensorRTEngine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_at_exit() -> None:
+    """Closes what was left open: TensorRT's objects need their thread and context when they are destroyed."""
+    for engine in list(_open):
+        if engine.idle:  # a run that hangs cannot be waited for
+            engine.close()
 
 
 class TensorRTEngine:
@@ -469,6 +441,7 @@ class TensorRTEngine:
         except BaseException:
             self.close()
             raise
+        _open.add(self)
 
     @classmethod
     def load(
@@ -493,8 +466,8 @@ class TensorRTEngine:
             found = library if library is not None else tensorrt()
             plan = _Plan(model, found, driver, host_code=config.host_code, weights=weights)
             return cls._warmed(plan, precision, config, 1 if candidate else config.concurrency, graphs)
-        except (TensorRTError, CudaError) as error:
-            raise Refused("load", str(error)) from error
+        except (CudaError, *BINDING_ERRORS) as error:
+            raise Refused("load", _line(error)) from error
 
     @classmethod
     def _warmed(
@@ -513,13 +486,19 @@ class TensorRTEngine:
         return self._spec
 
     @property
+    def idle(self) -> bool:
+        """If no run is in progress."""
+        with self._turn:
+            return len(self._free) == len(self._lanes)
+
+    @property
     def memory_bytes(self) -> int:
         """Plan, activation memory of every lane, and its buffers at their largest."""
         return len(self._plan.model) + sum(self._activations + lane.nbytes for lane in self._lanes)
 
     @property
     def graph_refused(self) -> str:
-        """Why no CUDA graph is used, or ""."""
+        """Why a lane's last capture of a CUDA graph failed, or ""."""
         with self._turn:
             return next((lane.graph_refused for lane in self._free if lane.graph_refused), "")
 
@@ -553,6 +532,10 @@ class TensorRTEngine:
         lane = self._take()
         try:
             return lane.run(inputs, outputs)
+        except (CudaError, TensorRTError):
+            raise
+        except BINDING_ERRORS as error:
+            raise TensorRTError(_line(error)) from error
         finally:
             self._give(lane)
 
@@ -565,8 +548,8 @@ class TensorRTEngine:
             return TensorRTEngine._warmed(
                 self._plan.share(), self._precision, self._config, self._config.concurrency, self._graphs
             )
-        except (TensorRTError, CudaError) as error:
-            raise Refused("load", str(error)) from error
+        except (CudaError, *BINDING_ERRORS) as error:
+            raise Refused("load", _line(error)) from error
 
     def refit(self, weights: Mapping[str, Array]) -> TensorRTEngine:
         """A NEW, warm standby engine with these weights; this one goes on untouched.
@@ -586,7 +569,11 @@ class TensorRTEngine:
 
     def layers(self) -> dict[str, Any]:
         """Layer information as TensorRT's inspector writes it."""
-        return self._plan.layers()
+        plan = self._plan.share()
+        try:
+            return plan.layers()
+        finally:
+            plan.release()
 
     def profile(self, inputs: Mapping[str, Array], runs: int = 10) -> list[dict[str, Any]]:
         """Mean milliseconds per layer over `runs` runs: [{"layer", "milliseconds"}], in execution order.
@@ -598,22 +585,29 @@ class TensorRTEngine:
         else:
             trt = self._plan.library.module
         times: dict[str, list[float]] = {}
+        trouble: list[BaseException] = []
 
         class Profiler(trt.IProfiler):  # type: ignore[misc]  # Any where the stubs are not made
             def __init__(self) -> None:
                 trt.IProfiler.__init__(self)
 
             def report_layer_time(self, layer_name: str, ms: float) -> None:
-                times.setdefault(layer_name, []).append(ms)
+                try:
+                    times.setdefault(layer_name, []).append(ms)
+                except BaseException as error:  # nothing may be raised into TensorRT
+                    trouble.append(error)
 
-        lane = _Lane.open(self._plan, graphs=False, profiler=Profiler())
-        try:
+        with contextlib.ExitStack() as last_first:
+            plan = self._plan.share()  # it stays until this is over, also if the engine is closed meanwhile
+            last_first.callback(plan.release)
+            lane = _Lane.open(plan, graphs=False, profiler=Profiler())
+            last_first.callback(lane.close)
             lane.run(inputs, [])
             times.clear()  # the first run allocates
             for _ in range(runs):
                 lane.run(inputs, [])
-        finally:
-            lane.close()
+        if trouble:
+            raise TensorRTError(f"the profiler failed: {trouble[0]}") from trouble[0]
         return [{"layer": name, "milliseconds": sum(spent) / runs} for name, spent in times.items()]
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ goes.  The module itself is imported by `tensorrt()`, after the CUDA probe, and 
 
 from __future__ import annotations
 
+import _thread
 import importlib
 import threading
 import weakref
@@ -14,13 +15,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 from runtime.engines.cuda import context
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 OLDEST = (10, 12)  # strongly typed networks with everything we need of them
@@ -146,21 +148,29 @@ def _recording(library: Library, logs: list[weakref.ref[Log]]) -> trt.ILogger:
             trt.ILogger.__init__(self)
 
         def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-            if severity <= trt.ILogger.WARNING:  # INFO and VERBOSE are thousands of lines a build
-                for one in tuple(logs):
-                    if (log := one()) is not None:
-                        log.add(severity.name, msg)
+            # Nothing may be raised into TensorRT, which may end the process for it.
+            try:
+                if severity <= trt.ILogger.WARNING:  # INFO and VERBOSE are thousands of lines a build
+                    for one in tuple(logs):
+                        if (log := one()) is not None:
+                            log.add(severity.name, msg)
+            except KeyboardInterrupt:
+                _thread.interrupt_main()  # Ctrl-C: raised again as soon as TensorRT has returned
+            except BaseException:
+                return  # one line of a log is lost; there is no other place to report it
 
     return Recording()
 
 
-def construct(make: Callable[[], T], what: str, remedy: str, log: Log) -> T:
-    """A TensorRT object.  Where its factory gives nothing, the binding raises TypeError.
+def construct(
+    make: Callable[P, T], what: str, remedy: str, log: Log, *arguments: P.args, **named: P.kwargs
+) -> T:
+    """A TensorRT object, `make(*arguments)`.  If its factory gives nothing, the binding raises TypeError.
 
     Raises TensorRTError.
     """
     try:
-        return make()
+        return make(*arguments, **named)
     except TypeError as error:
         raise TensorRTError(f"{what} ({error}): {log.why()}; {remedy}") from error
 
@@ -172,12 +182,40 @@ def open_runtime(library: Library, log: Log, *, host_code: bool) -> trt.Runtime:
     else:
         trt = library.module
     remedy = "check the driver with `nvidia-smi`"
-    runtime = construct(lambda: trt.Runtime(logger(library, log)), "no runtime", remedy, log)
+    runtime: trt.Runtime = construct(trt.Runtime, "no runtime", remedy, log, logger(library, log))
     if errors := log.errors(here=True):
         # A Runtime that logged an error looks alive and kills the process at its next call.
         raise TensorRTError(f"{library.text} cannot start: {errors[0]}; {remedy}")
     runtime.engine_host_code_allowed = host_code
     return runtime
+
+
+#: What pybind11 makes of a C++ exception, or of an argument that it does not take.
+BINDING_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, MemoryError)
+
+
+def ask(
+    call: Callable[P, T | Literal[False] | None],
+    what: str,
+    remedy: str,
+    log: Log,
+    *arguments: P.args,
+    **named: P.kwargs,
+) -> T:
+    """`check(call(*arguments), …)` for a call that may also raise: bindings differ in which way they refuse.
+
+    Raises TensorRTError.  Give a method and its arguments, no lambda: an error's traceback would hold what a
+    lambda encloses, and TensorRT's objects must die on their own thread.
+    """
+    try:
+        answer = call(*arguments, **named)
+    except TensorRTError:
+        raise
+    except BINDING_ERRORS as error:
+        said = log.errors(here=True)
+        reason = " ".join(str(error).split()) + (f" ({said[-1]})" if said else "")
+        raise TensorRTError(f"{what}: {reason}; {remedy}") from error
+    return check(answer, what, remedy, log)
 
 
 def check(answer: T | Literal[False] | None, what: str, remedy: str, log: Log) -> T:
