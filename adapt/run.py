@@ -218,7 +218,12 @@ def parser() -> argparse.ArgumentParser:
     g.add_argument("--group", metavar="NAME", help="the frame group that both are members of")
 
     p.add_argument("--name", default=platform.node() or "adapter", help="of this adapter, for the server")
-    p.add_argument("--token-file", type=Path, metavar="FILE", help="token for the server (role adapt)")
+    p.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="token for the server (role adapt); without it: the environment's ROADWORTHY_TOKEN",
+    )
     p.add_argument("--ca", type=Path, metavar="PEM", help="certificate authority of the server: TLS")
     p.add_argument("--once", action="store_true", help="end after one round")
     p.add_argument("--json", action="store_true", help="print the report of each round as JSON on stdout")
@@ -334,13 +339,13 @@ def connect(arguments: argparse.Namespace) -> Any:
     """A client of the server, with the token and the certificate authority that were given."""
     import grpc
 
-    from runtime.client import Client
+    from runtime import files
+    from runtime.client import Client, token
 
     credentials = None
     if arguments.ca is not None:
-        credentials = grpc.ssl_channel_credentials(arguments.ca.read_bytes())
-    token = arguments.token_file.read_text(encoding="utf-8").strip() if arguments.token_file else ""
-    return Client(arguments.server, token=token, credentials=credentials)
+        credentials = grpc.ssl_channel_credentials(files.read(arguments.ca))
+    return Client(arguments.server, token=token.given(file=arguments.token_file), credentials=credentials)
 
 
 def _edge_member(arguments: argparse.Namespace) -> EdgeMember:

@@ -187,10 +187,9 @@ class Adapters:
             adapter.commands[command.id] = command
             adapter.outbox.append(command)
             self._changed.notify_all()
-            while command.accepted is None and alive():
-                left = until - time.monotonic()
-                if left <= 0:
-                    break
+        # `alive` is gRPC's: not under the lock.
+        while command.accepted is None and alive() and (left := until - time.monotonic()) > 0:
+            with self._changed:
                 self._changed.wait_for(lambda: command.accepted is not None, min(left, 0.5))
         if command.accepted is False:
             why = command.reason or "no reason given"

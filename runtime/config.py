@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runtime import files
 from runtime.drift.drift import DriftConfig
 from runtime.errors import ConfigError
 
@@ -257,11 +258,27 @@ class SecurityConfig:
 
 
 @dataclass(frozen=True)
+class SharedMemoryConfig:
+    """Memory of a client that the server maps (system and CUDA).
+
+    allow   "on", "off", or "auto": on where only processes of this machine can connect (loopback, unix:).
+            Whoever may infer can have the server read and write every object of /dev/shm that the server may
+            open
+    prefix  system objects whose name does not begin with this are refused; empty = any name
+    """
+
+    allow: str = "auto"
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """The whole.
 
-    streams        server streams (watch, tap, submit) at the same time
+    streams        streams of each kind that looks on (Watch, WatchRound) or infers at the same time; the tap,
+                   swaps that are followed and adapters have limits of their own
     max_message    bytes of one message
+    message_timeout  seconds within which the message of a call must be there
     drain          seconds that a stopping server waits for what is in flight
     read_only      serve what is live and change nothing: beside the server that has the repository, or from a
                    medium that is somebody else's
@@ -278,6 +295,7 @@ class ServerConfig:
     metrics_port: int = 8002
     streams: int = 32
     max_message: int = 64 << 20
+    message_timeout: float = 30.0
     drain: float = 20.0
     read_only: bool = False
     keep_versions: int = 0
@@ -293,10 +311,19 @@ class ServerConfig:
     drift: DriftConfig = field(default_factory=DriftConfig)
     tracing: TracingConfig = field(default_factory=TracingConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
+    shared_memory: SharedMemoryConfig = field(default_factory=SharedMemoryConfig)
 
     def __post_init__(self) -> None:
         _choice("queue.policy", self.queue.policy, ("fifo", "latest"))
         _choice("guard.memory_policy", self.guard.memory_policy, MEMORY_POLICIES)
+        _choice("shared_memory.allow", self.shared_memory.allow, ("auto", "on", "off"))
+        if "/" in self.shared_memory.prefix.removeprefix("/"):
+            raise ConfigError(f"shared_memory.prefix = '{self.shared_memory.prefix}': names hold no '/'")
+        if not 0.0 < self.message_timeout < math.inf:
+            raise ConfigError(f"message_timeout = {self.message_timeout}: must be above 0")
+        for name in self.models:
+            if not _NAME.fullmatch(name) or ".." in name:
+                raise ConfigError(f"models: '{name[:80]}' is no model name")
         _choice("engine.device", self.engine.device, ("cpu", "cuda"))
         for key, value, low in (
             ("engine.threads", self.engine.threads, 0),
@@ -350,8 +377,10 @@ def load(path: Path | str, **overrides: Any) -> ServerConfig:
     Raises ConfigError (one line: file, key, remedy) for an unknown key, a wrong type or bad TOML.
     """
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        data = tomllib.loads(files.read(path).decode())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
     data.update({key: value for key, value in overrides.items() if value is not None})
     return from_dict(data, where=str(path))

@@ -14,8 +14,9 @@ from typing import Any
 
 import grpc
 
-from runtime import tables
-from runtime.client import Client, Event, Rejected, Stream
+from runtime import files, tables
+from runtime.client import Client, Event, Rejected, Stream, token
+from runtime.client.token import VARIABLE
 
 PATIENCE = 10.0  # seconds that the server may take to answer, unless --timeout says otherwise
 
@@ -45,7 +46,13 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--server", default="127.0.0.1:8001", metavar="HOST:PORT", help="default 127.0.0.1:8001")
-    p.add_argument("--token", default="", help="sent as 'authorization: Bearer …'")
+    secret = p.add_mutually_exclusive_group()
+    secret.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help=f"file with the token, sent as 'authorization: Bearer …'; without it, {VARIABLE} is sent",
+    )
+    secret.add_argument("--token", default="", help="the token itself; 'ps' shows it on the whole machine")
     p.add_argument("--ca", metavar="FILE", help="PEM certificate of the server's authority: connect with TLS")
     p.add_argument("--certificate", metavar="FILE", help="PEM certificate of this client (mTLS)")
     p.add_argument("--key", metavar="FILE", help="PEM key of that certificate")
@@ -122,10 +129,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
+    if options.token:
+        print(f"runtime.ctl: 'ps' shows --token; use --token-file or {VARIABLE}", file=sys.stderr)
     try:
         with Client(
             options.server,
-            token=options.token,
+            token=token.given(options.token, options.token_file),
             credentials=_credentials(options),
             deadline=options.timeout or PATIENCE,
         ) as client:
@@ -234,8 +243,7 @@ def _credentials(options: Any) -> Any:
     def read(path: str | None) -> bytes | None:
         if not path:
             return None
-        with open(path, "rb") as file:
-            return file.read()
+        return files.read(path)
 
     return grpc.ssl_channel_credentials(read(options.ca), read(options.key), read(options.certificate))
 

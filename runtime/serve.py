@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # Read once, when gRPC is imported: its core has lines of its own for a port that is taken; ours says it.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -29,14 +30,14 @@ examples:
   python -m runtime.serve --repository engines --port 0 --metrics-port 0 --config server.toml
 
 signals:
-  HUP         read the configuration file again: [guard], [shadow], [watch], [swap], [drift] and
-              keep_versions take effect at once
+  HUP         read the configuration file again: [guard], [shadow], [watch], [swap], [drift],
+              keep_versions, the tokens and the certificates of [security] take effect at once
   TERM, INT   drain: health says NOT_SERVING, new requests are refused with UNAVAILABLE, what is in flight
   finishes
 
 configuration:
   one TOML table per section ([engine], [queue], [guard], [shadow], [watch], [swap], [tap],
-  [drift], [tracing], [groups], [security]);
+  [drift], [tracing], [groups], [security], [shared_memory]);
   the options of the command line win over the file.  Every key with its default: docs/serving.md
 
 exit codes:
@@ -55,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--repository", metavar="DIR", help="engine repository (docs/architecture.md has its layout)"
     )
-    p.add_argument("--host", help="address to listen on, or unix:PATH (default 127.0.0.1)")
+    p.add_argument(
+        "--host", help="name or address (IPv4, IPv6) to listen on, or unix:PATH (default 127.0.0.1)"
+    )
     p.add_argument("--port", type=int, help="gRPC port; 0 = any free one (default 8001)")
     p.add_argument(
         "--metrics-port", type=int, help="Prometheus port; 0 = any free one, -1 = none (default 8002)"
@@ -66,6 +69,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         default=None,
         help="serve what is live and change nothing: beside the one server that has the repository",
+    )
+    p.add_argument(
+        "--allow-client-shm",
+        choices=("auto", "on", "off"),
+        help="whether clients may register shared memory, of the system and of CUDA (shared_memory.allow); "
+        "auto = where only this machine can connect (default auto)",
     )
     p.add_argument(
         "--log",
@@ -89,11 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keys = ("repository", "host", "port", "metrics_port", "read_only")
     overrides = {key: getattr(options, key) for key in keys}
     try:
-        if options.config:
-            config = configuration.load(options.config, **overrides)
-        else:
-            given = {key: value for key, value in overrides.items() if value is not None}
-            config = dataclasses.replace(configuration.ServerConfig(), **given)
+        config = _settings(options, overrides)
         if not config.repository:
             p.error("--repository is needed (or 'repository' in the configuration file)")
         _check_repository(Path(config.repository))
@@ -122,14 +127,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    if not server.service.hosts():
+    if not server.service.hosts() and not config.models:
         logging.warning(
             "repository '%s' holds no version yet; publish one with export.build", config.repository
         )
-    metrics = (
-        "none" if config.metrics_port < 0 else f"{server.target.rsplit(':', 1)[0]}:{server.metrics_port}"
-    )
-    print(f"ready grpc={server.target} metrics={metrics}", file=sys.stderr, flush=True)
+    print(f"ready grpc={server.target} metrics={server.metrics_target}", file=sys.stderr, flush=True)
     for status in server.service.status():
         what = f"version {status.live} is live" if status.ready else f"NOT READY: {status.reason}"
         logging.info("%s: %s", status.model, what)
@@ -137,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wake.acquire()
         if stop.is_set():
             break
-        _read_again(server, options.config, overrides)
+        _read_again(server, options, overrides)
     logging.info("draining")
     return 0 if server.stop() else 1
 
@@ -161,13 +163,26 @@ def _check_repository(path: Path) -> None:
         raise ConfigError(f"repository {str(path)!r} {what}; make one with python -m export.build")
 
 
-def _read_again(server: Server, path: str | None, overrides: dict[str, object]) -> None:
+def _settings(options: argparse.Namespace, overrides: dict[str, Any]) -> configuration.ServerConfig:
+    """The configuration file, where there is one, with the options that win over it.  Raises ConfigError."""
+    if options.config:
+        config = configuration.load(options.config, **overrides)
+    else:
+        given = {key: value for key, value in overrides.items() if value is not None}
+        config = dataclasses.replace(configuration.ServerConfig(), **given)
+    if options.allow_client_shm is None:
+        return config
+    memory = dataclasses.replace(config.shared_memory, allow=options.allow_client_shm)
+    return dataclasses.replace(config, shared_memory=memory)
+
+
+def _read_again(server: Server, options: argparse.Namespace, overrides: dict[str, Any]) -> None:
     """SIGHUP.  A file that is wrong changes nothing."""
-    if not path:
+    if not options.config:
         logging.warning("HUP: there is no configuration file to read again (--config)")
         return
     try:
-        needs_start = server.service.configure(configuration.load(path, **overrides))
+        needs_start = server.configure(_settings(options, overrides))
     except ConfigError as error:
         logging.error("HUP: %s; nothing was changed", error)
         return

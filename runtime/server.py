@@ -4,21 +4,24 @@ order.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
-from concurrent import futures
+from collections.abc import Callable
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from protos._pool import POOL
+from runtime import listen
 from runtime.config import ServerConfig
 from runtime.errors import ConfigError
 from runtime.observability import metrics as metrics_module
-from runtime.rpc import auth
+from runtime.rpc import auth, health
+from runtime.rpc.admission import Admission, Lane, Refusals
 from runtime.rpc.base import Streams, handler
-from runtime.rpc.control import ADAPTERS, COMMANDS, ControlEdge
+from runtime.rpc.control import ADAPTERS, COMMANDS, ControlEdge, taps
 from runtime.rpc.control import SERVICE as CONTROL
 from runtime.rpc.inference import SERVICE as INFERENCE
 from runtime.rpc.inference import InferenceEdge
@@ -27,6 +30,10 @@ from runtime.service import Service
 
 log = logging.getLogger("roadworthy.server")
 REFLECTIONS = 4  # streams of reflection: each holds a thread
+BRIEF = 128  # threads of calls that are answered at once: health, and control; made when they are needed
+LOADS = 32  # calls of RepositoryModelLoad and -Unload, each of which may wait for a swap
+GRACE = 1.0  # seconds that calls have for their end when the server stops
+_HEALTH = tuple(f"/{INFERENCE}/{name}" for name in ("ServerLive", "ServerReady", "ModelReady"))
 
 
 class Server:
@@ -40,18 +47,24 @@ class Server:
         self._metrics_server: Any = None
         self._grpc: Any = None
         self._pool: Pool | None = None
-        self._health = health.HealthServicer(
-            experimental_non_blocking=True, experimental_thread_pool=futures.ThreadPoolExecutor(2, "health")
-        )
+        self._health = health.Health(("", INFERENCE, CONTROL))
+        self._refusals = Refusals()
+        self._admission: Admission | None = None
+        self._tokens = auth.Tokens(config.security)
+        self._certificates = auth.certificates(config.security)
         self._stopped = threading.Event()
 
     @property
     def target(self) -> str:
         """What a client connects to."""
-        if self.config.host.startswith("unix:"):
-            return self.config.host
-        host = "127.0.0.1" if self.config.host in ("0.0.0.0", "") else self.config.host
-        return f"{host}:{self.port}"
+        return listen.target(self.config.host, self.port)
+
+    @property
+    def metrics_target(self) -> str:
+        """HOST:PORT of the metrics; "none" without them."""
+        if self.config.metrics_port < 0:
+            return "none"
+        return listen.target(listen.beside(self.config.host), self.metrics_port)
 
     def __enter__(self) -> Server:
         return self.start()
@@ -61,17 +74,25 @@ class Server:
 
     def start(self) -> Server:
         """Loads the last live versions, then listens.  Raises ConfigError when the address cannot be had."""
-        config = self.config
-        metrics = metrics_module.Metrics(self.service)
+        listen.check(self.config.host, self.config.port)
         self.service.start()
-        threads = 2 * config.engine.concurrency + config.queue.limit * max(1, len(self.service.hosts()))
-        streams = config.streams + COMMANDS + ADAPTERS + REFLECTIONS  # each holds one
-        threads = min(512, threads + streams + 16)
-        self._pool = Pool(threads, "grpc")
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _start(self) -> None:
+        config = self.config
+        metrics = metrics_module.Metrics(self.service, self._refusals.snapshot)
+        self._pool = Pool(2, "grpc")  # each call has a lane, and its threads
+        self._admission = Admission(
+            self._lanes(), self._tokens.refusal, self._refusals, config.message_timeout
+        )
         self._grpc = grpc.server(
             self._pool,
-            interceptors=auth.interceptors(config.security),
-            maximum_concurrent_rpcs=threads,  # beyond it gRPC itself answers RESOURCE_EXHAUSTED
+            interceptors=(self._admission,),
             options=(
                 ("grpc.max_receive_message_length", config.max_message),
                 ("grpc.max_send_message_length", -1),
@@ -82,47 +103,86 @@ class Server:
                 ("grpc.keepalive_timeout_ms", 10000),
                 ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+                # A connection that never says what it wants holds a descriptor.
+                ("grpc.server_handshake_timeout_ms", 20000),
             ),
         )
-        limited = Streams(config.streams)
         self._grpc.add_generic_rpc_handlers(
             (
-                InferenceEdge(self.service, limited).handler(),
-                ControlEdge(self.service, limited).handler(),
+                InferenceEdge(self.service, Streams(config.streams)).handler(),
+                ControlEdge(self.service, config.streams).handler(),
+                self._health.handler(),
             )
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         self._reflect()
         self._listen()
         self._grpc.start()
+        self._admission.start(self._health.look)
         if config.metrics_port >= 0:
             try:
-                host = "127.0.0.1" if config.host.startswith("unix:") else config.host
                 self.metrics_port, self._metrics_server = metrics_module.serve(
-                    metrics, host, config.metrics_port
+                    metrics, listen.beside(config.host), config.metrics_port
                 )
             except OSError as error:
-                self._grpc.stop(None)
-                self._pool.shutdown()
                 raise ConfigError(
                     f"metrics port {config.metrics_port} cannot be had: {error.strerror}; choose another"
                 ) from error
+        if warning := auth.exposed(config.security, config.host):
+            log.warning("%s", warning)
         threading.Thread(target=self._keep_health, name="health-keeper", daemon=True).start()
-        return self
+
+    def _lanes(self) -> Callable[[str], Lane]:
+        """Which threads a call gets, by its method."""
+        config = self.config
+        inference = 2 * config.engine.concurrency + config.queue.limit * max(1, len(self.service.hosts()))
+        watching = 2 * config.streams + taps(config) + COMMANDS + ADAPTERS  # streams hold one each
+        infer = Lane("infer", min(512, inference + 16))
+        streams, control = Lane("streams", config.streams + 16), Lane("control", watching + BRIEF)
+        brief, loads, reflection = Lane("health", BRIEF), Lane("loads", LOADS), Lane("reflection", 16)
+
+        def choose(method: str) -> Lane:
+            service, _, call = method.rpartition("/")
+            if service == f"/{health.SERVICE}" or method in _HEALTH:
+                return brief
+            if service == f"/{INFERENCE}":
+                named = {"ModelInfer": infer, "ModelStreamInfer": streams}
+                loading = call in ("RepositoryModelLoad", "RepositoryModelUnload")
+                return loads if loading else named.get(call, control)
+            return control if service == f"/{CONTROL}" else reflection
+
+        return choose
 
     def _listen(self) -> None:
         config = self.config
-        address = config.host if config.host.startswith("unix:") else f"{config.host}:{config.port}"
+        address = listen.joined(config.host, config.port)
         try:
-            credentials = auth.credentials(config.security)
-            if credentials is None:
+            if self._certificates is None:
                 self.port = self._grpc.add_insecure_port(address)
             else:
-                self.port = self._grpc.add_secure_port(address, credentials)
+                self.port = self._grpc.add_secure_port(address, self._certificates.credentials())
         except RuntimeError as error:
-            raise ConfigError(
-                f"cannot listen on {address}; is another server there? choose another port"
-            ) from error
+            raise listen.why_not(config.host, config.port) from error
+
+    def configure(self, config: ServerConfig) -> list[str]:
+        """Takes a configuration that was read again: `Service.configure`, the tokens and the certificates.
+
+        Returns the keys that need a new start.  Raises ConfigError, and changes nothing, for tokens and
+        certificates that cannot be used.
+        """
+        certificates, before = auth.certificates(config.security), self.config.security
+        if (self._certificates is None) != (certificates is None):
+            raise ConfigError("security.certificate: TLS is switched on and off at a start; start again")
+        if before.client_ca and not config.security.client_ca:
+            raise ConfigError("security.client_ca: clients need certificates until the next start")
+        self._tokens.replace(config.security)
+        if self._certificates is not None and certificates is not None:
+            self._certificates.take(certificates)
+        taken = {key: getattr(config.security, key) for key in ("certificate", "key", "client_ca", "tokens")}
+        self.config = dataclasses.replace(self.config, security=dataclasses.replace(before, **taken))
+        needs_start = self.service.configure(config)
+        if config.security.trusted_keys == before.trusted_keys and "security" in needs_start:
+            needs_start.remove("security")
+        return needs_start
 
     def _reflect(self) -> None:
         """Server reflection, where grpcio-reflection is installed."""
@@ -132,7 +192,7 @@ class Server:
             return
         for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
             POOL.AddSerializedFile(file.serialized_pb)
-        names = (INFERENCE, CONTROL, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (INFERENCE, CONTROL, health.SERVICE, reflection.SERVICE_NAME)
         servicer = reflection.ReflectionServicer(names, POOL)
         info = grpc.stream_stream_rpc_method_handler(
             Streams(REFLECTIONS).stream(servicer.ServerReflectionInfo),
@@ -149,15 +209,8 @@ class Server:
         """Health follows readiness, which changes only with events."""
         events = self.service.bus.subscribe(limit=16)
         while not self._stopped.is_set():
-            self._set_health(self.service.ready())
+            self._health.set(self.service.ready())
             events.get(timeout=1.0)
-
-    def _set_health(self, serving: bool) -> None:
-        status = (
-            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
-        for name in ("", INFERENCE, CONTROL):
-            self._health.set(name, status)
 
     def stop(self) -> bool:
         """Drains: health first, then new requests are refused, then what is in flight finishes.
@@ -167,10 +220,16 @@ class Server:
         if self._stopped.is_set():
             return True
         self._stopped.set()
-        self._health.enter_graceful_shutdown()
+        self._health.drain()
         idle = self.service.drain(self.config.drain)
-        if self._grpc is not None:
-            self._grpc.stop(1.0 if idle else 0.0).wait()
+        self._health.close(GRACE)
+        if self._admission is not None:
+            self._admission.drain()
+        if self._grpc is not None and not self._grpc.stop(GRACE if idle else 0.0).wait(30.0):
+            log.error("gRPC has not ended its calls within 30 s")
+            idle = False
+        if self._admission is not None:
+            self._admission.stop()
         if self._pool is not None:
             self._pool.shutdown()
         if self._metrics_server is not None:

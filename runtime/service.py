@@ -7,6 +7,7 @@ edge only converts.  Knows no protobuf.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.metadata
 import json
 import logging
@@ -19,8 +20,9 @@ from typing import Any
 from runtime.adapter_registry import Adapters
 from runtime.config import ServerConfig
 from runtime.drift.monitors import Monitors
-from runtime.errors import Code, Refused, ServiceError
+from runtime.errors import Code, ConfigError, Refused, ServiceError
 from runtime.events import Bus, Event
+from runtime.listen import is_local
 from runtime.observability import tracing
 from runtime.repository.lock import Exclusive
 from runtime.repository.repository import Repository
@@ -82,7 +84,9 @@ class Service:
         self.account = Account()
         self.bus = Bus()
         self.tap = Tap(config.tap)
-        self.regions = Regions()
+        memory = config.shared_memory
+        allowed = memory.allow == "on" or (memory.allow == "auto" and is_local(config.host))
+        self.regions = Regions(allowed=allowed, prefix=memory.prefix)
         self.ledger = Ledger(config.guard)
         self.adapters = Adapters()
         self.monitors = Monitors(config.drift, self.repository, self.bus)
@@ -121,6 +125,7 @@ class Service:
         for path in [] if self.config.read_only else self.repository.sweep():
             log.info("swept %s", path.name)
         models = self.repository.models()
+        self._check_chosen(models)
         for name, group in self._groups.items():
             if name in models:  # whoever can publish could keep the server from starting otherwise
                 log.error("the model '%s' has the name of a group and is not served; rename the group", name)
@@ -134,6 +139,23 @@ class Service:
                 self._open(model).start()
         if self.config.engine.hang > 0:
             self._hangs.start()
+
+    def _check_chosen(self, there: list[str]) -> None:
+        """A name of the configuration that is not in the repository may be published later, or mistyped.
+
+        Raises ConfigError where a model of nearly that name is there and is not named itself.
+        """
+        members = [member for group in self._groups.values() for member in group.members]
+        named = {*self.config.models, *members}
+        for name in sorted(named - set(there)):
+            key = "models" if name in self.config.models else "groups"
+            near = difflib.get_close_matches(name, [other for other in there if other not in named], n=1)
+            if near:
+                raise ConfigError(
+                    f"{key}: '{name}' is not in the repository '{self.config.repository}'; "
+                    f"did you mean '{near[0]}'?"
+                )
+            log.warning("%s: '%s' is not in the repository; it is served when it is published", key, name)
 
     def _tell_hang(self, model: str, version: int, what: str) -> None:
         self.controllers()[model].note(version, "hang", what)
@@ -195,6 +217,12 @@ class Service:
             host.unload("the server has stopped")
         if self._exclusive is not None:
             self._exclusive.release()
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """What ServerMetadata names."""
+        memory = () if self.regions.allowed else ("system_shared_memory", "cuda_shared_memory")
+        return tuple(name for name in EXTENSIONS if name not in memory)
 
     # -- models ----------------------------------------------------------------------
 

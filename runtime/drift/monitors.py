@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime import files
 from runtime.drift.drift import DriftConfig, DriftMonitor, DriftStatus, SourceStatus
 from runtime.events import Bus, Event, State, Subscription
 from runtime.repository.repository import Repository
@@ -145,7 +146,7 @@ class Monitors:
         """The version's reference statistics, where it brings any that fit."""
         path = self._repository.directory(model, version) / REFERENCE
         try:
-            content = path.read_bytes() if path.stat().st_size <= _LIMIT else b""
+            content = files.read(path, _LIMIT)
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 share, confidence = arrays["share"], arrays["confidence"]
         except FileNotFoundError:

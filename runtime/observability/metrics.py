@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -46,8 +46,10 @@ _REPORTED = {  # of the adapter's last report
 class Metrics:
     """A collector; `serve` exports it over HTTP."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, refused: Callable[[], dict[str, int]] = dict) -> None:
+        """`refused`: {reason: calls that were refused before they reached the service}."""
         self._service = service
+        self._refused = refused
         self._transitions: Counter[tuple[str, str, str]] = Counter()
         self._lock = threading.Lock()
         self._events: Subscription = service.bus.subscribe(limit=65536)
@@ -93,6 +95,12 @@ class Metrics:
                 if name:
                     failure.add_sample(failure.name, {"model": name, "version": "", "reason": reason}, count)
         yield from (accepted, answered, rejected, in_flight, failure)
+        refused = CounterMetricFamily(
+            "roadworthy_calls_refused", "Calls that never reached the service, by reason", labels=("reason",)
+        )
+        for reason, count in self._refused().items():
+            refused.add_metric((reason,), count)
+        yield refused
 
     def _statistics(self) -> Iterator[Metric]:
         # "unknown" because Triton's names lack the suffix that the library gives to counters

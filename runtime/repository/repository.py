@@ -24,12 +24,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from runtime import files
 from runtime.errors import Code, Refused, ServiceError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 _LARGEST_MANIFEST = 16 << 20
+_LARGEST_HISTORY = 256 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _STAGING = ".staging-"
@@ -228,9 +230,8 @@ class Repository:
     def history(self, model: str) -> list[dict[str, Any]]:
         """One dictionary per transition, oldest first.  Torn lines and those of another form are left out."""
         try:
-            text = (self.path / check_name(model) / "history.jsonl").read_text(
-                encoding="utf-8", errors="replace"
-            )
+            path = self.path / check_name(model) / "history.jsonl"
+            text = files.read(path, _LARGEST_HISTORY).decode(errors="replace")
         except FileNotFoundError:
             return []
         return [entry for line in text.split("\n") if (entry := _transition(line)) is not None]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from runtime import files
 from runtime.errors import ConfigError, Refused
 from runtime.repository.repository import SIGNATURE
 
@@ -24,7 +25,7 @@ def signer(private_key: Path | str) -> Callable[[str], bytes]:
 
     remedy = "make one with 'openssl genpkey -algorithm ed25519'"
     try:
-        key = load_pem_private_key(Path(private_key).read_bytes(), password=None)
+        key = load_pem_private_key(files.read(private_key), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{private_key}: not a private key in PEM form ({error}); {remedy}") from error
     if not isinstance(key, Ed25519PrivateKey):
@@ -39,7 +40,7 @@ def check_signature(directory: Path, manifest: dict[str, Any], trusted_keys: lis
     from cryptography.exceptions import InvalidSignature
 
     try:
-        signature = (directory / SIGNATURE).read_bytes()
+        signature = files.read(directory / SIGNATURE)
     except OSError:
         raise Refused(
             "signature", "the version is not signed and this server trusts only signed ones"
@@ -59,7 +60,7 @@ def public_key(path: str) -> Any:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
-        key = load_pem_public_key(Path(path).read_bytes())
+        key = load_pem_public_key(files.read(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"security.trusted_keys: {path}: not a public key in PEM form: {error}") from error
     if not isinstance(key, Ed25519PublicKey):

@@ -26,6 +26,7 @@ from runtime.service import Service, server_version
 log = logging.getLogger("roadworthy.adapters")
 REPORT = 256 << 10  # bytes of a report
 TEXT, ITEMS, DETAIL = 500, 512, 16 << 10  # in it: characters of a text and of `detail`, entries of a list
+ARRIVING = 1024  # connections of adapters
 FIRST = 10.0  # seconds in which a connection must register
 ANSWER = 5.0  # seconds that an operator's call waits for the adapter's answer
 
@@ -39,6 +40,9 @@ class AdaptationEdge:
         self._streams = adapters
 
     def methods(self) -> dict[str, Any]:
+        # Those that have not registered take no places of those that have; admission bounds their threads.
+        adapter = Streams(ARRIVING, "adapters that have not registered").stream(self.adapter)
+        adapter.reads_by_itself = True  # type: ignore[attr-defined]  # it has a time limit for the first report
         return {
             "Drift": typed(self.drift, pb.ModelRequest, pb.DriftResponse),
             "Adaptation": typed(self.adaptation, pb.ModelRequest, pb.AdaptationResponse),
@@ -52,7 +56,7 @@ class AdaptationEdge:
             ),
             # Bytes: a report that is too large or no message is refused in our words.
             "Adapter": grpc.stream_stream_rpc_method_handler(
-                self._streams.stream(self.adapter),
+                adapter,
                 response_serializer=pb.AdapterCommand.SerializeToString,
             ),
         }
@@ -132,25 +136,29 @@ class AdaptationEdge:
     def adapter(self, reports: Iterator[bytes], context: Any) -> Iterator[pb.AdapterCommand]:
         connection = _Connection(self._service, reports, context)
         try:
-            adapter = connection.first()
-            yield pb.AdapterCommand(
-                time=adapter.connected,
-                welcome=pb.Welcome(
-                    server=f"roadworthy {server_version()}",
-                    interval=registry.INTERVAL,
-                ),
-            )
-            for command in self._service.adapters.outgoing(adapter, context.is_active):
-                yield _wired(command)
-            if adapter.replaced:
-                message = f"'{adapter.model}' has a new connection from an adapter named '{adapter.name}'"
-                context.abort(grpc.StatusCode.ABORTED, f"{message}; only one can be: end this one")
-            if connection.error is not None:
-                raise connection.error
-            if self._service.draining:
-                raise ServiceError(Code.UNAVAILABLE, "the server is shutting down", "draining")
+            connection.first()
+            yield from self._streams.stream(self._registered)(connection, context)
         finally:
             connection.close()
+
+    def _registered(self, connection: _Connection, context: Any) -> Iterator[pb.AdapterCommand]:
+        adapter = connection.first()
+        yield pb.AdapterCommand(
+            time=adapter.connected,
+            welcome=pb.Welcome(
+                server=f"roadworthy {server_version()}",
+                interval=registry.INTERVAL,
+            ),
+        )
+        for command in self._service.adapters.outgoing(adapter, context.is_active):
+            yield _wired(command)
+        if adapter.replaced:
+            message = f"'{adapter.model}' has a new connection from an adapter named '{adapter.name}'"
+            context.abort(grpc.StatusCode.ABORTED, f"{message}; only one can be: end this one")
+        if connection.error is not None:
+            raise connection.error
+        if self._service.draining:
+            raise ServiceError(Code.UNAVAILABLE, "the server is shutting down", "draining")
 
 
 class _Connection:
@@ -163,9 +171,7 @@ class _Connection:
         self._registered = threading.Event()
         self._adapter: Adapter | None = None
         self.error: ServiceError | None = None
-        # Called when the stream ends, however it ends: a process that was killed is noticed here.
-        if not context.add_callback(self.close):
-            raise ServiceError(Code.CANCELLED, "the stream has ended", "cancelled")
+        # Its iterator ends with the stream, however that ends: a process that was killed is noticed there.
         threading.Thread(target=self._read, name="adapter-reports", daemon=True).start()
 
     def first(self) -> Adapter:

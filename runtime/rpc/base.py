@@ -36,16 +36,16 @@ def unary(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 class Streams:
     """At most `limit` server streams of one kind: each holds a thread of the server."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, setting: str = "streams") -> None:
         self._free = threading.Semaphore(limit)
         self._limit = limit
+        self._setting = setting
 
     def stream(self, function: Callable[[Any, Any], Iterator[Any]]) -> Callable[[Any, Any], Iterator[Any]]:
         def call(request: Any, context: Any) -> Iterator[Any]:
             if not self._free.acquire(blocking=False):
-                context.abort(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._limit} streams are open (streams); close one"
-                )
+                message = f"{self._limit} streams are open ({self._setting}); close one"
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
             try:
                 yield from function(request, context)
             except ServiceError as error:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from protos import roadworthy_pb2 as pb
+from runtime.config import ServerConfig
 from runtime.rpc.adaptation import AdaptationEdge
 from runtime.rpc.base import Streams, check_reason, followed, handler, streamed, typed, wired, wired_line
+from runtime.rpc.call_ends import when_ended
 from runtime.rpc.groups import GroupEdge, statuses
 from runtime.rpc.message_dict import clean
 from runtime.service import Service, server_version
@@ -23,16 +25,22 @@ COMMANDS = 8  # swaps that may be followed by who asked for them
 ADAPTERS = 16  # connections of adapters
 
 
+def taps(config: ServerConfig) -> int:
+    """Streams of the tap.  A few more than it has places for: the tap itself says how many those are."""
+    return config.tap.subscribers + 4
+
+
 class ControlEdge:
-    """`streams`: of watchers.  Swaps and adapters have limits of their own: who only looks on cannot keep out
-    who steers.
+    """`streams`: how many of each kind may look on.  Each kind, swaps and adapters have limits of their own:
+    who only looks on cannot keep out who steers.
     """
 
-    def __init__(self, service: Service, streams: Streams) -> None:
+    def __init__(self, service: Service, streams: int) -> None:
         self._service = service
-        self._streams = streams
-        self._commands = Streams(COMMANDS)
-        self._adaptation = AdaptationEdge(service, streams, Streams(ADAPTERS))
+        self._watchers = Streams(streams)
+        self._frames = Streams(taps(service.config))
+        self._commands = Streams(COMMANDS, "swaps that are followed")
+        self._adaptation = AdaptationEdge(service, Streams(streams), Streams(ADAPTERS, "adapters"))
         self._groups = GroupEdge(service, self._commands)
 
     def handler(self) -> Any:
@@ -48,8 +56,8 @@ class ControlEdge:
             "Submit": streamed(self._commands, self.submit, pb.SubmitRequest, pb.Event),
             "Promote": streamed(self._commands, self.promote, pb.PromoteRequest, pb.Event),
             "Reset": streamed(self._commands, self.reset, pb.ModelRequest, pb.Event),
-            "Watch": streamed(self._streams, self.watch, pb.WatchRequest, pb.Event),
-            "SubscribeFrames": streamed(self._streams, self.frames, pb.FramesRequest, pb.TappedFrame),
+            "Watch": streamed(self._watchers, self.watch, pb.WatchRequest, pb.Event),
+            "SubscribeFrames": streamed(self._frames, self.frames, pb.FramesRequest, pb.TappedFrame),
         }
         return handler(SERVICE, methods | self._adaptation.methods() | self._groups.methods())
 
@@ -118,7 +126,7 @@ class ControlEdge:
             self._service.controller(request.model)  # a name that is mistyped would be waited for in vain
         subscription = self._service.bus.subscribe(request.model)
         try:
-            if context.add_callback(subscription.close):
+            if when_ended(context, subscription.close):
                 context.send_initial_metadata(())
                 for event in subscription:
                     yield wired(event)
@@ -131,7 +139,7 @@ class ControlEdge:
             request.model, source=request.source, max_fps=request.max_fps
         )
         try:
-            if context.add_callback(subscription.close):
+            if when_ended(context, subscription.close):
                 context.send_initial_metadata(())
                 for seen in subscription:
                     for index in range(len(seen.frame)):

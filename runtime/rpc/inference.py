@@ -15,8 +15,9 @@ from runtime.errors import Code, ServiceError
 from runtime.observability.tracing import Trace
 from runtime.rpc import zero_copy
 from runtime.rpc.base import Streams, handler, typed, unary
+from runtime.rpc.call_ends import when_ended
 from runtime.rpc.inference_admin import RepositoryEdge, platform
-from runtime.service import EXTENSIONS, Service, server_version
+from runtime.service import Service, server_version
 from runtime.serving.served_model import Answer, InferRequest, InputTensor, OutputRequest, Parameter
 from runtime.shared_memory.system import Place
 from runtime.tensors import DTYPES, Array, raw
@@ -69,7 +70,8 @@ class InferenceEdge:
         return pb.ModelReadyResponse(ready=self._service.model_ready(request.name, request.version))
 
     def server_metadata(self, request: pb.ServerMetadataRequest, context: Any) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name="roadworthy", version=server_version(), extensions=EXTENSIONS)
+        extensions = self._service.extensions
+        return pb.ServerMetadataResponse(name="roadworthy", version=server_version(), extensions=extensions)
 
     def model_metadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:
         slot = self._service.slot(request.name, request.version)
@@ -88,11 +90,21 @@ class InferenceEdge:
     # -- inference -------------------------------------------------------------------
 
     def model_infer(self, message: bytes, context: Any) -> bytes:
-        def on_job(cancel: Any) -> None:
-            if not context.add_callback(cancel):
+        jobs: list[Callable[[], None]] = []  # how to cancel the request, while it is under way
+
+        def end() -> None:
+            for cancel in tuple(jobs):
                 cancel()
 
-        return self.infer(message, deadline=_deadline(context), on_job=on_job, context=context)
+        def on_job(cancel: Callable[[], None]) -> None:
+            jobs.append(cancel)
+            if not when_ended(context, end, lambda: jobs):  # an answered request needs nothing
+                cancel()
+
+        try:
+            return self.infer(message, deadline=_deadline(context), on_job=on_job, context=context)
+        finally:
+            jobs.clear()
 
     def model_stream_infer(self, messages: Iterator[bytes], context: Any) -> Iterator[bytes]:
         """Requests answered in the order they come; a refusal is an answer and does not end the stream.  One
@@ -110,7 +122,7 @@ class InferenceEdge:
             if not context.is_active():
                 cancel()
 
-        context.add_callback(end)
+        when_ended(context, end)
         for message in messages:
             try:
                 yield self._streamed(message, context, deadline, on_job)

@@ -43,8 +43,11 @@ class Done:
             callback(self)
 
 
-class Pool(futures.Executor):
-    """At most `limit` threads, made when one is needed and none is free."""
+class Pool(futures.ThreadPoolExecutor):
+    """At most `limit` threads, made when one is needed and none is free.
+
+    A ThreadPoolExecutor by name alone: gRPC takes no other class for the threads of one method.
+    """
 
     def __init__(self, limit: int, name: str) -> None:
         self._limit = limit
@@ -54,8 +57,14 @@ class Pool(futures.Executor):
             queue.SimpleQueue()
         )
         self._free = 0  # threads that wait, less the calls that are on their way to one
-        self._threads = 0
+        self._made = 0
         self._ended = False
+        self._load = 0
+
+    @property
+    def load(self) -> int:
+        """Calls that were submitted and are not over."""
+        return self._load
 
     def submit(self, function: Callable[..., object], /, *arguments: Any) -> Done:  # type: ignore[override]
         """Raises RuntimeError after `shutdown`."""
@@ -63,10 +72,11 @@ class Pool(futures.Executor):
         with self._lock:
             if self._ended:
                 raise RuntimeError("the pool has been shut down")
-            start = self._free <= 0 and self._threads < self._limit
+            self._load += 1
+            start = self._free <= 0 and self._made < self._limit
             if start:
-                self._threads += 1
-                number = self._threads
+                self._made += 1
+                number = self._made
             else:
                 self._free -= 1
         self._calls.put((function, arguments, done))
@@ -80,14 +90,14 @@ class Pool(futures.Executor):
         except RuntimeError as error:  # the system gives no more: the call waits for a thread there is
             log.error("no thread for a call, %d there are: %s", number - 1, error)
             with self._lock:
-                self._threads -= 1
+                self._made -= 1
                 self._free -= 1
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Threads end after what they have; nothing is waited for: a call that hangs must not hold a stop."""
         with self._lock:
             self._ended = True
-            threads = self._threads
+            threads = self._made
         for _ in range(threads):
             self._calls.put(None)
 
@@ -102,6 +112,8 @@ class Pool(futures.Executor):
             except BaseException:
                 log.exception("a call")
             finally:
+                with self._lock:
+                    self._load -= 1
                 done.finish()
             # A thread that waits must not keep the last request alive.
             del call, function, arguments, done

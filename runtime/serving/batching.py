@@ -15,6 +15,7 @@ from typing import Any
 from google.protobuf import json_format, text_format
 
 from protos import model_config_pb2 as pb
+from runtime import files
 from runtime.config import QueueConfig
 from runtime.serving.queueing import DELAY, REJECT, Plan, QueuePolicy
 
@@ -25,10 +26,7 @@ _LIMIT = 1 << 20  # bytes of a config.pbtxt
 def declared(path: Path) -> Any | None:
     """The ModelConfig of a config.pbtxt; None, with a line in the log, for one that cannot be used."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(_LIMIT + 1)
-        if len(content) > _LIMIT:
-            raise ValueError(f"more than {_LIMIT} bytes")
+        content = files.read(path, _LIMIT)
         config = text_format.Parse(content.decode(), pb.ModelConfig())
         check(config)
     except FileNotFoundError:

@@ -199,9 +199,14 @@ class _Mapping:
 
 
 class Regions:
-    """The registered regions, with Triton's codes and words."""
+    """The registered regions, with Triton's codes and words.
 
-    def __init__(self) -> None:
+    `allowed`: whether clients may register any.  `prefix`: what the names of system regions begin with.
+    """
+
+    def __init__(self, *, allowed: bool = True, prefix: str = "") -> None:
+        self.allowed = allowed
+        self._prefix = prefix.removeprefix("/")
         self._lock = threading.Lock()
         self._regions: dict[str, Memory] = {}
 
@@ -211,6 +216,14 @@ class Regions:
         return GUARD.install()
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
+        """Raises ServiceError."""
+        self._permit("system")
+        if not key.removeprefix("/").startswith(self._prefix):
+            message = (
+                f"shared memory region '{name}': the server takes objects alone whose name begins with "
+                f"'{self._prefix}' (shared_memory.prefix)"
+            )
+            raise ServiceError(Code.PERMISSION_DENIED, message, "shared-memory")
         self._sweep()
         with self._lock:
             self._new(name)
@@ -232,6 +245,7 @@ class Regions:
 
     def add(self, name: str, make: Callable[[], Memory]) -> None:
         """Registers what `make` makes, of another kind than `register`'s.  Raises ServiceError."""
+        self._permit("cuda")
         with self._lock:
             self._new(name)
             self._room()
@@ -244,6 +258,14 @@ class Regions:
         except ServiceError:
             region.remove()
             raise
+
+    def _permit(self, kind: str) -> None:
+        if not self.allowed:
+            message = (
+                f"{kind} shared memory of clients is switched off; send tensors in the message, or start the "
+                "server with --allow-client-shm on"
+            )
+            raise ServiceError(Code.UNAVAILABLE, message, "shared-memory")
 
     def _new(self, name: str) -> None:
         if name in self._regions:

@@ -278,14 +278,25 @@ def test_watchers_are_bounded_and_cannot_keep_out_adapters_or_swaps(repository, 
         until(free)
 
 
-def test_more_connections_than_there_is_room_for(server, monkeypatch):
-    assert raw(server)[0] == "CANCELLED"
+def test_more_connections_than_there_is_room_for(repository, quick, serve, monkeypatch):
+    monkeypatch.setattr(control, "ADAPTERS", 2)
+    for model in ("road", "left", "right"):
+        b.publish(repository, model)
+    server = serve(quick)
+    with Adapter(server.target, "left"), Adapter(server.target, "right") as right:
+        assert raw(server, hello())[0] == "RESOURCE_EXHAUSTED"
+        right.close()
+        until(lambda: raw(server, hello())[0] == "OK")
+
+
+def test_connections_that_never_register_keep_out_no_adapter(server):
     with Client(server.target) as c:
-        held = [c.adapter(iter(queue.Queue().get, None)) for _ in range(control.ADAPTERS)]
-        until(lambda: raw(server)[0] == "RESOURCE_EXHAUSTED")
+        held = [c.adapter(iter(queue.Queue().get, None)) for _ in range(100)]
+        with Adapter(server.target) as adapter:
+            adapter.report(phase="collect")
+            until(lambda: c.adaptation("road")["adapters"])
         for stream in held:
             stream.close()
-        until(lambda: raw(server)[0] == "CANCELLED")
 
 
 def test_one_that_never_registers_is_sent_away(server, monkeypatch):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import socket
 import time
 
 import pytest
 
 from runtime import ctl
+from runtime.config import SecurityConfig
 from tests.runtime import builders as b
 from tests.runtime.adapters import Adapter
 
@@ -210,3 +212,36 @@ def test_usage(arguments):
     with pytest.raises(SystemExit) as end:
         ctl.main(arguments)
     assert end.value.code == 2
+
+
+def test_a_token_by_file_or_environment(repository, quick, serve, capsys, tmp_path, monkeypatch):
+    """So that `ps` does not show it; the option goes on working and says so."""
+    b.publish(repository)
+    server = serve(dataclasses.replace(quick, security=SecurityConfig(tokens={"s3cret": ["control"]})))
+    file = tmp_path / "token"
+    file.write_text("s3cret\n")
+    monkeypatch.delenv("ROADWORTHY_TOKEN", raising=False)
+    assert run(server, capsys, "--token-file", str(file), "status")[::2] == (0, "")
+    code, _, err = run(server, capsys, "--token", "s3cret", "status")
+    assert (code, err) == (0, "runtime.ctl: 'ps' shows --token; use --token-file or ROADWORTHY_TOKEN\n")
+    code, _, err = run(server, capsys, "status")
+    assert code == 1
+    assert "a token is needed" in err
+    monkeypatch.setenv("ROADWORTHY_TOKEN", "s3cret")
+    assert run(server, capsys, "status")[::2] == (0, "")
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "two").write_text("one two")
+    os.mkfifo(tmp_path / "pipe")
+    for name, says in (
+        ("empty", "is empty; write the token into it"),
+        ("two", "not a token"),
+        ("pipe", "is a pipe"),
+        ("none", "No such file"),
+    ):
+        code, _, err = run(server, capsys, "--token-file", str(tmp_path / name), "status")
+        assert code == 1
+        assert says in err
+        assert err.count("\n") == 1
+    with pytest.raises(SystemExit) as usage:
+        ctl.main(["--token", "x", "--token-file", str(file), "status"])
+    assert usage.value.code == 2

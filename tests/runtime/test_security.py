@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import shutil
+import signal
+import ssl
 import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -18,10 +23,11 @@ from runtime.client import Client, Rejected
 from runtime.config import SecurityConfig
 from runtime.errors import ConfigError
 from runtime.repository.signing import signer
-from runtime.rpc.auth import roles_for
+from runtime.rpc.auth import exposed, roles_for
 from runtime.server import REFLECTIONS, Server
 from tests.runtime import builders as b
 
+ROOT = Path(__file__).resolve().parents[2]
 FRAME = np.zeros((*b.SIZE, 3), np.uint8)
 
 
@@ -286,3 +292,141 @@ def test_reflection_names_every_service(repository, quick, serve, package):
             list(info(iter(requests)))
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         over.set()
+
+
+# -- read again ----------------------------------------------------------------------
+
+
+def presented(server):
+    """The certificate that a new connection gets."""
+    host, _, port = server.target.rpartition(":")
+    return ssl.get_server_certificate((host, int(port)))
+
+
+def test_certificates_are_read_again(repository, quick, serve, keys, tmp_path):
+    b.publish(repository)
+    for name in ("server", "client"):
+        for kind in ("pem", "key"):
+            shutil.copy(keys / f"{name}.{kind}", tmp_path)
+    how = {"certificate": str(tmp_path / "server.pem"), "key": str(tmp_path / "server.key")}
+    server = serve(secured(quick, **how))
+    ca = grpc.ssl_channel_credentials(read(keys / "ca.pem"))
+
+    def pem(name):
+        return ssl.DER_cert_to_PEM_cert(ssl.PEM_cert_to_DER_cert(read(keys / name).decode()))
+
+    with Client(server.target, credentials=ca) as client:
+        assert client.infer("road", FRAME).version == 1
+        assert presented(server) == pem("server.pem")
+        for name, content in (
+            ("server.pem", b"rust"),
+            ("server.pem", b""),
+            ("server.pem", read(keys / "client.pem")),  # of another key
+            ("server.key", read(keys / "mine.pub")),
+        ):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ConfigError, match=r"security\.certificate"):
+                server.configure(server.config)
+            assert presented(server) == pem("server.pem")  # what there was before
+            shutil.copy(keys / name, tmp_path / name)
+        shutil.copy(keys / "client.pem", tmp_path / "server.pem")
+        shutil.copy(keys / "client.key", tmp_path / "server.key")
+        assert server.configure(server.config) == []
+        assert presented(server) == pem("client.pem")
+        assert client.infer("road", FRAME).version == 1  # the connection that stands goes on
+        with pytest.raises(ConfigError, match="TLS is switched on and off at a start"):
+            server.configure(dataclasses.replace(quick, security=SecurityConfig()))
+    with Client(server.target, credentials=ca) as client:
+        assert client.infer("road", FRAME, timeout=20).version == 1
+
+
+def test_tokens_are_read_again(repository, quick, serve):
+    b.publish(repository)
+    server = serve(secured(quick, tokens={"old": ["infer"]}))
+
+    def may(token):
+        with Client(server.target, token=token) as client:
+            try:
+                return client.infer("road", FRAME).version == 1
+            except Rejected as refused:
+                if refused.code != "UNAUTHENTICATED":
+                    raise
+                return False
+
+    assert (may("old"), may("new")) == (True, False)
+    assert server.configure(secured(quick, tokens={"new": ["infer"]})) == []
+    assert (may("old"), may("new")) == (False, True)
+    for tokens in (
+        {"": ["infer"]},
+        {"x": ["root"]},
+        {},
+    ):  # a file that was cut short does not open the server
+        with pytest.raises(ConfigError, match=r"security\.tokens"):
+            server.configure(secured(quick, tokens=tokens))
+        assert (may("old"), may("new"), may("")) == (False, True, False)
+
+
+def test_a_server_reads_them_again_at_a_signal(repository, tmp_path):
+    """And says in its log what is wrong with a file, and goes on with what it had."""
+    b.publish(repository)
+    file, log = tmp_path / "server.toml", tmp_path / "log"
+    file.write_text('[security.tokens]\n"old" = ["infer"]\n')
+    command = [sys.executable, "-m", "runtime.serve", "--repository", str(repository.path), "--port", "0"]
+    with open(log, "w") as err:
+        command += ["--metrics-port", "-1", "--config", str(file)]
+        process = subprocess.Popen(command, stderr=err, cwd=ROOT)
+
+    def said(pattern):
+        end = time.monotonic() + 60
+        while not (found := re.search(pattern, log.read_text())):
+            assert time.monotonic() < end, log.read_text()
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.02)
+        return found
+
+    try:
+        target = said(r"ready grpc=(\S+)").group(1)
+        said("version 1 is live")  # by then it listens to signals
+        file.write_text('[security.tokens]\n"" = ["infer"]\n')
+        process.send_signal(signal.SIGHUP)
+        said("HUP: security.tokens: an empty token cannot be used.*nothing was changed")
+        with Client(target, token="old") as client:
+            assert client.infer("road", FRAME).version == 1
+        file.write_text('[security.tokens]\n"new" = ["infer"]\n')
+        process.send_signal(signal.SIGHUP)
+        said("HUP: configuration read again")
+        with Client(target, token="old") as client, pytest.raises(Rejected, match="a token is needed"):
+            client.infer("road", FRAME)
+        with Client(target, token="new") as client:
+            assert client.infer("road", FRAME).version == 1
+        assert "needs a new start" not in log.read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("token", ["", " ", "two words", "tab\t", "ä"])
+def test_a_token_that_nobody_could_send_is_refused(repository, quick, token):
+    with pytest.raises(ConfigError, match=r"security\.tokens: .* cannot be used"):
+        Server(secured(quick, tokens={token: ["control"]}))
+
+
+@pytest.mark.parametrize(
+    ("host", "how", "says"),
+    [
+        ("0.0.0.0", {}, "without tokens"),
+        ("::", {}, "without tokens"),
+        ("0.0.0.0", {"certificate": "c", "key": "k"}, "without tokens"),
+        ("0.0.0.0", {"tokens": {"x": ["infer"]}}, "without TLS"),
+        ("0.0.0.0", {"certificate": "c", "key": "k", "tokens": {"x": ["infer"]}}, ""),
+        ("0.0.0.0", {"certificate": "c", "key": "k", "client_ca": "a"}, ""),
+        ("127.0.0.1", {}, ""),
+        ("unix:/tmp/x", {}, ""),
+    ],
+)
+def test_a_server_that_other_machines_reach_warns(host, how, says):
+    warning = exposed(SecurityConfig(**how), host)
+    assert bool(warning) == bool(says)
+    assert says in warning
