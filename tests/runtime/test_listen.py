@@ -182,13 +182,13 @@ def test_clients_memory_is_off_where_other_machines_can_connect(
     assert len(exposed) == (host == "0.0.0.0")
 
 
-def test_a_prefix_of_the_names_of_clients_memory():
+def test_a_prefix_of_the_names_of_clients_memory(tmp_path):
     mine, other = f"road-{os.getpid()}", f"lidar-{os.getpid()}"
     for name in (mine, other):
         with open(f"/dev/shm/{name}", "wb") as file:
             file.write(bytes(4096))
     try:
-        config = ServerConfig(repository="/nowhere", shared_memory=SharedMemoryConfig(prefix="/road-"))
+        config = ServerConfig(repository=str(tmp_path), shared_memory=SharedMemoryConfig(prefix="/road-"))
         regions = Service(config).regions
         regions.register("mine", f"/{mine}", 0, 4096)
         for key in (f"/{other}", other, f"//{mine}", f"/../shm/{other}", ""):

@@ -164,8 +164,8 @@ class CudaThread:
     """A thread with the primary context of one device current, which runs what it is given, in order.
 
     One per lane: while it waits for its stream, other lanes go on.  The context is the same for all of them.
-    All of its work goes through the gate (runtime/engines/cuda/gate.py): `run` is for the work of one request, `call`
-    for everything else.
+    All of its work goes through the gate (runtime/engines/cuda/gate.py): `run` is for the work of one
+    request, `call` for everything else.
     """
 
     def __init__(self, driver: Driver, device: int = 0, name: str = "cuda") -> None:
