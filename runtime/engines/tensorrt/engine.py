@@ -37,7 +37,7 @@ from runtime.engines.tensorrt.library import (
     open_runtime,
     tensorrt,
 )
-from runtime.errors import Refused
+from runtime.errors import Unjudged
 from runtime.tensors import DTYPES, Array, EngineSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -494,7 +494,7 @@ class TensorRTEngine:
             plan = _Plan(model, found, driver, host_code=config.host_code, weights=weights)
             return cls._warmed(plan, precision, config, 1 if candidate else config.concurrency, graphs)
         except (TensorRTError, CudaError) as error:
-            raise Refused("load", str(error)) from error
+            raise Unjudged("load", str(error)) from error  # the plan's hash is right
 
     @classmethod
     def _warmed(
@@ -566,7 +566,7 @@ class TensorRTEngine:
                 self._plan.share(), self._precision, self._config, self._config.concurrency, self._graphs
             )
         except (TensorRTError, CudaError) as error:
-            raise Refused("load", str(error)) from error
+            raise Unjudged("load", str(error)) from error  # the plan's hash is right
 
     def refit(self, weights: Mapping[str, Array]) -> TensorRTEngine:
         """A NEW, warm standby engine with these weights; this one goes on untouched.
