@@ -54,6 +54,7 @@ class Slot:
         self.cpu_ms: deque[float] = deque(maxlen=256)
         self.failures = 0  # requests that the engine failed
         self.failed_on: tuple[dict[str, Array], tuple[str, ...]] | None = None  # the last run that it failed
+        self.shares = True  # requests may share a run of it: rows out are rows in, and depend on no other row
         self.hung = False  # a run of it has not come back (runtime/serving/hung_runs.py)
         self._lock = threading.Lock()
         self._held = 0

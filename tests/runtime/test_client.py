@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -357,3 +358,70 @@ def test_a_refusal_of_something_with_a_long_name_has_its_own_status(large, lette
         c.infer("road", frames(1)[0][0], outputs=(letter * 20000,), timeout=20)
     assert caught.value.code == "INVALID_ARGUMENT"
     assert caught.value.reason.startswith(f"unexpected inference output '{letter * 100}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("frame", "remedy"),
+    [
+        (np.zeros((512, 1024), np.uint8), "numpy.repeat(grey[..., None], 3, -1)"),
+        (np.zeros((512, 1024, 1), np.uint8), "numpy.repeat(grey, 3, -1)"),
+        (np.zeros((2, 512, 1024), np.uint8), "numpy.repeat(grey[..., None], 3, -1)"),
+        (np.zeros((2, 16, 32, 1), np.uint8), "numpy.repeat(grey, 3, -1)"),
+        (np.zeros((16, 32, 4), np.uint8), "frame[..., :3]"),
+        (np.zeros((2, 16, 32, 4), np.uint8), "frame[..., :3]"),
+        (np.zeros((3, 16, 32), np.uint8), "numpy.moveaxis(frame, -3, -1)"),
+        (np.zeros((2, 3, 16, 32), np.uint8), "numpy.moveaxis(frame, -3, -1)"),
+        (np.zeros((), np.uint8), "infer_tensors"),
+        (np.zeros(7, np.uint8), "infer_tensors"),
+        (np.zeros((1, 1, 16, 32, 3), np.uint8), "infer_tensors"),
+        ([[1, 2, 3]], "numpy.asarray(frame)"),
+        (None, "numpy.asarray(frame)"),
+    ],
+)
+def test_a_frame_of_another_shape_is_refused_with_the_remedy(kind, frame, remedy):
+    """Before anything is sent: nobody listens here.  A grey picture was taken for as many frames as it has
+    rows.
+    """
+    with client(kind, "127.0.0.1:9") as c:
+        with pytest.raises(ValueError, match=re.escape(remedy)) as error:
+            c.infer("road", frame)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_refuses_a_grey_picture_too(kind, repository, quick, serve):
+    b.publish(repository)
+    with client(kind, serve(quick).target) as c:
+        frames = [np.zeros((*b.SIZE, 3), np.uint8), np.zeros(b.SIZE, np.uint8)]
+        with pytest.raises(ValueError, match="make a grey picture one of three channels"):
+            list(c.infer_stream("road", frames))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"source": "\ud800"}, "parameter 'source' is"),
+        ({"request_id": "a\udfff"}, "request_id is"),
+    ],
+)
+def test_text_that_no_message_can_carry_is_refused_in_a_line(given, says):
+    with Client("127.0.0.1:9") as c, pytest.raises(ValueError, match=says) as error:
+        c.infer("road", np.zeros((16, 32, 3), np.uint8), **given)
+    assert str(error.value).isascii()
+
+
+@pytest.mark.parametrize("value", [1 << 64, -(1 << 63) - 1, 10**30])
+def test_a_parameter_beyond_64_bits_is_refused_with_the_remedy(value):
+    with Client("127.0.0.1:9") as c, pytest.raises(ValueError, match="send it as text"):
+        c.infer_tensors("road", {"x": np.zeros(1)}, parameters={"n": value})
+
+
+def test_a_parameter_of_64_bits_arrives():
+    from protos import inference_pb2 as pb
+    from runtime.client import messages
+
+    for value in (0, -1, (1 << 63) - 1, -(1 << 63), 1 << 63, (1 << 64) - 1):
+        request = pb.ModelInferRequest.FromString(messages.tensors("m", {}, (), {"n": value}))
+        (parameter,) = request.parameters.values()
+        assert getattr(parameter, parameter.WhichOneof("parameter_choice")) == value
