@@ -54,6 +54,7 @@ class OnnxRuntimeEngine:
         self._session = session
         self._config = config
         self._optimised = optimised
+        self._again = False  # `optimised` is the model as it came, to be optimised once more
         self._memory_bytes = memory_bytes
         on_gpu = "CUDAExecutionProvider" in session.get_providers()
         self._spec = EngineSpec(
@@ -78,10 +79,16 @@ class OnnxRuntimeEngine:
                 with tempfile.TemporaryDirectory(prefix="roadworthy-", dir=_scratch()) as scratch:
                     path = Path(scratch) / "optimised.onnx"
                     session = _session(model, config, 1, save_to=path)
-                    optimised = path.read_bytes()
+                    # Initialisers that are inputs as well (every one in files of IR version 3) may be merged
+                    # by the optimiser, and what is left of the merged one is an input without a value: such
+                    # a file is optimised once more instead.
+                    plain = _ir_version(model) >= 4 and not session.get_overridable_initializers()
+                    optimised = path.read_bytes() if plain else model
             else:
                 session = _session(model, config, 1 if candidate else count)
-            return cls(session, precision, config, len(model), optimised)
+            engine = cls(session, precision, config, len(model), optimised)
+            engine._again = optimised is model
+            return engine
         except Refused:
             raise
         except Exception as error:  # the library raises its own, undocumented classes
@@ -115,7 +122,7 @@ class OnnxRuntimeEngine:
     def promoted(self) -> OnnxRuntimeEngine:
         if self._optimised is None:
             return self
-        session = _session(self._optimised, self._config, threads(self._config), optimised=True)
+        session = _session(self._optimised, self._config, threads(self._config), optimised=not self._again)
         return OnnxRuntimeEngine(session, self._spec.precision, self._config, self._memory_bytes, None)
 
     def close(self) -> None:
@@ -165,6 +172,11 @@ def _shared_arena() -> bool:
     except Exception:  # the library raises its own, undocumented classes
         return False
     return True
+
+
+def _ir_version(model: bytes) -> int:
+    """IR version of an ONNX file that begins with it, as protobuf writes one; 0 for any other."""
+    return model[1] if model[:1] == b"\x08" and len(model) > 1 and model[1] < 128 else 0
 
 
 def _spec(value: Any) -> TensorSpec:

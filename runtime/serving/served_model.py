@@ -303,7 +303,7 @@ class ModelHost:
         if slot.engine.spec.batched:
             first = next(iter(work.inputs.values()))
             size = int(first.shape[0])
-            if plan.max_batch > 1:
+            if plan.max_batch > 1 and slot.independent:
                 shapes = tuple((name, array.shape[1:]) for name, array in sorted(work.inputs.items()))
                 key = (work.version, id(work.pinned), work.names, shapes)  # a slot that is held keeps its id
         return Job(
@@ -321,6 +321,9 @@ class ModelHost:
         """One run for all of the jobs.  Returns what is left to do when the next run may begin."""
         work: _Work = jobs[0].payload
         slot = work.slot = self._hold(work)
+        if len(jobs) > 1 and not slot.independent:  # it went live while they waited for one run
+            slot.release()
+            return self._one_by_one(jobs)
         try:
             begun, cpu = time.monotonic_ns(), time.thread_time_ns()
             inputs = work.inputs
@@ -364,6 +367,22 @@ class ModelHost:
             slot.release()
             self.statistics_of(slot.version).executed(sum(job.size for job in jobs), run)
 
+        return after
+
+    def _one_by_one(self, jobs: list[Job]) -> Callable[[], None]:
+        """As `_execute`, a run for each job."""
+        rest: list[Callable[[], None]] = []
+
+        def after() -> None:
+            for one in rest:
+                one()
+
+        try:
+            for job in jobs:
+                rest.append(self._execute([job]))
+        except BaseException:
+            after()
+            raise
         return after
 
     def _hold(self, work: _Work) -> Slot:

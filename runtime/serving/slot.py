@@ -49,6 +49,9 @@ class Slot:
         self.manifest = manifest
         self.provenance = Provenance.of(manifest, engine)
         self.task = task.of(engine.spec, manifest)  # None: a network that is foreign to the graph contract
+        batching = manifest.get("batching")
+        #: False if the build saw that a row's answer depends on other rows: requests must not share a run.
+        self.independent = not (isinstance(batching, dict) and batching.get("independent") is False)
         self.classes: tuple[str, ...] = tuple(manifest.get("classes") or ())
         self.run_ms: deque[float] = deque(maxlen=256)  # wall time of the last runs; appended without a lock
         self.cpu_ms: deque[float] = deque(maxlen=256)

@@ -27,7 +27,7 @@ from runtime.repository.signing import check_signature
 from runtime.serving.memory_budget import Ledger, Reservation
 from runtime.serving.served_model import ModelHost
 from runtime.serving.slot import Slot
-from runtime.tensors import DTYPES, Array, TensorSpec
+from runtime.tensors import DTYPES, Array, EngineSpec, TensorSpec
 
 GOLDEN_FRAMES = 4  # of those a version brings; more would only make swaps slower
 
@@ -120,7 +120,7 @@ class Verifier:
                     "outputs are not those of the graph contract: golden, collapse and "
                     "agreement were not checked"
                 )
-                _run_blind(candidate)
+                _run_blind(candidate, files.get(golden.INPUTS), self._config.guard.golden_bytes)
             self._latency(candidate, reference)
         except BaseException:
             candidate.close()
@@ -298,19 +298,11 @@ def _described(tensors: tuple[TensorSpec, ...]) -> list[str]:
     return sorted(f"{t.name} {t.datatype} {list(t.shape)}" for t in tensors)
 
 
-def _run_blind(candidate: Candidate) -> None:
-    """A foreign network on numbers that mean nothing: it must run, and not turn them into NaN."""
+def _run_blind(candidate: Candidate, stored: bytes | None, limit: int) -> None:
+    """A foreign network on the inputs that its build ran (`stored`), else on numbers that mean nothing: it
+    must run, and not turn them into NaN."""
     spec = candidate.engine.spec
-    rng = np.random.default_rng(0)
-    inputs: dict[str, Array] = {}
-    for tensor in spec.inputs:
-        shape = _concrete(tensor)
-        if tensor.datatype in ("FP16", "FP32", "FP64"):
-            inputs[tensor.name] = rng.random(shape).astype(DTYPES[tensor.datatype])
-        elif tensor.datatype == "BYTES":
-            inputs[tensor.name] = np.full(shape, "", dtype=np.object_)
-        else:
-            inputs[tensor.name] = np.zeros(shape, DTYPES[tensor.datatype])
+    inputs = _made_up(spec) if stored is None else golden.inputs(stored, spec.inputs, limit=limit)
     names = [tensor.name for tensor in spec.outputs]
     costs = []
     for _ in range(2):
@@ -320,6 +312,20 @@ def _run_blind(candidate: Candidate) -> None:
         if value.dtype.kind == "f" and not bool(np.isfinite(value).all()):
             raise Refused("finite", f"output '{name}' is NaN or infinite for finite inputs")
     candidate.golden.cost_ms = min(costs)
+
+
+def _made_up(spec: EngineSpec) -> dict[str, Array]:
+    rng = np.random.default_rng(0)
+    inputs: dict[str, Array] = {}
+    for tensor in spec.inputs:
+        shape = _concrete(tensor)
+        if tensor.datatype in ("FP16", "FP32", "FP64"):
+            inputs[tensor.name] = np.asarray(rng.random(shape), DTYPES[tensor.datatype])
+        elif tensor.datatype == "BYTES":
+            inputs[tensor.name] = np.full(shape, "", dtype=np.object_)
+        else:
+            inputs[tensor.name] = np.zeros(shape, DTYPES[tensor.datatype])
+    return inputs
 
 
 def timed(engine: Engine, inputs: dict[str, Array], names: list[str]) -> tuple[dict[str, Array], float]:
