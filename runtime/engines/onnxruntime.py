@@ -200,6 +200,11 @@ def _shared_arena() -> bool:
     return True
 
 
+def _ir_version(model: bytes) -> int:
+    """IR version of an ONNX file that begins with it, as protobuf writes one; 0 for any other."""
+    return model[1] if model[:1] == b"\x08" and len(model) > 1 and model[1] < 128 else 0
+
+
 def _spec(value: Any) -> TensorSpec:
     kind = _TYPES.get(value.type)
     if kind is None:

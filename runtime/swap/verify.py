@@ -345,7 +345,7 @@ def _as_declared(spec: EngineSpec, answer: Mapping[str, Array]) -> None:
 
 def _slot(candidate: Candidate) -> Slot:
     slot = Slot(candidate.version, candidate.engine, candidate.manifest)
-    slot.shares = not candidate.mixes
+    slot.shares = slot.shares and not candidate.mixes
     return slot
 
 
