@@ -1,4 +1,7 @@
-"""Labels of one's own: rounds of self-training on the frames of the road, and what they need."""
+"""Adaptation: from the frames of a vehicle's road to a judged model pack.
+
+May import `networks`, `export` and `runtime`.  Importing `adapt` costs nothing.
+"""
 
 from networks.launch import watch
 

@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adapt.data.base import BROKEN
+from adapt.command import interruptible
+from adapt.data.base import DataError, read_frame
+from adapt.data.pairs import listed
+from adapt.data.reading import Problem, Reading, add_options, reading_of
 from adapt.evaluate.matching import match_pairs
 from adapt.labels import edge_codec
 from adapt.labels.edges import category_edges
@@ -195,24 +198,28 @@ def _frame(folder: Path, name: str) -> NDArray[np.uint8]:
         path = folder / f"{name}{suffix}"
         if path.is_file():
             try:
-                with Image.open(path) as image:
-                    return np.asarray(image.convert("RGB"))
-            except BROKEN as error:
-                raise EdgeError(f"{path} is no readable image ({error})") from None
+                return read_frame(path)
+            except DataError as error:
+                raise EdgeError(str(error)) from None
     raise EdgeError(f"{folder} has no image {name}.jpg or {name}.png")
 
 
-def _label(path: Path, classes: int, size: tuple[int, int], segmentation: bool) -> tuple[Any, Any]:
-    if not segmentation:
+def _label(path: Path, classes: int, size: tuple[int, int], reading: Reading | None) -> tuple[Any, Any]:
+    if reading is None:
         return edge_codec.unpack(edge_codec.read(path, classes, size), classes)
     try:
-        with Image.open(path) as image:
-            labels = np.asarray(image)
-    except BROKEN as error:
-        raise EdgeError(f"{path} is no readable label ({error})") from None
-    if labels.ndim != 2 or labels.shape != size:
+        labels = reading.label(path)
+    except DataError as error:
+        raise EdgeError(f"no readable label: {error}") from None
+    if labels.shape != size:
         raise EdgeError(
             f"{path} is {list(labels.shape)}, its image {list(size)}: one channel of one size is needed"
+        )
+    known = labels[labels != 255]
+    if known.size and int(known.max()) >= classes:
+        raise EdgeError(
+            f"the label of {path.stem} holds class {int(known.max())}, there are {classes} and 255 for none: "
+            "name the void value (--void N; --void 0 if classes count from 1), or map the labels"
         )
     return category_edges(labels, classes), labels == 255
 
@@ -267,6 +274,7 @@ def parser() -> argparse.ArgumentParser:
     add("--probabilities", type=Path, metavar="DIR", help="edge probability maps instead of a pack")
     add("--classes", type=int, metavar="K", help="number of classes (the pack's)")
     add("--segmentation", action="store_true", help="labels are class maps; align their category edges")
+    add_options(p)
     add("--reference", type=Path, metavar="DIR", help="a better annotation: F before and after")
     add("--preset", choices=sorted(PRESETS), default="cityscapes", help="σ, reach and λ (cityscapes)")
     for name, text in (
@@ -317,23 +325,63 @@ def _ridges(
     return tuple(pack.spec.classes), lambda _, frame: edge_probability(network, pack.spec, frame, tile=a.tile)
 
 
+def _reference(a: argparse.Namespace, path: Path) -> Path:
+    places: list[Path] = [a.reference / f"{path.stem}{suffix}" for suffix in SUFFIXES]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise EdgeError(f"{a.reference} has no label of {path.stem}")
+    return found
+
+
+def _checked(
+    a: argparse.Namespace, files: list[Path], classes: int, reading: Reading | None
+) -> list[Path]:
+    """The files that can be aligned; alignment takes seconds each, so all of them are read before."""
+    bad: list[Problem] = []
+    good: list[Path] = []
+    any_edge = False
+    for path in files:
+        try:
+            frame = _frame(a.images, path.stem)
+            size = (frame.shape[0], frame.shape[1])
+            before, _ = _label(path, classes, size, reading)
+            if a.reference:
+                _label(_reference(a, path), classes, size, reading)
+        except EdgeError as error:
+            bad.append((path.stem, str(error)))
+        else:
+            good.append(path)
+            any_edge = any_edge or bool(before.any())
+    if bad and not a.skip_bad:
+        count = f"{len(bad)} bad {'pair' if len(bad) == 1 else 'pairs'}"
+        raise EdgeError(
+            f"{a.labels} has {count}: {listed(bad)}; mend them, or leave them out (--skip-bad)"
+        )
+    if bad:
+        print(f"adapt.align: {len(bad)} bad pairs left out: {listed(bad)}", file=sys.stderr)
+    if good and not any_edge:
+        raise EdgeError(f"{a.labels}: no label holds an edge: there is nothing to align")
+    if not good:
+        raise EdgeError(f"{a.labels} has no good pair left")
+    return good
+
+
 def _work(a: argparse.Namespace, files: list[Path], out: Path) -> Iterator[Report]:
     classes, ridges = _ridges(a)
     gate = None if a.no_gate else Gate(a.strength, a.contrast, a.gain)
     parameters = dict(PRESETS[a.preset])
     parameters |= {n: v for n in parameters if (v := getattr(a, n)) is not None}
     report = Report(classes)
+    reading = reading_of(a, classes) if a.segmentation else None
+    files = _checked(a, files, len(classes), reading)
     jobs = a.jobs or os.cpu_count() or 1
     for i, path in enumerate(files):
         frame = _frame(a.images, path.stem)
         size = (frame.shape[0], frame.shape[1])
-        before, ignore = _label(path, len(classes), size, a.segmentation)
+        before, ignore = _label(path, len(classes), size, reading)
         reference = None
         if a.reference:
-            found = next((f for s in SUFFIXES if (f := a.reference / f"{path.stem}{s}").is_file()), None)
-            if found is None:
-                raise EdgeError(f"{a.reference} has no label of {path.stem}")
-            reference, _ = _label(found, len(classes), size, a.segmentation)
+            reference, _ = _label(_reference(a, path), len(classes), size, reading)
         try:
             alignments = align_classes(
                 before, ridges(path.stem, frame), gate=gate, solver=a.solver, jobs=jobs, **parameters
@@ -350,6 +398,10 @@ def _work(a: argparse.Namespace, files: list[Path], out: Path) -> Iterator[Repor
 
 
 def main(argv: list[str] | None = None) -> int:
+    return interruptible("adapt.align", lambda: _command(argv))
+
+
+def _command(argv: list[str] | None) -> int:
     p = parser()
     a = p.parse_args(argv)
     if bool(a.model) == bool(a.probabilities):
@@ -365,11 +417,13 @@ def main(argv: list[str] | None = None) -> int:
         a.out.mkdir(parents=True, exist_ok=True)
         summary: dict[str, Any] = {}
         with Bars(quiet=a.quiet) as bars:
-            for done, report in enumerate(_work(a, files, a.out), 1):
+            reports = _work(a, files, a.out)
+            for done, report in enumerate(reports, 1):
                 bars("align", done, len(files))
-                summary = report.summary() if done == len(files) else summary
+                summary = {"": report}
+            summary = summary[""].summary()
         (a.out / "report.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-    except (EdgeError, PackError, OSError) as error:
+    except (EdgeError, DataError, PackError, OSError) as error:
         print(f"adapt.align: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(json.dumps(summary) if a.json else markdown(summary), end="\n" if a.json else "")

@@ -49,6 +49,9 @@ def finish(work: Callable[[], int], refusals: tuple[type[Exception], ...]) -> in
         where = f"{str(error.filename)!r}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}", 1)
     except KeyboardInterrupt:
+        # An interrupt that fell into exec() of a text (each dataclass that torch defines is one) would make
+        # CPython end the process by the signal even though it was caught here; the next exec() clears that.
+        exec("")
         return _say("interrupted", INTERRUPTED)
     except _Terminated:
         return _say("terminated", TERMINATED)

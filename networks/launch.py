@@ -11,6 +11,7 @@ own hook, which would print a traceback.  Knows the names of libraries; nothing 
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 
@@ -64,8 +65,8 @@ def _end(kind: type[BaseException], error: BaseException, trace: TracebackType |
     cause: BaseException | None = error
     while cause is not None:  # an extension module makes an ImportError of an interrupt
         if isinstance(cause, KeyboardInterrupt):
-            print("error: interrupted", file=sys.stderr)
-            raise SystemExit(INTERRUPTED)
+            print("error: interrupted", file=sys.stderr, flush=True)
+            os._exit(INTERRUPTED)  # Python would end itself by the signal, after lines of other libraries
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, ImportError) and not _ours(error):
         print(f"error: {remedy(error)}", file=sys.stderr)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 
@@ -34,8 +35,8 @@ def _end(kind: type[BaseException], error: BaseException, trace: TracebackType |
     cause: BaseException | None = error
     while cause is not None:  # an extension module makes an ImportError of an interrupt
         if isinstance(cause, KeyboardInterrupt):
-            print("error: interrupted", file=sys.stderr)
-            raise SystemExit(130)
+            print("error: interrupted", file=sys.stderr, flush=True)
+            os._exit(130)  # Python would end itself by the signal, after lines of other libraries
         cause = cause.__cause__ or cause.__context__
     name = (getattr(error, "name", None) or "").split(".")[0]
     if not isinstance(error, ImportError) or name in ("protos", "runtime"):

@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from adapt.command import interruptible
 from adapt.data.base import DataError, kinds, open_dataset
+from adapt.data.pairs import examine
+from adapt.data.reading import add_options, reading_of
 from adapt.evaluate.plot import svg
 from adapt.evaluate.protocols import PROTOCOLS
 from adapt.evaluate.tables import markdown
 from adapt.evaluate.truth import Truth, mean_iou, plan
 from adapt.progress import Bars
+from networks.labels import SPACES
 
 EPILOG = """\
 data sets:
@@ -66,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
         "--data", required=True, metavar="SET", help=f"labelled set, KIND:WHERE ({', '.join(kinds())})"
     )
     p.add_argument("--truth", metavar="SPACE", help="label space of a folder if not the pack's: maps answers")
+    add_options(p)
     p.add_argument("--protocol", choices=sorted(PROTOCOLS), help="classes to score and to average (all)")
     p.add_argument("--batch", type=int, default=4, metavar="N", help="frames at a time (4)")
     p.add_argument("--threads", type=int, default=0, metavar="N", help="torch threads (as they are)")
@@ -85,24 +90,28 @@ def evaluate(path: str, arguments: argparse.Namespace, progress: Any) -> dict[st
     how = plan(
         pack.spec.classes, arguments.data, truth=arguments.truth, protocol=arguments.protocol, who=path
     )
-    dataset = Truth(open_dataset(arguments.data), how)
+    names = SPACES[how.truth].classes if how.truth in SPACES else pack.spec.classes
+    dataset = examine(
+        Truth(open_dataset(arguments.data, reading=reading_of(arguments, names)), how),
+        what=arguments.data, skip_bad=arguments.skip_bad, classes=how.classes, progress=progress,
+    )  # fmt: skip
     confusion, calibration = score(
         pack.network(), pack.spec, dataset, batch=arguments.batch, progress=progress, table=how.answers,
         classes=len(how.classes),
     )  # fmt: skip
-    if not confusion.matrix.any():
-        raise ValueError(f"{arguments.data} holds no labelled frame: there is nothing to score on")
     iou = confusion.iou()
     return {
         "pack": str(path), "name": pack.spec.name, "version": pack.spec.version, "sha256": pack.sha256,
-        "data": arguments.data, "protocol": arguments.protocol, "frames": dataset.labelled,
-        "unlabelled": len(dataset) - dataset.labelled, "miou": mean_iou(confusion, how),
+        "data": arguments.data, "protocol": arguments.protocol, "frames": len(dataset),
+        "unlabelled": len(dataset.unlabelled), "miou": mean_iou(confusion, how),
         "accuracy": confusion.accuracy(), "ece": calibration.ece(),
         "iou": {
             c: (float(v) if np.isfinite(v) else None)
             for c, v in zip(how.classes, iou, strict=True) if c in how.scored
         },
         "calibration": calibration.curve(),
+        **({"left_out": dataset.plain()} if arguments.skip_bad else {}),
+        "notes": [note for note in dataset.notes if "have no label" not in note],
     }  # fmt: skip
 
 
@@ -126,6 +135,10 @@ def _writable(file: str | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    return interruptible("adapt.evaluate", lambda: _command(argv))
+
+
+def _command(argv: list[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["edges"]:
         from adapt.evaluate import edges_main
@@ -167,6 +180,8 @@ def main(argv: list[str] | None = None) -> int:
             text = f"{error.filename!r} cannot be used: {error.strerror}; check the path and its permissions"
         print(f"adapt.evaluate: {' '.join(text.split())}", file=sys.stderr)
         return 1
+    for note in dict.fromkeys(note for score in scores for note in score.pop("notes")):
+        print(f"adapt.evaluate: {' '.join(note.split())}", file=sys.stderr)
     if scores[0]["unlabelled"]:
         total = scores[0]["unlabelled"] + scores[0]["frames"]
         words = f"{scores[0]['unlabelled']} of {total} frames have no label and were not scored"

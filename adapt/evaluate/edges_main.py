@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adapt.command import interruptible
 from adapt.evaluate import edges
 from adapt.evaluate.edge_sets import EdgeSet, Predictions, fit, open_truth
 from adapt.evaluate.edges import EdgeCounts
@@ -270,6 +271,10 @@ def _run(a: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    return interruptible("adapt.evaluate edges", lambda: _command(argv))
+
+
+def _command(argv: list[str] | None) -> int:
     p = parser()
     a = p.parse_args(argv)
     if bool(a.merge) == bool(a.truth) or bool(a.truth) != bool(a.predictions or (a.model and a.images)):

@@ -30,7 +30,7 @@ from PIL import Image
 
 from adapt import inference
 from adapt.data.base import DataError, read_frame, read_label, resize_frame, resize_label
-from adapt.files import write_json
+from adapt.files import read_json, write_json
 from adapt.gate.edges import EdgeMeasures, decide, measure
 from adapt.gate.limits import Check, EdgeLimits, as_dict
 from adapt.labels.cbst import ClassHistograms, pseudo_labels
@@ -221,7 +221,7 @@ class _Round(Record):
         """What ``out`` holds of this round; what it holds of another one goes."""
         self.identity = self._identity()
         try:
-            state = json.loads((self.out / "state.json").read_text(encoding="utf-8"))
+            state = read_json(self.out / "state.json")
             ours = state["identity"] == self.identity and isinstance(state["stages"], dict)
         except (OSError, ValueError, KeyError, TypeError):
             ours = False

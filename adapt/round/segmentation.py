@@ -30,8 +30,8 @@ from PIL import Image
 from torch import nn
 
 from adapt import batchnorm, inference
-from adapt.data.base import read_frame, read_label, resize_frame, resize_label
-from adapt.files import write_json
+from adapt.data.base import DataError, read_frame, read_label, resize_frame, resize_label
+from adapt.files import read_json, write_json
 from adapt.gate import segmentation
 from adapt.gate.layout_prior import Layout
 from adapt.labels import lrent
@@ -380,12 +380,17 @@ class _Round(Record):
             listed = listed[: self.config.replay_limit]
         pairs = []
         for i, (frame, label) in enumerate(listed):
-            pairs.append(
-                (
-                    resize_frame(read_frame(frame), self.spec.size),
-                    resize_label(read_label(label), self.spec.size),
+            try:
+                x, y = read_frame(frame), read_label(label)
+            except DataError as error:
+                raise RoundError(f"pack {self.pack.path}: {error}") from error
+            known = y[y != 255]
+            if known.size and int(known.max()) >= len(self.spec.classes):
+                raise RoundError(
+                    f"pack {self.pack.path}: replay label {label.name} holds class {int(known.max())}, the "
+                    f"pack has {len(self.spec.classes)}: write the pack again"
                 )
-            )
+            pairs.append((resize_frame(x, self.spec.size), resize_label(y, self.spec.size)))
             self.progress(f"read replay ({split})", i + 1, len(listed))
         return pairs
 
@@ -442,8 +447,19 @@ class _Round(Record):
         self.out.mkdir(parents=True, exist_ok=True)
         self.identity = self._identity()
         file = self.out / "state.json"
-        if file.is_file():
-            self.state = json.loads(file.read_text())
+        try:
+            kept = read_json(file)
+            if not isinstance(kept, dict) or not isinstance(kept.get("stages", {}), dict):
+                raise ValueError("it is no state of a round")
+            if not isinstance(kept.get("resumed", -1), int):
+                raise ValueError("resumed is no number")
+        except FileNotFoundError:
+            kept = None
+        except (OSError, ValueError) as error:
+            words = " ".join(str(error).split())[:200]
+            raise RoundError(f"{file} is damaged ({words}): move {self.out} away to begin again") from error
+        if kept is not None:
+            self.state = kept
             if self.state.get("identity") != self.identity:
                 raise RoundError(
                     f"{self.out} holds another round (other pack, frames or settings): give another folder"

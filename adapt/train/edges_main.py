@@ -7,13 +7,17 @@ import json
 import shutil
 import sys
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from adapt.command import interruptible
 from adapt.data.base import DataError, open_dataset, read_frame
+from adapt.data.pairs import CACHE_MB, Cached, Pairs, examine, listed
+from adapt.data.reading import Problem, add_options, reading_of
 from adapt.labels import edge_codec
 from adapt.labels.errors import EdgeError
 from adapt.labels.seal import Gate
@@ -70,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="an argument of the network")
     add("--classes", required=True, metavar="SPACE", help="label space, or a number of classes")
     add("--data", metavar="SET", help="labelled frames")
+    add_options(p)
+    add(
+        "--cache-mb", type=float, default=CACHE_MB, metavar="N",
+        help=f"MiB of frames that stay in memory; the others are read again ({CACHE_MB})",
+    )  # fmt: skip
     add("--labels", type=Path, metavar="DIR", help="edge labels")
     add("--images", type=Path, metavar="DIR", help="their images")
     add(
@@ -107,35 +116,76 @@ def _space(text: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]
     return SPACES[text].classes, SPACES[text].colours
 
 
-def _draw(a: argparse.Namespace, classes: int, progress: Any) -> Any:
-    from adapt.labels import crf
+def _draw(a: argparse.Namespace, names: tuple[str, ...], progress: Any) -> tuple[Any, list[Problem]]:
+    """(what draws crops, what was left out of the data)."""
+    from adapt.evaluate.truth import Truth, training_plan
     from adapt.train.augment import Augmentation
     from adapt.train.edges import SCALES, crops_of_edges, crops_of_segmentation
+    from networks.labels import SPACES
 
+    classes = len(names)
     if a.data:
-        dataset = open_dataset(a.data)
-        pairs = []
-        for i in range(len(dataset)):
-            frame, label = dataset[i]
-            if label is not None:
-                if (a.preset or "").startswith("casenet-c-"):
-                    label = crf.refine(frame, label, classes)
-                pairs.append((frame, label))
-            progress("read", i + 1, len(dataset))
+        space = a.classes if a.classes in SPACES else None
+        pairs = examine(
+            Truth(
+                open_dataset(a.data, reading=reading_of(a, names)),
+                training_plan(a.data, names, space),
+            ),
+            what=a.data, skip_bad=a.skip_bad, classes=names, progress=progress, cache_mb=a.cache_mb,
+        )  # fmt: skip
+        for note in pairs.notes:
+            print(f"adapt.train edges: {' '.join(note.split())}", file=sys.stderr)
+        known: Any = pairs
+        if (a.preset or "").startswith("casenet-c-"):
+            known = _refined(pairs, classes, progress, a.cache_mb)
         scales = SCALES[a.preset.rpartition("-")[2]] if a.preset else ()
-        return crops_of_segmentation(pairs, classes, Augmentation(a.crop), scales=scales)
+        return crops_of_segmentation(known, classes, Augmentation(a.crop), scales=scales), pairs.left_out
     if (a.preset or "").startswith("casenet-c-"):
         raise ValueError("casenet-c refines class maps: give --data, edge labels have no regions")
     files = sorted(f for f in a.labels.glob("*") if f.suffix in (".npz", ".bin", ".mat", ".png"))
-    edges = []
-    for i, file in enumerate(files):
+
+    def read(i: int) -> tuple[Any, Any]:
+        file = files[i]
         image = next((q for s in (".jpg", ".png") if (q := a.images / f"{file.stem}{s}").is_file()), None)
         if image is None:
-            raise ValueError(f"{a.images} has no image {file.stem}.jpg or .png")
+            raise DataError(f"{a.images} has no image {file.stem}.jpg or .png")
         frame = read_frame(image)
-        edges.append((frame, edge_codec.read(file, classes, (frame.shape[0], frame.shape[1]))))
+        return frame, edge_codec.read(file, classes, (frame.shape[0], frame.shape[1]))
+
+    edges = Cached(read, (), a.cache_mb)
+    bad: list[Problem] = []
+    for i, file in enumerate(files):
+        try:
+            edges.fetch(i)
+            edges.indices.append(i)
+        except (DataError, EdgeError) as error:
+            bad.append((file.stem, str(error)))
         progress("read", i + 1, len(files))
-    return crops_of_edges(edges, a.crop)
+    if bad and not a.skip_bad:
+        raise DataError(
+            f"{a.labels} has {len(bad)} bad {'pair' if len(bad) == 1 else 'pairs'}: {listed(bad)}",
+            "mend them, or leave them out (--skip-bad)",
+        )
+    if bad:
+        print(f"adapt.train edges: {len(bad)} bad pairs left out: {listed(bad)}", file=sys.stderr)
+    return crops_of_edges(edges, a.crop), bad
+
+
+def _refined(pairs: Pairs, classes: int, progress: Any, cache_mb: float) -> Cached:
+    """The pairs with labels that a dense CRF refined once: packed, because that takes seconds each."""
+    from adapt.labels import crf
+
+    packed: list[bytes] = []
+    for i, (frame, label) in enumerate(pairs):
+        packed.append(zlib.compress(crf.refine(frame, label, classes).tobytes(), 1))
+        progress("refine", i + 1, len(pairs))
+
+    def read(i: int) -> tuple[Any, Any]:
+        frame = pairs[i][0]
+        label = np.frombuffer(zlib.decompress(packed[i]), np.uint8).reshape(frame.shape[:2])
+        return frame, label
+
+    return Cached(read, range(len(pairs)), 0.0)
 
 
 def _recipe(a: argparse.Namespace) -> Any:
@@ -185,7 +235,7 @@ def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
         network.load_state_dict(fits, strict=False)
         loaded = len(fits)
     recipe = _recipe(a)
-    draw = _draw(a, len(names), progress)
+    draw, left_out = _draw(a, names, progress)
     start = time.monotonic()
     spec = PackSpec(
         name=a.name or a.network, version="1.0.0", network=a.network, arguments=arguments, classes=names,
@@ -197,7 +247,9 @@ def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
     )  # fmt: skip
     checkpoint = a.out.with_name(f"{a.out.name}.checkpoint.pt")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    told = {k: str(v) for k, v in vars(a).items() if k not in ("out", "name", "json", "quiet")}
+    new = ("cache_mb", "void", "palette", "skip_bad")  # a checkpoint of earlier days knows none of them
+    apart = ("out", "name", "json", "quiet", "cache_mb", *(key for key in new if not getattr(a, key)))
+    told = {k: str(v) for k, v in vars(a).items() if k not in apart}
     history = train(
         network, spec, draw, recipe, seed=a.seed, checkpoint=checkpoint,
         identity=repr((recipe, sorted(told.items()))), progress=progress,
@@ -209,14 +261,21 @@ def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
         "pack": str(pack.path), "sha256": pack.sha256, "training": spec.training, "loaded": loaded,
         "loss_first": float(np.mean(history[:5])), "loss_last": float(np.mean(history[-5:])),
         "seconds": round(time.monotonic() - start, 1),
+        **({"left_out": [{"name": n, "reason": why} for n, why in left_out]} if a.skip_bad else {}),
     }  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
+    return interruptible("adapt.train edges", lambda: _command(argv))
+
+
+def _command(argv: list[str] | None) -> int:
     p = parser()
     a = p.parse_args(argv)
     if bool(a.data) == bool(a.labels) or bool(a.labels) != bool(a.images):
         p.error("give --data, or --labels and --images")
+    if not 0 <= a.cache_mb < 1e9:
+        p.error("--cache-mb must not be negative")
     from networks.pack.pack import PackError
 
     try:

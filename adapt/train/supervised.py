@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adapt import inference
 from adapt.data.base import Dataset
+from adapt.data.pairs import Pairs, examine
 from adapt.evaluate.segmentation import Calibration, Confusion
 from adapt.train.augment import Augmentation, crop
 from adapt.train.trainer import Batch, Optimisation, Progress, Trainer, generator, silent
@@ -75,10 +76,13 @@ class Recipe:
 
 
 class LabelledFrames(Sequence[Pair]):
-    """A labelled data set held in memory at one size: frames uint8 [H,W,3], labels uint8 [H,W]."""
+    """A labelled data set at one size: frames uint8 [H,W,3], labels uint8 [H,W].
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.pairs = list(pairs)
+    `adapt.data.pairs.Pairs` reads them when they are asked for; any other sequence is held in memory.
+    """
+
+    def __init__(self, pairs: Sequence[Any]) -> None:
+        self.pairs: Sequence[Any] = pairs if isinstance(pairs, Pairs) else list(pairs)
         if not self.pairs:
             raise ValueError("no labelled frame: give a data set with labels")
 
@@ -90,14 +94,11 @@ class LabelledFrames(Sequence[Pair]):
 
 
 def load(dataset: Dataset, progress: Progress = silent) -> LabelledFrames:
-    """Read every labelled frame of a data set into memory.  Raises ValueError where none has a label."""
-    pairs = []
-    for i in range(len(dataset)):
-        frame, label = dataset[i]
-        if label is not None:
-            pairs.append((np.ascontiguousarray(frame), np.ascontiguousarray(label)))
-        progress("read", i + 1, len(dataset))
-    return LabelledFrames(pairs)
+    """Every labelled frame of a data set; what does not fit in a cache of 1 GiB is read again when asked for.
+
+    Raises DataError for bad pairs and where no frame has a label.
+    """
+    return LabelledFrames(examine(dataset, what="the data set", progress=progress))
 
 
 def sampler(frames: Sequence[Pair], recipe: Recipe, seed: int) -> Any:
