@@ -23,6 +23,7 @@ from runtime.tensors import DTYPES, Array, datatype, decode_bytes, encode_bytes
 
 Scalar = bool | int | float | str
 WORTH = 1 << 16  # bytes from which shared memory is worth its registration
+SHORT = 5.0  # seconds that a call of the KServe service may take, inference aside
 DEADLINE = 30.0  # seconds that a call of the control service may take, or a stream until it stands
 KSERVE = "/inference.GRPCInferenceService/"
 _LANED = {"labels": 1, "confidence": 1, "edge_bits": 4}  # bytes a pixel of what may come through a lane
@@ -289,13 +290,19 @@ def options(max_message: int) -> tuple[tuple[str, int], ...]:
     return (
         ("grpc.max_receive_message_length", max_message),
         ("grpc.max_send_message_length", max_message),
+        # Not min_reconnect_backoff_ms: gRPC gives up a connection that takes longer, and its calls fail.
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5000),
         ("grpc.keepalive_time_ms", 30000),
         ("grpc.keepalive_timeout_ms", 10000),
         ("grpc.http2.max_pings_without_data", 0),
     )
+
+
+def had_no_time(error: Exception, timeout: float | None) -> bool:
+    """Whether a registration failed because its caller gave it less than SHORT seconds."""
+    late = isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    return late and timeout is not None and timeout < SHORT
 
 
 def metadata(token: str) -> tuple[tuple[str, str], ...]:

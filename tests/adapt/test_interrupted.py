@@ -44,7 +44,7 @@ def test_while_its_modules_are_imported_a_command_ends_in_one_line_too():
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "adapt.train: interrupted\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
 def test_an_interrupt_inside_of_exec_ends_with_130_too():
