@@ -103,7 +103,7 @@ def test_help_without_one_library(command: str, library: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "command",
-    ["export.build", "export.refit", "networks.import_checkpoint", "adapt.align", "bench.export"],
+    ["export.build", "export.refit", "networks.import_checkpoint", "adapt.reproduce", "bench.export"],
 )
 def test_ctrl_c_while_torch_is_imported(command: str, tmp_path: Path) -> None:
     """The import waits until it is interrupted, however fast or busy the machine is."""

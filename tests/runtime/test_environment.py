@@ -29,6 +29,7 @@ from runtime.serving import memory_budget
 from tests.runtime import builders as b
 from tests.runtime.test_kill import Process
 from tests.runtime.test_security import keys  # noqa: F401
+from tests.waits import PATIENCE
 
 
 @pytest.fixture
@@ -342,7 +343,7 @@ def test_a_real_server_without_onnxruntime_and_then_with_it(repository, tmp_path
     with Client(server.target) as client:
         reason = client.status()["models"]["road"]["reason"]
     server.end(signal.SIGTERM)
-    server.process.wait(30)
+    server.process.wait(PATIENCE)
     assert "pip install 'roadworthy[cpu]'" in reason
     monkeypatch.setenv("PYTHONPATH", path)
     server = Process(repository)
@@ -352,4 +353,4 @@ def test_a_real_server_without_onnxruntime_and_then_with_it(repository, tmp_path
         *_, last = client.reset("road")
         assert last.state == "LIVE"
     server.end(signal.SIGTERM)
-    server.process.wait(30)
+    server.process.wait(PATIENCE)

@@ -13,6 +13,7 @@ from runtime.client import Client
 from runtime.config import QueueConfig
 from runtime.serving.scheduler import Job
 from tests.runtime import builders as b
+from tests.waits import PATIENCE
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -24,7 +25,7 @@ def test_the_versions_manifest_decides(shared, repository, quick, serve):
     gate, sizes, run = threading.Event(), [], host.slot("").engine.run
 
     def held(inputs, names):
-        gate.wait(30)
+        gate.wait(PATIENCE)
         sizes.append(len(inputs["frame"]))
         return run(inputs, names)
 

@@ -25,6 +25,7 @@ from runtime.swap.verify import Verifier
 from runtime.tensors import EngineSpec, TensorSpec
 from tests.runtime import builders as b
 from tests.runtime.test_scheduling import until
+from tests.waits import PATIENCE
 
 
 def graph(nodes, inputs, outputs, inits=()):
@@ -94,7 +95,7 @@ def together(server, requests):
     until(lambda: server.service.host("road").pending == len(requests))
     gate.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     engine.run = run
     return [answers[number] for number in range(len(requests))]
 

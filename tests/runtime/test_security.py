@@ -340,7 +340,7 @@ def test_certificates_are_read_again(repository, quick, serve, keys, tmp_path):
         with pytest.raises(ConfigError, match="TLS is switched on and off at a start"):
             server.configure(dataclasses.replace(quick, security=SecurityConfig()))
     with Client(server.target, credentials=ca) as client:
-        assert client.infer("road", FRAME, timeout=20).version == 1
+        assert client.infer("road", FRAME, timeout=PATIENCE).version == 1
 
 
 def test_tokens_are_read_again(repository, quick, serve):

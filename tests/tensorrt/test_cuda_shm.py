@@ -192,7 +192,7 @@ def test_device_memory_waits_while_a_graph_is_captured(device):
             work[name] = thread
         assert not done
     for thread in work.values():
-        thread.join(20)
+        thread.join(PATIENCE)
     assert sorted(done) == sorted(work)
 
 
