@@ -51,7 +51,7 @@ def refused(word, call):
         (r"no solver \[\]", lambda: align(ON, P, solver=[], **HOW)),
         ("tangents", lambda: align(ON, P, tangents=np.full((3, 3), None), **HOW)),
         ("whole pixels", lambda: Gate(tile=1.5)),
-        ("finite limits", lambda: Gate(strength="strong")),
+        ("finite limits", lambda: Gate(spread="wide")),
         ("1.5 classes", lambda: edge_codec.channels_of(1.5)),
         ("a pixel at least", lambda: edge_codec.pack(np.zeros((2, 0, 3), bool))),
         ("a pixel at least", lambda: edge_codec.unpack(BITS[:, :0], 2)),
