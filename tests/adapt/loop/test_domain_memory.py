@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from adapt.data.street import scenes
-from adapt.loop.domain_memory import RELEASED, DomainConfig, DomainPolicy, FeatureProbe, FeatureStats, distance
+from adapt.loop.domain_memory import (
+    RELEASED,
+    DomainConfig,
+    DomainPolicy,
+    FeatureProbe,
+    FeatureStats,
+    distance,
+)
 from networks.pack.pack import load_pack, normalise
 
 

@@ -192,7 +192,9 @@ def test_what_somebody_else_chose_holds_for_this_road_alone(toy_pack, tmp_path, 
     loop.once()
     monkeypatch.setattr(loop.submitter, "answering_version", lambda: RELEASED)  # reset, by day
     loop.collector.source = Road(clock, ("day", 18), ("dark", 18), seed=500)
-    loop.collector.source.clock = SimpleNamespace(sleep=lambda seconds: pytest.fail("no answer to the change"))
+    loop.collector.source.clock = SimpleNamespace(
+        sleep=lambda seconds: pytest.fail("no answer to the change")
+    )
     assert loop.once()["kind"] == "refresh", "of the dark road nobody has chosen anything"
 
 

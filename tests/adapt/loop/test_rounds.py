@@ -262,7 +262,9 @@ def test_frames_that_go_while_it_was_killed_do_not_cost_the_finished_round(
         loop.once()
     loop.store.delete(ids=loop.state["frames"][:3])
     loop.close()
-    monkeypatch.setattr("adapt.loop.rounds.adapt", lambda *a, **k: pytest.fail("the round had come to its end"))
+    monkeypatch.setattr(
+        "adapt.loop.rounds.adapt", lambda *a, **k: pytest.fail("the round had come to its end")
+    )
     again = edged(toy_pack, joint_pack, tmp_path, built=built, source=Camera(Clock(), 0))
     report = again.once()
     assert (report["state"], report["edges"]) == ("LIVE", "accepted")
