@@ -22,8 +22,16 @@ __all__ = ["Build", "Builder", "build_version"]
 Build = Callable[[Any, Path, str, dict[str, Any], dict[str, Any]], int]
 
 DESCRIPTION = (
-    "round", "chosen", "source_free", "frames", "config", "stages", "distance", "torch", "threads"
-)  # fmt: skip
+    "round",
+    "chosen",
+    "source_free",
+    "frames",
+    "config",
+    "stages",
+    "distance",
+    "torch",
+    "threads",
+)
 
 
 class Builder:

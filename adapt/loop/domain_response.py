@@ -38,8 +38,8 @@ def refresh_config(config: RoundConfig) -> RoundConfig:
 
     adabn_keep 0.3: statistics of a handful of frames are noisy, and the released ones are the prior
     (Schneider et al., NeurIPS 2020).  Measured on roads that change (docs/results/continual.md): to choose
-    between 0 and 0.5 on the two or three frames that are held out is worse than 0.3 always.  The gate compares
-    it with the parent.
+    between 0 and 0.5 on the two or three frames that are held out is worse than 0.3 always.  The gate
+    compares it with the parent.
 
     limits.views: a dozen frames of one street are too few to tell what is stuck to the picture from what the
     street is made of (97 of 168 honest rounds were refused for that).  The training round that follows checks

@@ -26,6 +26,9 @@ def one_line(error: BaseException) -> str:
 
 
 def rpc_details(error: Any) -> str:
-    """Return "CODE: details" of a gRPC error, or "Type: message" of any other."""
-    code = error.code().name if hasattr(error, "code") and error.code() else type(error).__name__
-    return f"{code}: {error.details() if hasattr(error, 'details') else error}"
+    """Return "CODE: details" of a gRPC error or of a client's `Rejected`, "Type: message" of any other."""
+    code = getattr(error, "code", None)
+    code = code() if callable(code) else code
+    name = getattr(code, "name", code) or type(error).__name__
+    details = error.details() if hasattr(error, "details") else getattr(error, "reason", error)
+    return f"{name}: {details}"

@@ -21,7 +21,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from adapt.frames.store import FrameStore, StoreError
-from adapt.loop import records
 from adapt.loop.builder import Builder
 from adapt.loop.collector import Collector
 from adapt.loop.commands import Commands
@@ -31,6 +30,7 @@ from adapt.loop.errors import LoopError, Paused, one_line
 from adapt.loop.frame_pool import FramePool
 from adapt.loop.outcome import Decision, Outcome, RoundStopped, Submission
 from adapt.loop.permit import Permit
+from adapt.loop.records import discard_cancelled, prune_rounds, write_page, write_record
 from adapt.loop.reporter import Reporter
 from adapt.loop.rounds import Rounds, failed_checks
 from adapt.loop.state import LoopState, Phase, RoundKind
@@ -166,12 +166,12 @@ class AdaptationLoop:
         state, number, folder = self.state, self.state.round, self.state.folder
         report = self._report_of_round(outcome, result, submission)
         version = int(report.get("version", 0))
-        records.write_record(folder, report)
+        write_record(folder, report)
         if result is not None:
-            records.write_page(folder, number, self.tools.log)
-        records.prune_rounds(state.workdir, number)
+            write_page(folder, number, self.tools.log)
+        prune_rounds(state.workdir, number)
         if outcome.decision is Decision.CANCELLED:
-            records.discard_cancelled(folder)
+            discard_cancelled(folder)
         if outcome.decision is Decision.LIVE:
             models = report["members"] or {self.config.model: version}
             deleted = self.submitter.prune_versions(models)

@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="S",
-        help="begin with fewer after S seconds without a new view",
+        help="start with fewer frames after S seconds without a new view",
     )
     p.add_argument(
         "--preset", default="default", choices=sorted(PRESETS), help="settings to start from (default)"
@@ -96,99 +96,137 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave the pack's labelled source frames unused; preset source-free if none is named",
     )
-    p.add_argument("--seed", type=int, default=0, help="of everything random (0)")
+    p.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
 
     g = p.add_argument_group("frames")
     g.add_argument(
-        "--from", dest="imports", metavar="[CAMERA=]PATH", action="append", default=[],
+        "--from",
+        dest="imports",
+        metavar="[CAMERA=]PATH",
+        action="append",
+        default=[],
         help="frames of a folder, a video or a recording (MCAP[#TOPIC]), not of the live service; repeat",
-    )  # fmt: skip
+    )
     g.add_argument("--mix-sources", action="store_true", help="a round may take frames of several cameras")
     g.add_argument(
-        "--min-seconds", type=float, default=0.0, metavar="S", help="between two kept frames of a camera"
+        "--min-seconds",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="seconds between two kept frames of a camera",
     )
     g.add_argument(
-        "--min-metres", type=float, default=0.0, metavar="M", help="travelled between two kept frames"
+        "--min-metres", type=float, default=0.0, metavar="M", help="metres travelled between two kept frames"
     )
     g.add_argument(
         "--scores",
         default="0,1",
         metavar="LOW,HIGH",
-        help="class-balanced score of a frame worth keeping (0,1)",
+        help="range of the class-balanced score of frames that are kept (0,1)",
     )
     g.add_argument(
-        "--rare-quota", type=float, default=0.25, metavar="Q", help="of the store, for rare classes (.25)"
+        "--rare-quota",
+        type=float,
+        default=0.25,
+        metavar="Q",
+        help="share of the store for frames of rare classes (.25)",
     )
     g.add_argument(
-        "--evict", choices=("oldest", "reservoir"), default="oldest", help="who goes when it is full"
+        "--evict",
+        choices=("oldest", "reservoir"),
+        default="oldest",
+        help="which frames are deleted when the store is full",
     )
     g.add_argument("--max-age", type=float, metavar="S", help="seconds after which a frame is dropped")
     g.add_argument("--opt-in", action="store_true", help="keep only frames whose request said collect = true")
     g.add_argument(
-        "--key", type=Path, metavar="FILE", help="seal the pictures with this key (adapt.frames keygen)"
+        "--key", type=Path, metavar="FILE", help="encrypt the pictures with this key (adapt.frames keygen)"
     )
 
     g = p.add_argument_group("when")
     g.add_argument(
         "--on", default="frames,command", metavar="LIST", help=f"what begins a round, of {','.join(TRIGGERS)}"
     )
-    g.add_argument("--every", type=float, default=86_400.0, metavar="S", help="seconds of a schedule (86400)")
-    g.add_argument("--rest", type=float, default=0.0, metavar="S", help="seconds at least between two rounds")
+    g.add_argument(
+        "--every",
+        type=float,
+        default=86_400.0,
+        metavar="S",
+        help="seconds between two rounds on schedule (86400)",
+    )
+    g.add_argument("--rest", type=float, default=0.0, metavar="S", help="least seconds between two rounds")
     g.add_argument(
         "--vehicle", metavar="FILE", help="state file of the vehicle, or module:name (docs/loop.md)"
     )
     g.add_argument(
-        "--vehicle-fresh", type=float, default=60.0, metavar="S", help="older states allow nothing (60)"
+        "--vehicle-fresh",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds after which a state is too old and permits nothing (60)",
     )
     g.add_argument("--parked", action="store_true", help="only while parked")
     g.add_argument("--charging", action="store_true", help="only while charging")
-    g.add_argument("--min-battery", type=float, metavar="X", help="only from this charge on, 0 to 1")
-    g.add_argument("--max-temperature", type=float, metavar="C", help="only up to so many degrees")
+    g.add_argument("--min-battery", type=float, metavar="X", help="only at this charge or above, 0 to 1")
+    g.add_argument("--max-temperature", type=float, metavar="C", help="only up to this temperature, in °C")
 
     g = p.add_argument_group("when the road changes (fog, dusk, another camera setting)")
     g.add_argument(
-        "--respond", choices=RESPONSES,
+        "--respond",
+        choices=RESPONSES,
         help="refresh: batch statistics at once, from a dozen frames, the round follows; or back to the "
         "version that knows the road. back: only the latter. (refresh; off with --once and --from)",
-    )  # fmt: skip
+    )
     g.add_argument(
-        "--refresh-driving", action="store_true",
+        "--refresh-driving",
+        action="store_true",
         help="that refresh (seconds of work) may run whatever the vehicle says; the budget still holds",
-    )  # fmt: skip
+    )
 
     p.add_argument(
-        "--keep-versions", type=int, default=16, metavar="N",
+        "--keep-versions",
+        type=int,
+        default=16,
+        metavar="N",
         help="engine versions made by rounds that stay in the repository; 0: all (16)",
-    )  # fmt: skip
+    )
 
     g = p.add_argument_group("budget")
-    g.add_argument("--max-seconds", type=float, metavar="S", help="of work")
-    g.add_argument("--max-steps", type=int, metavar="N", help="of training")
-    g.add_argument("--max-joules", type=float, metavar="J", help="where they can be read (RAPL, NVML)")
-    g.add_argument("--period", type=float, metavar="S", help="after which these three are full again (never)")
-    g.add_argument("--max-memory", type=int, metavar="BYTES", help="of this process")
-    g.add_argument("--gpu-fraction", type=float, metavar="X", help="of the GPU's memory, above 0 to 1")
+    g.add_argument("--max-seconds", type=float, metavar="S", help="seconds of work")
+    g.add_argument("--max-steps", type=int, metavar="N", help="steps of training")
+    g.add_argument("--max-joules", type=float, metavar="J", help="joules, if they can be read (RAPL, NVML)")
+    g.add_argument(
+        "--period", type=float, metavar="S", help="seconds after which these three are full again (never)"
+    )
+    g.add_argument("--max-memory", type=int, metavar="BYTES", help="memory of this process")
+    g.add_argument("--gpu-fraction", type=float, metavar="X", help="share of the GPU's memory, above 0 to 1")
 
     g = p.add_argument_group("serving first")
     g.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads (1)")
     g.add_argument(
-        "--priority", choices=("idle", "nice"),
-        help="nice: --nice; idle: runs only where nothing else wants a core, for busy machines (nice)",
-    )  # fmt: skip
+        "--priority",
+        choices=("idle", "nice"),
+        help="nice: --nice; idle: run only if nothing else wants a core, for busy machines (nice)",
+    )
     g.add_argument("--nice", type=int, metavar="N", help="0 to 19 (10)")
     g.add_argument("--idle", action="store_true", help="--priority idle")
     g.add_argument("--cores", metavar="N,N,..", help="the only cores to use")
     g.add_argument(
-        "--slow", type=float, default=0.0, metavar="R",
-        help="pause where the server's latency beside work is over R times that without (0: do not look)",
-    )  # fmt: skip
+        "--slow",
+        type=float,
+        default=0.0,
+        metavar="R",
+        help="pause if the server's latency during work is over R times that in pauses (0: never)",
+    )
 
     g = p.add_argument_group("edges with the segmentation")
     g.add_argument("--edge-pack", metavar="DIR", help="a pack with an edge head that follows the rounds")
     g.add_argument("--edge-model", metavar="NAME", help="its model in the repository")
     g.add_argument("--group", metavar="NAME", help="the frame group that both are members of")
 
-    p.add_argument("--name", default=platform.node() or "adapter", help="of this adapter, for the server")
+    p.add_argument(
+        "--name", default=platform.node() or "adapter", help="name of this adapter, for the server"
+    )
     p.add_argument("--token-file", type=Path, metavar="FILE", help="token for the server (role adapt)")
     p.add_argument("--ca", type=Path, metavar="PEM", help="certificate authority of the server: TLS")
     p.add_argument("--once", action="store_true", help="end after one round")
@@ -198,27 +236,27 @@ def parser() -> argparse.ArgumentParser:
 
 
 def round_config(arguments: argparse.Namespace) -> RoundConfig:
-    """The round the command line describes.  Raises LoopError for a setting that does not exist."""
-    told: dict[str, Any] = {"seed": arguments.seed, "threads": arguments.threads}
+    """Return the round that the command line describes.  Raises LoopError for an unknown setting."""
+    settings: dict[str, Any] = {"seed": arguments.seed, "threads": arguments.threads}
     try:
         if arguments.portions:
-            told["portions"] = tuple(float(part) for part in arguments.portions.split(","))
+            settings["portions"] = tuple(float(part) for part in arguments.portions.split(","))
         if arguments.batch:
             source, target = arguments.batch.split("+")
-            told["source"], told["target"] = int(source), int(target)
+            settings["source"], settings["target"] = int(source), int(target)
         if arguments.crop:
             height, width = arguments.crop.lower().split("x")
-            told["crop"] = (int(height), int(width))
+            settings["crop"] = (int(height), int(width))
     except ValueError as error:
         raise LoopError(f"--portions, --batch or --crop is malformed ({error}): see --help") from error
     if arguments.steps is not None:
-        told["steps"] = arguments.steps
+        settings["steps"] = arguments.steps
     if arguments.rate is not None:
-        told["rate"] = arguments.rate
+        settings["rate"] = arguments.rate
     if arguments.source_free:
-        told["source_free"] = True
-    if arguments.key:  # pictures that are sealed in the store do not lie open in a pack
-        told["golden"] = 0
+        settings["source_free"] = True
+    if arguments.key:  # a pack does not hold pictures in the clear that the store encrypts
+        settings["golden"] = 0
     known = RoundConfig.__dataclass_fields__
     for item in arguments.set:
         key, equals, text = item.partition("=")
@@ -229,40 +267,60 @@ def round_config(arguments: argparse.Namespace) -> RoundConfig:
             value = json.loads(text)
         except ValueError:
             value = text
-        told[key] = tuple(value) if isinstance(value, list) else value
+        settings[key] = tuple(value) if isinstance(value, list) else value
     name = "source-free" if arguments.source_free and arguments.preset == "default" else arguments.preset
-    return preset(name, **told)
+    return preset(name, **settings)
 
 
 def loop_config(arguments: argparse.Namespace) -> LoopConfig:
-    """What the command line says of the loop.  Raises LoopError, BudgetError or ValueError, one line each."""
+    """Return the loop that the command line describes.
+
+    Raises LoopError, BudgetError or ValueError, one line each.
+    """
     try:
         low, high = (float(part) for part in arguments.scores.split(","))
     except ValueError as error:
         raise LoopError(f"--scores {arguments.scores}: give two numbers, such as 0.3,0.95") from error
     return LoopConfig(
-        model=arguments.model, frames=arguments.frames, max_fps=arguments.max_fps, source=arguments.source,
-        mix=arguments.mix_sources, wait=arguments.wait, patience=arguments.patience,
-        max_bytes=arguments.max_bytes, key=arguments.key,
+        model=arguments.model,
+        frames=arguments.frames,
+        max_fps=arguments.max_fps,
+        source=arguments.source,
+        mix=arguments.mix_sources,
+        wait=arguments.wait,
+        patience=arguments.patience,
+        max_bytes=arguments.max_bytes,
+        key=arguments.key,
         rules=Rules(
-            seconds=arguments.min_seconds, metres=arguments.min_metres, near=arguments.near,
-            low=low, high=high,
-            quota=arguments.rare_quota, opt_in=arguments.opt_in, evict=arguments.evict,
+            seconds=arguments.min_seconds,
+            metres=arguments.min_metres,
+            near=arguments.near,
+            low=low,
+            high=high,
+            quota=arguments.rare_quota,
+            opt_in=arguments.opt_in,
+            evict=arguments.evict,
             age=arguments.max_age,
         ),
-        on=tuple(part for part in arguments.on.split(",") if part), every=arguments.every,
+        on=tuple(part for part in arguments.on.split(",") if part),
+        every=arguments.every,
         rest=arguments.rest,
         conditions=Conditions(
             arguments.parked, arguments.charging, arguments.min_battery, arguments.max_temperature
         ),
         budget=Budget(
-            arguments.max_seconds, arguments.max_steps, arguments.max_joules, arguments.max_memory,
+            arguments.max_seconds,
+            arguments.max_steps,
+            arguments.max_joules,
+            arguments.max_memory,
             period=arguments.period,
         ),
-        gpu_fraction=arguments.gpu_fraction, round=round_config(arguments),
+        gpu_fraction=arguments.gpu_fraction,
+        round=round_config(arguments),
         respond=arguments.respond or ("off" if arguments.once or arguments.imports else "refresh"),
-        refresh_driving=arguments.refresh_driving, keep_versions=arguments.keep_versions,
-    )  # fmt: skip
+        refresh_driving=arguments.refresh_driving,
+        keep_versions=arguments.keep_versions,
+    )
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

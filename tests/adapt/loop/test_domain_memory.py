@@ -1,6 +1,4 @@
-"""Which domain it is, by the statistics of features: the distance against its definition, and the decisions on
-rendered streets.
-"""
+"""Which domain it is: the distance of feature statistics against its definition, decisions on streets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loop on toys: a clock that is set, a camera, a server and a channel that are played, and its components."""
+"""A loop on toys: a clock that is set; a camera, a server and a channel that are played."""
 
 from __future__ import annotations
 
