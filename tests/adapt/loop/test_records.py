@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
-from adapt.loop.loop import Loop
+from adapt.loop.records import prune_rounds
 
 
 def a_round(folder: Path) -> None:
@@ -22,7 +21,7 @@ def test_of_old_rounds_the_records_stay(tmp_path):
         a_round(tmp_path / f"round-{number:04d}")
     a_round(tmp_path / "round-0002.lost-17")
     (tmp_path / "round-notes").mkdir()
-    Loop._prune(SimpleNamespace(workdir=tmp_path), 4)
+    prune_rounds(tmp_path, 4)
     for folder in ("round-0001", "round-0002", "round-0002.lost-17"):
         kept = {p.relative_to(tmp_path / folder).as_posix() for p in (tmp_path / folder).rglob("*.*")}
         assert kept == {"report.json", "report.html", "loop.json", "pictures/0-frame.png"}

@@ -1,9 +1,8 @@
-"""The loop's answer to a change of road: refreshed at once, trained afterwards, and back where it was."""
+"""The loop's response to a change of domain: refreshed at once, trained afterwards, and back where it was."""
 
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,15 +10,14 @@ import pytest
 
 from adapt.frames.store import StoreError
 from adapt.gate.limits import Limits
+from adapt.loop import Loop, LoopConfig
 from adapt.loop.budget import Budget
 from adapt.loop.domain_memory import RELEASED
-from adapt.loop.loop import Loop, LoopConfig, LoopError
 from adapt.loop.vehicle import Conditions
-from adapt.round.segmentation import RoundError
+from adapt.round import RoundError
 from runtime.client import Rejected
 from runtime.repository.repository import Repository
-from tests.adapt.conftest import toy_scene
-from tests.adapt.test_loop import FAST, Clock, Line
+from tests.adapt.loop.toys import FAST, Clock, PlayedChannel, captured
 from tests.runtime import builders
 
 # What the gate says of a toy is not asked here: it lets everything through.
@@ -46,10 +44,7 @@ class Road:
             self.clock.sleep(timeout)
             return None
         self.seed += 1
-        return SimpleNamespace(
-            frame=toy_scene(self.seed, dark=self.left.pop(0) == "dark")[0], time=time.time(), source="front",
-            model="road", version=1, labels=None, confidence=None, place=None, collect=None, dropped=0,
-        )  # fmt: skip
+        return captured(self.seed, dark=self.left.pop(0) == "dark")
 
     def close(self) -> None: ...
 
@@ -98,11 +93,11 @@ def until_silent(loop: Loop, seconds: float = 3.0) -> None:
         pass
 
     def sleep(for_: float) -> None:
-        if loop.clock.now > seconds:
+        if loop.tools.clock.now > seconds:
             raise Silence
-        loop.clock.now += max(for_, 0.01)
+        loop.tools.clock.now += max(for_, 0.01)
 
-    loop.clock.now, loop.source.clock = 0.0, SimpleNamespace(sleep=sleep)
+    loop.tools.clock.now, loop.collector.source.clock = 0.0, SimpleNamespace(sleep=sleep)
     with pytest.raises(Silence):
         loop.once()
 
@@ -128,7 +123,7 @@ def test_a_new_road_is_answered_with_statistics_then_training_and_the_old_one_wi
     assert loop.state["answers"] == RELEASED
     lines = [json.loads(line) for line in (tmp_path / "work" / "roads.jsonl").read_text().splitlines()]
     assert [(line["version"], line["state"]) for line in lines] == [(RELEASED, "LIVE")]
-    loop.source = Road(clock, ("dark", 16), seed=800)
+    loop.collector.source = Road(clock, ("dark", 16), seed=800)
     until_silent(loop)
     assert server.asked[-1] == ("submit", live), "nothing is learnt again that is known"
 
@@ -150,7 +145,7 @@ def test_a_version_the_server_does_not_want_back_is_forgotten(toy_pack, tmp_path
     assert loop.once()["state"] == "LIVE"
     until_silent(loop)
     assert server.asked == [("submit", 2), ("reset",), ("submit", 2)]
-    assert loop.responder.response.versions() == set()
+    assert loop.responder.policy.versions() == set()
 
 
 def test_a_version_is_not_forgotten_because_somebody_holds_what_is_live(toy_pack, tmp_path):
@@ -195,9 +190,11 @@ def test_what_somebody_else_chose_holds_for_this_road_alone(toy_pack, tmp_path, 
     clock, server = Clock(), Server()
     loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 12)), server)
     loop.once()
-    monkeypatch.setattr(type(loop.responder), "answering", lambda self: RELEASED)  # reset, by day
-    loop.source = Road(clock, ("day", 18), ("dark", 18), seed=500)
-    loop.source.clock = SimpleNamespace(sleep=lambda seconds: pytest.fail("no answer to the change"))
+    monkeypatch.setattr(loop.submitter, "answering_version", lambda: RELEASED)  # reset, by day
+    loop.collector.source = Road(clock, ("day", 18), ("dark", 18), seed=500)
+    loop.collector.source.clock = SimpleNamespace(
+        sleep=lambda seconds: pytest.fail("no answer to the change")
+    )
     assert loop.once()["kind"] == "refresh", "of the dark road nobody has chosen anything"
 
 
@@ -205,22 +202,22 @@ def test_what_somebody_else_chose_is_not_undone_on_this_road(toy_pack, tmp_path,
     clock, server = Clock(), Server()
     loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 12)), server)
     loop.once()
-    monkeypatch.setattr(type(loop.responder), "answering", lambda self: RELEASED)  # rolled back, or reset
-    loop.source = Road(clock, ("dark", 19), seed=500)
+    monkeypatch.setattr(loop.submitter, "answering_version", lambda: RELEASED)  # rolled back, or reset
+    loop.collector.source = Road(clock, ("dark", 19), seed=500)
     until_silent(loop)
     assert server.asked == [("submit", 2)]
-    assert loop.responder.response.versions() == set()
+    assert loop.responder.policy.versions() == set()
 
 
 def test_a_refresh_waits_for_the_vehicle_unless_it_may_drive(toy_pack, tmp_path):
     car = SimpleNamespace(
         read=lambda: SimpleNamespace(parked=False, charging=None, battery=None, temperature=None)
     )
-    clock, line = Clock(), Line()
+    clock, channel = Clock(), PlayedChannel()
     told = {"vehicle": car, "conditions": Conditions(parked=True)}
-    loop = make(toy_pack, tmp_path / "a", clock, Road(clock, ("dark", 12)), Server(), remote=line, **told)
+    loop = make(toy_pack, tmp_path / "a", clock, Road(clock, ("dark", 12)), Server(), remote=channel, **told)
     until_silent(loop)
-    assert any(r.get("note") == "refresh: not parked" for r in line.reports)
+    assert any(r.get("note") == "refresh: not parked" for r in channel.reports)
     loop = make(
         toy_pack, tmp_path / "b", clock, Road(clock, ("dark", 12)), Server(), refresh_driving=True, **told
     )  # fmt: skip
@@ -238,8 +235,6 @@ def test_only_going_back_may_be_asked_for(toy_pack, tmp_path):
     loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 19)), Server(), respond="back")
     until_silent(loop)
     assert not list((tmp_path / "work").glob("round-*"))
-    with pytest.raises(LoopError, match="choose one of off, back, refresh"):
-        LoopConfig(model="road", respond="sometimes")
 
 
 def test_a_refresh_counts_neither_for_rest_nor_for_the_schedule(toy_pack, tmp_path):
@@ -249,21 +244,21 @@ def test_a_refresh_counts_neither_for_rest_nor_for_the_schedule(toy_pack, tmp_pa
     assert loop.state["finished"] == 0.0
     assert loop.state["used"] == {}
     for _ in range(12):
-        loop._pump(0.1)
-    loop._asked = "nothing but rest could stop a round now"
-    assert len(loop._decide()[1]) == 24
+        loop.collect_once(0.1)
+    loop.trigger.manual = "nothing but rest could stop a round now"
+    assert len(loop.trigger.decide(finished=False).rows) == 24
 
 
 def test_old_versions_are_pruned_after_a_round_went_live_and_their_roads_forgotten(toy_pack, tmp_path):
     clock, server = Clock(), Server()
     loop = make(toy_pack, tmp_path, clock, Road(clock, ("dark", 12)), server, keep_versions=4)
-    loop.responder.response.learn(3, loop.responder.response.released.look, "rear")
+    loop.responder.policy.learn(3, loop.responder.policy.released.stats, "rear")
     server.prune = lambda model, keep: server.pruned.append((model, keep)) or {"deleted": [3], "kept": []}
     assert loop.once()["state"] == "LIVE"
     assert server.pruned == [("road", 4)]
-    assert loop.responder.response.versions() == {2}
+    assert loop.responder.policy.versions() == {2}
     server.prune = None  # a server that knows no such thing
-    loop._retire(["road"])
+    assert loop.submitter.prune_versions(["road"]) == []
 
 
 def test_a_round_ends_in_words_where_the_store_is_damaged(toy_pack, tmp_path, monkeypatch):
@@ -277,7 +272,7 @@ def test_a_round_ends_in_words_where_the_store_is_damaged(toy_pack, tmp_path, mo
         monkeypatch.setattr(type(loop.store), "rows", rows)
         raise RoundError("no room")
 
-    loop._build = build
+    loop.builder.build = build
     assert loop.once()["state"] == "FAILED"
     assert loop.state["phase"] == "collect"
 
@@ -301,20 +296,19 @@ def test_killed_on_the_way_back_it_knows_its_own_doing(toy_pack, tmp_path, monke
         raise AssertionError("nobody reads on after LIVE")
 
     server.reset = reset
-    real = loop.keep
+    real = loop.state.update
 
-    def keep(**more):
-        if "answers" in more:
+    def update(**values):
+        if "answers" in values:
             raise Killed
-        real(**more)
+        real(**values)
 
-    loop.keep = keep
+    monkeypatch.setattr(loop.state, "update", update)
     with pytest.raises(Killed):
         loop.once()
     loop.close()
     again = make(toy_pack, tmp_path, clock, Road(clock, ("day", 6), ("dark", 18)), server)
-    monkeypatch.setattr(type(again.responder), "answering", lambda self: self.answers)
-    monkeypatch.setattr(type(again.responder), "answers", RELEASED, raising=False)
+    monkeypatch.setattr(again.submitter, "answering_version", lambda: RELEASED)
     until_silent(again)
     assert server.asked == [("submit", 2), ("reset",), ("submit", 2)], "the dark road is still known"
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from adapt.loop.loop import Loop, LoopConfig
+from adapt.loop import Loop, LoopConfig
 from adapt.loop.waiting import Waiting, words
 from adapt.sources import Captured
 from tests.adapt.conftest import toy_scene
-from tests.adapt.test_loop import Clock
+from tests.adapt.loop.toys import Clock
 
 
 def test_a_line_comes_at_once_then_as_things_change_then_seldom():
@@ -68,7 +68,7 @@ def collected(toy_pack, path, **more) -> tuple[list[str], Loop]:
         progress=lambda *a, **k: None, say=said.append, source=Slow(clock), clock=clock, sleep=clock.sleep,
         **more,
     )  # fmt: skip
-    loop._collect()
+    loop.collect()
     loop.close()
     return said, loop
 
