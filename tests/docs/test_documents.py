@@ -134,6 +134,12 @@ def test_every_python_name_that_is_shown_exists(document: Path) -> None:
     assert [dotted for dotted in sorted(named) if not resolves(dotted)] == []
 
 
+def test_the_upgrade_page_names_modules_that_exist() -> None:
+    rows = re.findall(r"^\| `[\w.]+` \| `([\w.]+)`.*\|$", (ROOT / "docs" / "upgrade.md").read_text(), re.MULTILINE)
+    assert len(rows) > 90
+    assert [module for module in rows if not resolves(module)] == []
+
+
 @cache
 def all_options() -> frozenset[str]:
     """Every `--option` that a program of the project has."""
