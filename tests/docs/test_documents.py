@@ -1,14 +1,17 @@
 """The manuals: their links, the files and commands that they name, and the options that they show.
 
-Nothing of the project is imported here; the README's commands are asked for their `--help` in processes of their own.
+Imports nothing of the project; the README's commands run `--help` in processes of their own.
 """
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -164,8 +167,38 @@ def test_every_option_that_is_shown_exists(document: Path) -> None:
             shown |= set(OPTION.findall(code))
     # argparse makes --no-x of --x.
     known = all_options()
-    missing = {option for option in shown if option not in known and option.replace("--no-", "--") not in known}
+    missing = {
+        option for option in shown if option not in known and option.replace("--no-", "--") not in known
+    }
     assert sorted(missing - FOREIGN) == []
+
+
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def snippets(language: str) -> list[object]:
+    """Each fenced snippet of a language in all documents."""
+    return [
+        pytest.param(text, id=f"{name(document)}-{number}")
+        for document in DOCUMENTS
+        for number, (kind, text) in enumerate(FENCE.findall(document.read_text()))
+        if kind == language
+    ]
+
+
+@pytest.mark.parametrize("text", snippets("python"))
+def test_python_snippets_are_python(text: str) -> None:
+    compile(text, "snippet", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+@pytest.mark.parametrize("text", snippets("toml"))
+def test_toml_snippets_are_toml(text: str) -> None:
+    tomllib.loads(text)
+
+
+@pytest.mark.parametrize("text", snippets("json"))
+def test_json_snippets_are_json(text: str) -> None:
+    json.loads(text)
 
 
 def readme_commands() -> list[tuple[str, tuple[str, ...]]]:
