@@ -39,8 +39,7 @@ def name(document: Path) -> str:
     return document.relative_to(ROOT).as_posix()
 
 
-def each_document(function):
-    return pytest.mark.parametrize("document", DOCUMENTS, ids=name)(function)
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 
 
 def outside_fences(text: str) -> str:
