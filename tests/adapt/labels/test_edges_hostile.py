@@ -150,7 +150,7 @@ def test_pictures_pillow_has_other_words_for_end_in_one_line_too(tmp_path, capsy
         (tmp_path / folder).mkdir()
     for folder in ("labels", "images"):
         picture = np.zeros((8, 8, 3), np.uint8)
-        picture[2, 2, 0] = folder == "labels"  # one edge pixel of class 0
+        picture[2, 2, 2] = folder == "labels"  # one edge pixel of class 0
         Image.fromarray(picture).save(tmp_path / folder / "a.png")
     np.savez(tmp_path / "p" / "a.npz", probability=np.zeros((2, 8, 8), np.float32))
     good = (tmp_path / "images" / "a.png").read_bytes()
