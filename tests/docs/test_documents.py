@@ -156,6 +156,8 @@ def all_options() -> frozenset[str]:
 
 @each_document
 def test_every_option_that_is_shown_exists(document: Path) -> None:
+    if name(document) == "CHANGELOG.md":
+        pytest.skip("it names options of older versions")
     text = document.read_text()
     shown: set[str] = set()
     for line in command_lines(text):
