@@ -14,7 +14,7 @@ from runtime.config import QueueConfig
 from runtime.serving import batching, counters
 from runtime.serving.queueing import DELAY, REJECT, Plan, QueuePolicy
 from tests.runtime import builders as b
-from tests.runtime.test_scheduling import held
+from tests.runtime.scenarios.test_scheduling import held
 from tests.waits import PATIENCE, until
 
 FULL = """

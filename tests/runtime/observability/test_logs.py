@@ -9,7 +9,7 @@ import signal
 from runtime.client import Client
 from runtime.observability import logs
 from tests.runtime import builders as b
-from tests.runtime.test_kill import Process
+from tests.runtime.scenarios.test_kill import Process
 
 
 def test_an_object_is_one_line_whatever_is_said():

@@ -27,8 +27,8 @@ from runtime.repository.signing import signer
 from runtime.service import Service
 from runtime.serving import memory_budget
 from tests.runtime import builders as b
-from tests.runtime.test_kill import Process
-from tests.runtime.test_security import keys  # noqa: F401
+from tests.runtime.rpc.test_auth import keys  # noqa: F401
+from tests.runtime.scenarios.test_kill import Process
 from tests.waits import PATIENCE
 
 

@@ -20,7 +20,7 @@ from runtime.client import Client, Rejected
 from tests.runtime import builders as b
 from tests.waits import PATIENCE, until
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIG = """\
 drain = 120.0
 [engine]

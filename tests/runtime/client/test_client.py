@@ -25,7 +25,7 @@ from runtime.config import QueueConfig
 from runtime.shared_memory.system import Regions
 from tests.runtime import builders as b
 from tests.runtime.clients import KINDS, client
-from tests.runtime.test_scheduling import held
+from tests.runtime.scenarios.test_scheduling import held
 from tests.waits import PATIENCE, until
 
 LARGE = (96, 256)  # 72 KiB a frame: goes through shared memory

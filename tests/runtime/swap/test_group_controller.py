@@ -649,9 +649,7 @@ def test_a_full_disk_leaves_no_member_of_an_incomplete_group_behind(repository, 
     assert {name: server.service.host(name).live.version for name in second} == lives
 
 
-def test_a_member_whose_directory_is_gone_does_not_keep_the_others_from_going_back(
-    repository, config, serve
-):
+def test_a_member_whose_directory_is_gone_does_not_keep_the_others_from_going_back(repository, config, serve):
     import shutil
 
     publish(repository, 0)
@@ -714,7 +712,7 @@ def kill_after(repository, writes, groups):
     for model in ("seg", "edges"):  # as a server has left them that knew of no group
         repository.set_live(model, {"live": 1, "previous": None})
     command = [sys.executable, "-c", KILLED, str(repository.path), str(writes), " ".join(groups["scene"])]
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == -signal.SIGKILL, done.stderr
 

@@ -28,7 +28,7 @@ from runtime.server import REFLECTIONS, Server
 from tests.runtime import builders as b
 from tests.waits import PATIENCE, until
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FRAME = np.zeros((*b.SIZE, 3), np.uint8)
 
 

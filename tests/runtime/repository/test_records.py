@@ -22,8 +22,8 @@ from runtime.repository import records
 from runtime.repository.repository import Repository
 from runtime.service import Service
 from tests.runtime import builders as b
-from tests.runtime.test_groups import GROUP
-from tests.runtime.test_groups import publish as publish_group
+from tests.runtime.swap.test_group_controller import GROUP
+from tests.runtime.swap.test_group_controller import publish as publish_group
 
 
 @pytest.fixture

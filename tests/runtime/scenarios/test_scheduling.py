@@ -19,10 +19,10 @@ from runtime.config import QueueConfig
 from runtime.drift.drift import DriftConfig
 from tests.runtime import builders as b
 from tests.runtime.adapters import Adapter
-from tests.runtime.test_kill import Process
+from tests.runtime.scenarios.test_kill import Process
 from tests.waits import PATIENCE, until
 
-DASHBOARD = Path(__file__).resolve().parents[2] / "docs" / "observability" / "grafana.json"
+DASHBOARD = Path(__file__).resolve().parents[3] / "docs" / "observability" / "grafana.json"
 
 
 def held(server):

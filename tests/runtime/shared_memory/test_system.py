@@ -317,7 +317,7 @@ def test_a_fault_that_is_not_ours_still_ends_the_process(tmp_path):
         "os.ftruncate(fd, 8192); m = mmap.mmap(fd, 8192); os.ftruncate(fd, 0)\n"
         "print('before', flush=True); m[0]; print('after')\n"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     ended = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "file")], cwd=root, capture_output=True, timeout=PATIENCE
     )

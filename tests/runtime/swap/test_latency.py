@@ -11,7 +11,7 @@ from runtime.config import GuardConfig, ShadowConfig, WatchConfig
 from runtime.swap.watch import Baseline, Watch
 from tests.runtime import builders as b
 from tests.runtime.costs import Costs
-from tests.runtime.test_swap import Stream
+from tests.runtime.swap.test_controller import Stream
 from tests.waits import PATIENCE
 
 W, B = b.nearest_weights()

@@ -17,7 +17,7 @@ from runtime.repository import repository as repository_module
 from runtime.repository.repository import Repository, digest
 from tests.runtime import builders
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def put(repository, content=b"engine", name="road", **manifest):

@@ -24,7 +24,7 @@ from runtime.serving.slot import Slot
 from runtime.swap.verify import Verifier
 from runtime.tensors import EngineSpec, TensorSpec
 from tests.runtime import builders as b
-from tests.runtime.test_scheduling import until
+from tests.runtime.scenarios.test_scheduling import until
 from tests.waits import PATIENCE
 
 
