@@ -38,9 +38,11 @@ from runtime.serving.served_model import Answer, InferRequest, ModelHost, parse_
 from runtime.serving.slot import Slot
 from runtime.serving.tap import Tap
 from runtime.shared_memory.system import Memory, Place, Regions
-from runtime.swap.controller import SwapController, Ticket, steer
-from runtime.swap.group_controller import GroupController, GroupTicket
-from runtime.swap.scope import Free, Ties
+from runtime.swap.controller import SwapController
+from runtime.swap.flags import OperatorFlags, change_all
+from runtime.swap.group_controller import GroupController, GroupSubmission
+from runtime.swap.scope import SingleModelScope, SwapScope
+from runtime.swap.submissions import Submission
 from runtime.tensors import raw
 
 log = logging.getLogger("roadworthy.service")
@@ -141,7 +143,7 @@ class Service:
             group.start()
         for model in models:
             if self._chosen_to_serve(model) and model not in self._controllers:
-                self._open(model).start()
+                self._open(model).startup.run()
         if self.config.engine.hang > 0:
             self._hangs.start()
 
@@ -306,18 +308,18 @@ class Service:
         with self._lock:
             if model not in self._controllers:
                 group = next((g for g in self._groups.values() if model in g.members), None)
-                ties: Ties = group or Free()
-                host = ModelHost(model, self.config, ties.slots)
+                scope: SwapScope = group.scope if group is not None else SingleModelScope()
+                host = ModelHost(model, self.config, scope.flip_lock)
                 self._configure(model, host)
                 host.observe(self.tap)
                 self.monitors.follow(host)
                 self._hosts[model] = host
                 self.ledger.add(host)
                 self._controllers[model] = SwapController(
-                    host, self.repository, self.config, self.bus, self.ledger, ties
+                    host, self.repository, self.config, self.bus, self.ledger, scope
                 )
                 if group is not None:
-                    group.join(self._controllers[model])
+                    group.scope.join(self._controllers[model])
             return self._controllers[model]
 
     # -- requests --------------------------------------------------------------------
@@ -452,14 +454,14 @@ class Service:
             controllers = {model: self.controller(model)}
         return [_status(controller, self.ledger) for _, controller in sorted(controllers.items())]
 
-    def submit(self, model: str, version: int, *, shadow: bool = True) -> Ticket:
+    def submit(self, model: str, version: int, *, shadow: bool = True) -> Submission:
         if self.draining:
             raise ServiceError(Code.UNAVAILABLE, "the server is shutting down", "draining")
         if version < 1:
             raise ServiceError(Code.INVALID_ARGUMENT, f"version {version}: versions count from 1", "invalid")
         return self.controller(model).submit(version, shadow=shadow)
 
-    def submit_group(self, group: str, members: Mapping[str, int], *, shadow: bool = True) -> GroupTicket:
+    def submit_group(self, group: str, members: Mapping[str, int], *, shadow: bool = True) -> GroupSubmission:
         """Versions of some or all members, to become live together or not at all.  Raises ServiceError."""
         if self.draining:
             raise ServiceError(Code.UNAVAILABLE, "the server is shutting down", "draining")
@@ -472,17 +474,17 @@ class Service:
     def rollback(self, model: str) -> Event:
         return self.controller(model).rollback()
 
-    def reset(self, model: str) -> Ticket:
+    def reset(self, model: str) -> Submission:
         """Back to the released pack: the newest version that no round of adaptation made and that was neither
         refused nor rolled back, made live on an operator's word.  Raises ServiceError when there is none.
         """
-        out = self.controller(model).out()
+        excluded = self.controller(model).retention.excluded_versions()
         for number in reversed(self.repository.versions(model)):
             try:
                 adapted = bool(self.repository.manifest(model, number).get("adaptation"))
             except Refused:
                 continue
-            if not adapted and number not in out:
+            if not adapted and number not in excluded:
                 return self.submit(model, number, shadow=False)
         message = (
             f"'{model}' has no version built of a released pack that was not refused or rolled back; "
@@ -491,7 +493,7 @@ class Service:
         raise ServiceError(Code.FAILED_PRECONDITION, message, "state")
 
     def prune(self, model: str, keep: int = 0) -> list[int]:
-        """Deletes old versions that rounds of adaptation made (`SwapController.prune`); returns their
+        """Deletes old versions that rounds of adaptation made (`Retention.prune`); returns their
         numbers.  `keep`: 0 = as configured.  Raises ServiceError.
         """
         keep = keep or self.config.keep_versions
@@ -499,7 +501,7 @@ class Service:
             message = f"to keep {keep} versions: say how many, at least 1 (or set keep_versions)"
             raise ServiceError(Code.INVALID_ARGUMENT, message, "invalid")
         try:
-            return self.controller(model).prune(keep)
+            return self.controller(model).retention.prune(keep)
         except OSError as error:
             message = f"versions of '{model}' cannot be deleted: {error.strerror or error}"
             raise ServiceError(Code.INTERNAL, message, "record") from error
@@ -508,13 +510,13 @@ class Service:
         if model in self._groups:
             self._groups[model].freeze(reason)
         else:
-            steer(self._chosen(model), lambda controller: controller.freeze(reason))
+            change_all(self._chosen(model), lambda flags: flags.freeze(reason))
 
     def unfreeze(self, model: str) -> None:
         if model in self._groups:
             self._groups[model].unfreeze()
         else:
-            steer(self._chosen(model), SwapController.unfreeze)
+            change_all(self._chosen(model), OperatorFlags.unfreeze)
 
     def pin(self, model: str, version: int) -> None:
         """Of a group: its generation, and so every member."""
@@ -523,12 +525,13 @@ class Service:
     def unpin(self, model: str) -> None:
         self._steered(model).unpin()
 
-    def _steered(self, model: str) -> SwapController | GroupController:
+    def _steered(self, model: str) -> OperatorFlags | GroupController:
         group = self._groups.get(model)
-        return group if group is not None else self.controller(model)
+        return group if group is not None else self.controller(model).flags
 
-    def _chosen(self, model: str) -> Sequence[SwapController]:
-        return [self.controller(model)] if model else list(self.controllers().values())
+    def _chosen(self, model: str) -> Sequence[OperatorFlags]:
+        chosen = [self.controller(model)] if model else self.controllers().values()
+        return [controller.flags for controller in chosen]
 
     def versions(self, model: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """([what is known of each version], history).  A version that cannot be read is listed with the
@@ -551,19 +554,19 @@ class Service:
 
 def _status(controller: SwapController, ledger: Ledger) -> ModelStatus:
     host = controller.host
-    live, previous, ticket = host.live, host.previous, controller.current
+    live, previous, submission = host.live, host.previous, controller.queue.current
     return ModelStatus(
         model=host.name,
         ready=live is not None and not host.stuck,
         reason=host.stuck if live is not None else host.reason,
         live=live.version if live is not None else 0,
         previous=previous.version if previous is not None else 0,
-        pinned=controller.pinned,
-        frozen=controller.frozen,
-        frozen_reason=controller.frozen_reason,
-        candidate=ticket.version if ticket is not None else 0,
-        candidate_state=ticket.state if ticket is not None else "",
-        watching=controller.watching,
+        pinned=controller.flags.pinned,
+        frozen=controller.flags.frozen,
+        frozen_reason=controller.flags.frozen_reason,
+        candidate=submission.version if submission is not None else 0,
+        candidate_state=submission.state if submission is not None else "",
+        watching=controller.participant.watching,
         memory_bytes=sum(ledger.need(slot.engine.memory_bytes) for slot in host.loaded()),
         account=host.account,
     )

@@ -96,9 +96,7 @@ class AsyncClient:
         if lane is not None:
             try:
                 with m.translated():
-                    message = await self._infer(
-                        call.through(lane), timeout=timeout, metadata=self._metadata
-                    )
+                    message = await self._infer(call.through(lane), timeout=timeout, metadata=self._metadata)
             except Rejected as refused:
                 if not m.lane_is_unknown(refused):
                     self._give_back(lane)
@@ -291,9 +289,7 @@ class AsyncClient:
         """`async with await client.watch() as events: async for event in events`."""
         return await self._subscribe(m.watch(model))
 
-    async def frames(
-        self, model: str, *, max_fps: float = 0.0, source: str = ""
-    ) -> AsyncStream[TappedFrame]:
+    async def frames(self, model: str, *, max_fps: float = 0.0, source: str = "") -> AsyncStream[TappedFrame]:
         return await self._subscribe(m.frames(model, max_fps, source))
 
     # -- frame groups ----------------------------------------------------------------

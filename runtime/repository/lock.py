@@ -47,7 +47,7 @@ class Exclusive:
 
 
 def _holder(descriptor: int) -> str:
-    """" (process N)" where the kernel says who holds the lock."""
+    """ " (process N)" where the kernel says who holds the lock."""
     status = os.fstat(descriptor)
     wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:

@@ -259,5 +259,3 @@ def _state(state: AdapterState) -> pb.AdapterState:
 
 def _invalid(message: str) -> ServiceError:
     return ServiceError(Code.INVALID_ARGUMENT, message, "invalid")
-
-

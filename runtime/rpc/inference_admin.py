@@ -175,7 +175,7 @@ class RepositoryEdge:
     def _load(self, model: str, failure: ServiceError) -> None:
         group = self._service.groups().get(model)
         if group is not None:  # its members are loaded by their own names
-            group.reload()
+            group.set_unloaded(False)
             if group.host.reason:
                 raise _invalid(f"failed to load '{model}': {group.host.reason}")
             return
@@ -187,7 +187,7 @@ class RepositoryEdge:
             controller.reload()
             if controller.host.live is None:
                 raise _invalid(f"failed to load '{model}': {controller.host.reason}")
-        version = controller.newest()
+        version = controller.retention.newest_eligible()
         live = controller.host.live
         if version is None or (live is not None and live.version >= version):
             return
@@ -203,7 +203,7 @@ class RepositoryEdge:
         if controller is not None:
             controller.unload()
         elif (group := self._service.groups().get(request.model_name)) is not None:
-            group.unload()
+            group.set_unloaded(True)
         return pb.RepositoryModelUnloadResponse()
 
     # -- shared memory ---------------------------------------------------------------
@@ -243,9 +243,7 @@ class RepositoryEdge:
         self, request: pb.CudaSharedMemoryRegisterRequest, context: Any
     ) -> pb.CudaSharedMemoryRegisterResponse:
         def make() -> cuda.CudaRegion:
-            return cuda.open_region(
-                request.name, request.raw_handle, request.device_id, request.byte_size
-            )
+            return cuda.open_region(request.name, request.raw_handle, request.device_id, request.byte_size)
 
         self._service.regions.add(request.name, make)
         return pb.CudaSharedMemoryRegisterResponse()

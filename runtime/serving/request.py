@@ -247,9 +247,7 @@ def _text_message(error: TextError, prefix: str, name: str, model: str) -> str:
     )
 
 
-def classify(
-    answer: Answer, output: OutputRequest, labels: Sequence[str], *, batched: bool = False
-) -> None:
+def classify(answer: Answer, output: OutputRequest, labels: Sequence[str], *, batched: bool = False) -> None:
     """Replaces a tensor by its highest values, "value:index[:label]": Triton's classification extension.
     `labels`: of the output, by index.  `batched`: those of each item, [N,k].
     """

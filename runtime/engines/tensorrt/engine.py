@@ -217,9 +217,7 @@ class _Plan:
         return found
 
 
-def refit_engine(
-    library: Library, engine: trt.ICudaEngine, log: Log, weights: Mapping[str, Array]
-) -> None:
+def refit_engine(library: Library, engine: trt.ICudaEngine, log: Log, weights: Mapping[str, Array]) -> None:
     """Gives a freshly deserialised engine, which has no context and no work yet, its new weights.
 
     Raises TensorRTError: a weight is missing, unknown, of another size or not finite, or TensorRT refused;

@@ -120,8 +120,8 @@ def test_no_damaged_live_json_makes_a_version_live_that_nobody_submitted(reposit
         service = started(calm)
         try:
             assert service.host("road").live.version == 1, damage
-            assert service.controller("road").frozen, damage
-            assert service.controller("road").frozen_reason == "drives"
+            assert service.controller("road").flags.frozen, damage
+            assert service.controller("road").flags.frozen_reason == "drives"
         finally:
             service.close()
 
@@ -133,7 +133,7 @@ def test_what_can_be_read_of_a_damaged_record_holds(repository, calm):
     (repository.path / "road" / "live.json").write_text('{"live": "?", "unloaded": true, "pinned": "yes"}')
     service = started(calm)
     assert service.host("road").is_unloaded
-    assert not service.controller("road").pinned
+    assert not service.controller("road").flags.pinned
     service.controller("road").reload()
     assert service.host("road").live.version == 1
     service.close()
@@ -164,8 +164,8 @@ def test_damaged_lines_of_a_history_decide_nothing(repository, calm):
     service = started(calm)
     try:
         assert service.host("road").live.version == 1
-        assert not service.controller("road").pinned
-        assert not service.controller("road").frozen
+        assert not service.controller("road").flags.pinned
+        assert not service.controller("road").flags.frozen
         assert b.publish(repository) == 4, "no nonsense is the highest number"
     finally:
         service.close()

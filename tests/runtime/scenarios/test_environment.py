@@ -156,7 +156,7 @@ def test_a_start_in_a_wrong_environment_poisons_nothing(wrong, known, repository
     try:
         assert service.host("road").live.version == 1
         assert states(repository)[-1] == (1, "LIVE")
-        assert service.controller("road").newest() == 1
+        assert service.controller("road").retention.newest_eligible() == 1
         assert service.reset("road").result().state == "LIVE"
     finally:
         service.close()
@@ -203,7 +203,7 @@ def test_its_own_fault_is_written_for_good(repository, calm):
     try:
         assert service.host("road").live.version == 1
         assert (2, "REJECTED") in states(repository)
-        assert service.controller("road").newest() == 1
+        assert service.controller("road").retention.newest_eligible() == 1
     finally:
         service.close()
 
@@ -221,7 +221,7 @@ def test_a_submission_that_could_not_be_judged_does_not_count(wrong, repository,
             service.ledger.configure(calm.guard)
         assert event.state == "REJECTED"
         assert says in event.reason
-        assert service.controller("road").newest() == 2
+        assert service.controller("road").retention.newest_eligible() == 2
         assert service.submit("road", 2).result().state == "LIVE"
     finally:
         service.close()
@@ -234,12 +234,12 @@ def test_a_verification_that_takes_too_long_is_no_verdict(repository, calm, monk
     gate = threading.Event()
     try:
         b.publish(repository)
-        verifier = service.controller("road")._verifier
+        verifier = service.controller("road").verifier
         verify = verifier.verify
         monkeypatch.setattr(verifier, "verify", lambda *a, **k: gate.wait(60) and verify(*a, **k))
         event = service.submit("road", 2).result()
         assert (event.state, event.check) == ("REJECTED", "load")
-        assert service.controller("road").newest() == 2
+        assert service.controller("road").retention.newest_eligible() == 2
     finally:
         gate.set()
         service.close()

@@ -76,7 +76,7 @@ def test_a_version_that_waits_for_its_turn_stays(repository, config, serve, monk
     controller = server.service.controller("road")
     waiting = [b.publish(repository, **ADAPTED) for _ in range(3)]
     newest = b.publish(repository, **ADAPTED)
-    with controller.ties.turn:  # nothing is checked while somebody else has the turn
+    with controller.scope.swap_lock:  # nothing is checked while somebody else has the turn
         tickets = [controller.submit(version) for version in waiting[:2]]
         assert controller.prune(1) == waiting[2:]
     assert [ticket.result().state for ticket in tickets] == ["LIVE", "LIVE"]
