@@ -20,10 +20,8 @@ from typing import Any
 from runtime.adapter_registry import Adapters
 from runtime.config import ServerConfig, unlikely
 from runtime.drift.monitors import Monitors
-from runtime.engines import scratch
 from runtime.errors import Code, ConfigError, Refused, ServiceError
 from runtime.events import Bus, Event
-from runtime.labels import Labels
 from runtime.listen import is_local
 from runtime.observability import tracing
 from runtime.repository.lock import Exclusive
@@ -33,10 +31,12 @@ from runtime.serving import batching
 from runtime.serving.counters import Account
 from runtime.serving.frame_group import FrameGroup
 from runtime.serving.hung_runs import Hangs
+from runtime.serving.labels import Labels
 from runtime.serving.memory_budget import Ledger
 from runtime.serving.served_model import Answer, InferRequest, ModelHost, parse_version
 from runtime.serving.slot import Slot
 from runtime.serving.tap import Tap
+from runtime.shared_memory.sweep import sweep
 from runtime.shared_memory.system import Memory, Place, Regions
 from runtime.swap.controller import SwapController
 from runtime.swap.flags import OperatorFlags, change_all
@@ -129,7 +129,7 @@ class Service:
             public_key(key)
         for path in [] if self.config.read_only else self.repository.sweep():
             log.info("swept %s", path.name)
-        for name in scratch.sweep():
+        for name in sweep():
             log.info("swept %s from /dev/shm", name)
         models = self.repository.models()
         self._check_chosen(models)

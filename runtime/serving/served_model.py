@@ -18,9 +18,9 @@ import numpy as np
 
 from runtime.config import ServerConfig
 from runtime.errors import Code, ServiceError
-from runtime.labels import Labels
 from runtime.serving import request as serving_request
 from runtime.serving.counters import Account, Durations, Statistics
+from runtime.serving.labels import Labels
 from runtime.serving.queueing import Plan
 from runtime.serving.request import (
     Answer,

@@ -11,7 +11,6 @@ hold it stays until the last of them is answered.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import stat
@@ -22,12 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime.client.shm_segments import PREFIX
 from runtime.errors import Code, ServiceError
+from runtime.shared_memory import segments
 from runtime.shared_memory.sigbus import GUARD
 from runtime.tensors import Array
 
-_DIRECTORY = "/dev/shm"
 _2_64 = 1 << 64
 LIMIT = 1024  # regions; each holds two descriptors (mmap duplicates its own)
 
@@ -156,18 +154,11 @@ class Region(Memory):
         )
 
     def ownerless(self) -> bool:
-        """Whether this is a lane of our own client whose process is gone, so that no process locks it."""
-        if not self.key.removeprefix("/").startswith(PREFIX):
+        """True if this is a segment of our own client whose process is gone."""
+        if not segments.is_segment(self.key.removeprefix("/")):
             return False
         with self._lock:
-            if self._gone:
-                return False
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return False
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-            return True
+            return not self._gone and segments.is_abandoned(self._descriptor)
 
     def _close(self) -> None:
         if self._mapping is not None:
@@ -330,7 +321,9 @@ def _open(key: str) -> int:
     if not name or "/" in name or "\0" in name or name in (".", "..") or len(name) > 255:
         raise failure
     try:
-        descriptor = os.open(f"{_DIRECTORY}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(
+            f"{segments.DIRECTORY}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        )
     except OSError:
         raise failure from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

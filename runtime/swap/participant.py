@@ -140,7 +140,7 @@ class ModelParticipant:
     def on_rolled_back(
         self, now: Slot, bad: Slot, check: str, reason: str, detail: Mapping[str, Any]
     ) -> Event:
-        """Retires `bad`; publishes that it was rolled back and that `now` is live; returns the first event."""
+        """Retires `bad`; publishes ROLLED_BACK of it and LIVE of `now`.  Returns the first event."""
         bad.retire()
         detail = {**detail, "live": now.version}
         event = Event(self.model, bad.version, State.ROLLED_BACK, check, reason, detail)

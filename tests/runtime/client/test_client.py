@@ -164,8 +164,8 @@ def test_a_lane_that_is_borrowed_while_its_stream_is_closed_is_given_up(large, m
         stream.close()
         go.set()
         until(lambda: calls[1]._descriptor < 0)  # ours is closed after the server's
-        assert calls[1] not in c._lanes._free
-        until(lambda: len(large.service.regions.status("")) == len(c._lanes._free))
+        assert calls[1] not in c._segments._free
+        until(lambda: len(large.service.regions.status("")) == len(c._segments._free))
 
 
 def test_a_fault_of_the_callers_iterator_is_the_callers(large, kind):

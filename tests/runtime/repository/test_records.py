@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from runtime.client import Client, Rejected, RpcError
-from runtime.client.shm_segments import Lane
+from runtime.client.shm_segments import ShmSegment
 from runtime.config import EngineConfig, ShadowConfig, WatchConfig
 from runtime.engines import scratch
 from runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -21,6 +21,7 @@ from runtime.events import Event, State
 from runtime.repository import records
 from runtime.repository.repository import Repository
 from runtime.service import Service
+from runtime.shared_memory.sweep import sweep
 from tests.runtime import builders as b
 from tests.runtime.swap.test_group_controller import GROUP
 from tests.runtime.swap.test_group_controller import publish as publish_group
@@ -404,7 +405,7 @@ def test_where_a_system_has_no_nameless_files_a_directory_is_locked_and_removed(
         folder = os.path.dirname(path)
         open(path, "wb").close()
         os.utime(folder, (1, 1))
-        assert os.path.basename(folder) not in scratch.sweep()
+        assert os.path.basename(folder) not in sweep()
         assert os.path.isdir(folder)
     assert not os.path.exists(folder)
 
@@ -421,17 +422,17 @@ def test_a_start_sweeps_what_the_killed_left_in_memory(tmp_path):
     for name in os.listdir(tmp_path):
         if "young" not in name:
             os.utime(tmp_path / name, (old, old))
-    assert sorted(scratch.sweep(str(tmp_path))) == ["roadworthy-ab_d3fgh", "roadworthy-lane-1-ab"]
+    assert sorted(sweep(str(tmp_path))) == ["roadworthy-ab_d3fgh", "roadworthy-lane-1-ab"]
     left = {"roadworthy-zzzzzzzz", "roadworthy-young_xx", "roadworthy-ab_d3fg1", "other"}
     assert set(os.listdir(tmp_path)) == left
 
 
 def test_a_lane_of_a_living_client_is_not_swept():
-    lane = Lane(4096)
+    lane = ShmSegment(4096)
     try:
         os.utime(f"/dev/shm/{lane.name}", (1, 1))
-        assert lane.name not in scratch.sweep()
+        assert lane.name not in sweep()
     finally:
         lane.unlink()
         lane.close()
-    assert scratch.sweep("/nowhere") == []
+    assert sweep("/nowhere") == []

@@ -13,7 +13,7 @@ from onnx import helper as h
 from protos import inference_pb2 as inference
 from protos import model_config_pb2 as pb
 from runtime.client import Client
-from runtime.labels import Labels
+from runtime.serving.labels import Labels
 from tests.runtime import builders as b
 
 tc = pytest.importorskip("tritonclient.grpc")

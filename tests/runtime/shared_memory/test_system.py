@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from runtime import serve as runtime_serve
 from runtime.client import Client, Rejected, RpcError
-from runtime.client.shm_segments import PREFIX
 from runtime.errors import ServiceError
+from runtime.shared_memory.segments import PREFIX
 from runtime.shared_memory.system import LIMIT, Place, Region, Regions
 from tests.runtime import builders as b
 from tests.waits import PATIENCE, until

@@ -210,11 +210,11 @@ def test_one_member_frozen_or_pinned_refuses_all(repository, config, serve):
     assert (event.state, event.check) == ("REJECTED", "frozen")
     assert "driving" in event.reason
     group.unfreeze()
-    server.service.controller("edges").pin(0)
+    server.service.controller("edges").flags.pin(0)
     event = server.service.submit_group("scene", second).result()
     assert (event.state, event.check) == ("REJECTED", "pinned")
     assert "member 'edges'" in event.reason
-    server.service.controller("edges").unpin()
+    server.service.controller("edges").flags.unpin()
     assert server.service.submit_group("scene", second).result().state == "LIVE"
     with pytest.raises(ServiceError, match="generation 1 of 'scene' is not live"):
         group.pin(1)

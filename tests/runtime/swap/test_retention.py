@@ -78,7 +78,7 @@ def test_a_version_that_waits_for_its_turn_stays(repository, config, serve, monk
     newest = b.publish(repository, **ADAPTED)
     with controller.scope.swap_lock:  # nothing is checked while somebody else has the turn
         tickets = [controller.submit(version) for version in waiting[:2]]
-        assert controller.prune(1) == waiting[2:]
+        assert controller.retention.prune(1) == waiting[2:]
     assert [ticket.result().state for ticket in tickets] == ["LIVE", "LIVE"]
     assert repository.versions("road") == [1, *waiting[:2], newest]
 
