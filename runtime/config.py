@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import files
-from runtime.drift.drift import DriftConfig
+from runtime.drift.config import DriftConfig
 from runtime.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -30,7 +30,7 @@ _SEGMENT_BYTES = {
     "labels": 1,
     "confidence": 1,
     "edge_bits": 4,
-}  # bytes a pixel of what may come through a segment
+}  # per pixel: outputs that fit a segment
 _STREAMED = 2  # the field of ModelStreamInferResponse that holds the answer
 _REFUSALS = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,

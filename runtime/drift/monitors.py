@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from runtime import files
-from runtime.drift.drift import DriftConfig, DriftMonitor, DriftStatus, SourceStatus
+from runtime.drift.config import DriftConfig, DriftStatus, SourceStatus
+from runtime.drift.monitor import DriftMonitor
 from runtime.events import Bus, Event, State, Subscription
 from runtime.repository.repository import Repository
 from runtime.serving.served_model import ModelHost

@@ -1,8 +1,8 @@
 """Files in memory that exist no longer than the process that uses them.
 
 A file without a name disappears with the process that has it open, however the process ends.  If the system
-offers none, a locked directory in /dev/shm replaces it; `runtime/shared_memory/sweep.py` deletes what a killed
-process leaves of it.
+offers none, a locked directory in /dev/shm replaces it; `runtime/shared_memory/sweep.py` deletes what a
+killed process leaves of it.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ class RepositoryEdge:
     def _load(self, model: str, failure: ServiceError) -> None:
         group = self._service.groups().get(model)
         if group is not None:  # its members are loaded by their own names
-            group.set_unloaded(False)
+            group.reload()
             if group.host.reason:
                 raise _invalid(f"failed to load '{model}': {group.host.reason}")
             return
@@ -203,7 +203,7 @@ class RepositoryEdge:
         if controller is not None:
             controller.unload()
         elif (group := self._service.groups().get(request.model_name)) is not None:
-            group.set_unloaded(True)
+            group.unload()
         return pb.RepositoryModelUnloadResponse()
 
     # -- shared memory ---------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The name and the lock of the segments that our own client makes in /dev/shm.
 
-The client locks a segment as long as it lives.  A segment without a lock has lost its owner, and whoever finds
-it may delete it.  Knows files only, so that the client needs nothing else of the server's package.
+The client locks a segment as long as it lives.  A segment without a lock has lost its owner, and any process
+may delete it.  Knows files only, so that the client needs nothing else of the server's package.
 """
 
 from __future__ import annotations

@@ -170,10 +170,17 @@ class GroupController:
         with self.scope.state_lock:
             change_all(self._flags(), OperatorFlags.unpin)
 
-    def set_unloaded(self, unloaded: bool) -> None:
-        """If unloaded, the group stops answering under its name, also after a restart, until it is loaded
-        again; its members go on (Triton: without unload_dependents).  Raises Refused("record", …).
+    def unload(self) -> None:
+        """Stops answering under the group's name, also after a restart, until it is loaded again; its
+        members go on (Triton: without unload_dependents).  Raises Refused("record", …).
         """
+        self._set_unloaded(True)
+
+    def reload(self) -> None:
+        """Answers under the group's name again.  Raises Refused("record", …)."""
+        self._set_unloaded(False)
+
+    def _set_unloaded(self, unloaded: bool) -> None:
         self._repository.check_writable()
         with self.scope.state_lock:
             self._record.write_unloaded(unloaded)

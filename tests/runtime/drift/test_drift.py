@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from runtime.drift import drift
-from runtime.drift.drift import DriftConfig, DriftMonitor, SourceDrift, arl, measure, threshold
+from runtime.drift import DriftConfig, DriftMonitor, SourceDrift, arl, detector, measure, signals, threshold
 from tests.waits import PATIENCE
 
 QUICK = DriftConfig(learn=64, block=4, false_alarm_hours=1.0, max_fps=10.0, min_interval=0.0, votes=1)
@@ -60,23 +59,23 @@ def test_the_long_run_deviation_is_not_put_too_low():
         x[0] = rng.standard_normal()
         for i in range(1, 60):
             x[i] = 0.6 * x[i - 1] + 0.8 * rng.standard_normal()
-        found.append(drift.long_run_deviation(x))
+        found.append(detector.long_run_deviation(x))
     assert 2.0 < np.median(found) < 3.0
     assert np.mean(np.array(found) < 0.7 * 2.0) < 0.1
-    steady = [drift.long_run_deviation(rng.standard_normal(60)) for _ in range(300)]
+    steady = [detector.long_run_deviation(rng.standard_normal(60)) for _ in range(300)]
     assert 1.0 < np.median(steady) < 1.3
 
 
 def test_a_busier_street_is_no_less_sure():
     """Thin things are never sure: more of them lowers the mean confidence, and that is no drift."""
-    base = np.zeros((2, drift.BINS))
+    base = np.zeros((2, signals.BINS))
     base[0, -1], base[1, 16] = 0.9, 0.1
-    busy = np.zeros((2, drift.BINS))
+    busy = np.zeros((2, signals.BINS))
     busy[0, -1], busy[1, 16] = 0.6, 0.4
-    raw = float((busy.sum(0) - base.sum(0)) @ drift.LEVELS)
+    raw = float((busy.sum(0) - base.sum(0)) @ signals.LEVELS)
     assert raw < -0.1
-    assert raw - drift.composition(busy, base) == pytest.approx(0.0, abs=1e-9)
-    assert drift.wasserstein(busy, base) == pytest.approx(0.0)
+    assert raw - signals.composition(busy, base) == pytest.approx(0.0, abs=1e-9)
+    assert signals.wasserstein(busy, base) == pytest.approx(0.0)
 
 
 # ---------------------------------------------------------------------------------------------- signals
@@ -102,11 +101,11 @@ def test_distances_against_scipy():
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(3)
     p, q = rng.dirichlet(np.ones(7)), rng.dirichlet(np.ones(7))
-    assert drift.js_distance(p, q) == pytest.approx(spatial.jensenshannon(p, q, base=2))
-    a, b = rng.random((1, drift.BINS)), rng.random((1, drift.BINS))
-    levels = np.arange(drift.BINS) / drift.BINS
+    assert signals.js_distance(p, q) == pytest.approx(spatial.jensenshannon(p, q, base=2))
+    a, b = rng.random((1, signals.BINS)), rng.random((1, signals.BINS))
+    levels = np.arange(signals.BINS) / signals.BINS
     wanted = stats.wasserstein_distance(levels, levels, a[0], b[0])
-    assert drift.wasserstein(a / a.sum(), b / b.sum()) == pytest.approx(wanted)
+    assert signals.wasserstein(a / a.sum(), b / b.sum()) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +276,7 @@ def test_the_rate_is_bounded_and_a_full_queue_drops():
     assert monitor.status().frames <= 3
     held = threading.Event()
     slow = DriftMonitor("road", 2, None, DriftConfig(queue=2, max_fps=1e6), clock=clock)
-    slow._look = lambda *_: held.wait(PATIENCE)  # type: ignore[method-assign, assignment]
+    slow._process = lambda *_: held.wait(PATIENCE)  # type: ignore[method-assign, assignment]
     for _ in range(50):  # an offer that waited for a look would wait for ever
         clock.now += 0.01
         slow.offer(observation(rng))

@@ -19,7 +19,7 @@ import pytest
 from protos import roadworthy_pb2 as pb
 from runtime import adapter_registry as registry
 from runtime.client import Client, Rejected, RpcError
-from runtime.drift.drift import DriftConfig
+from runtime.drift import DriftConfig
 from runtime.rpc import adaptation, control
 from tests.runtime import builders as b
 from tests.runtime.adapters import Adapter

@@ -16,7 +16,7 @@ import pytest
 
 from runtime.client import Client, Rejected
 from runtime.config import QueueConfig
-from runtime.drift.drift import DriftConfig
+from runtime.drift import DriftConfig
 from tests.runtime import builders as b
 from tests.runtime.adapters import Adapter
 from tests.runtime.scenarios.test_kill import Process

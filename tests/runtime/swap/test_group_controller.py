@@ -203,7 +203,7 @@ def test_one_member_frozen_or_pinned_refuses_all(repository, config, serve):
         status = client.freeze("scene", "driving")["models"]
         assert {name: s["frozen"] for name, s in status.items()} == {"seg": True, "edges": True}
         client.pin("scene", 1)
-        assert all(c.pinned for c in server.service.controllers().values())
+        assert all(c.flags.pinned for c in server.service.controllers().values())
         client.unpin("scene")
         assert [e.state for e in client.history("scene")] == ["LIVE"]
     event = server.service.submit_group("scene", second).result()
@@ -563,7 +563,7 @@ def test_a_lost_record_comes_back_from_the_history(repository, config, serve, lo
     with Client(server.target) as client:
         answer = ask(client)
         assert (answer.version, kind_of(answer)) == (2, (1, 1))
-    assert all(controller.pinned for controller in server.service.controllers().values())
+    assert all(controller.flags.pinned for controller in server.service.controllers().values())
 
 
 def test_a_member_that_was_changed_while_there_was_no_group(repository, config, serve):
