@@ -425,7 +425,7 @@ class ModelHost:
 
     def _observed(self, work: _Work, slot: Slot, outputs: dict[str, Array]) -> None:
         observers = self.observers
-        if not observers or slot.task is None or not slot.task.seen(outputs):
+        if not observers or slot.task is None or not slot.task.has_outputs(outputs):
             return
         frame = work.inputs["frame"]
         if not frame.size:  # an empty batch shows nobody anything

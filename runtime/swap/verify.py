@@ -19,7 +19,7 @@ import numpy as np
 from runtime import engines
 from runtime.checks import golden
 from runtime.checks import task as checks_task
-from runtime.checks.task import Looks, Task
+from runtime.checks.task import Stats, Task
 from runtime.config import ServerConfig
 from runtime.engines import Engine
 from runtime.errors import Refused, Unjudged, of_the_machine
@@ -39,14 +39,14 @@ class Golden:
     """What a version answered on its golden frames, kept with its slot as the reference for the next one."""
 
     answers: dict[str, dict[str, Array]] = field(default_factory=dict)  # hash of the frame -> outputs
-    looks: dict[str, Looks] = field(default_factory=dict)
+    stats: dict[str, Stats] = field(default_factory=dict)
     cost_ms: float = 0.0  # of one frame on one thread of low priority: comparable between candidates
 
-    def add(self, task: Task, key: str, answer: dict[str, Array]) -> Looks:
+    def add(self, task: Task, key: str, answer: dict[str, Array]) -> Stats:
         """Keeps what comparisons need of an answer, and its look."""
-        self.answers[key] = {part.needs: answer[part.needs] for part in task.parts}
-        self.looks[key] = task.look(answer)
-        return self.looks[key]
+        self.answers[key] = {head.required: answer[head.required] for head in task.heads}
+        self.stats[key] = task.summarize(answer)
+        return self.stats[key]
 
 
 @dataclass
@@ -162,9 +162,9 @@ class Verifier:
         fits = frames.ndim == 4 and frames.shape[3] == 3
         if not fits or height not in (-1, frames.shape[1]) or width not in (-1, frames.shape[2]):
             raise Refused("golden", f"golden.npz holds frames {frames.shape} that this engine does not take")
-        for part in task.parts:
-            if not part.fits(arrays):
-                shapes = ", ".join(f"{name} {arrays[name].shape}" for name in ("frames", *part.golden))
+        for head in task.heads:
+            if not head.golden_fits(arrays):
+                shapes = ", ".join(f"{name} {arrays[name].shape}" for name in ("frames", *head.golden))
                 raise Refused("golden", f"golden.npz holds arrays that do not belong together: {shapes}")
         expected = {}
         for index, frame in enumerate(frames):
@@ -176,7 +176,7 @@ class Verifier:
     def _look_at_golden(
         self, candidate: Candidate, task: Task, expected: dict[str, dict[str, Array]]
     ) -> None:
-        names = task.asked(candidate.engine.spec)
+        names = task.required_outputs(candidate.engine.spec)
         costs: list[float] = []
         parities: list[dict[str, Any]] = []
         for key, frame in candidate.frames.items():
@@ -187,7 +187,7 @@ class Verifier:
             seen = candidate.golden.add(task, key, answer)
             if reason := task.not_finite(seen, answer):
                 raise Refused("finite", reason)
-            if reason := task.beyond(answer):
+            if reason := task.contract_violation(answer):
                 raise Refused("contract", reason)
             if key in expected:
                 parities.append(task.parity(answer, expected[key]))
@@ -195,19 +195,19 @@ class Verifier:
             costs.append(timed(candidate.engine, {"frame": next(iter(candidate.frames.values()))}, names)[1])
         candidate.golden.cost_ms = min(costs)
         parity, limits = checks_task.total(parities), self._config.guard
-        candidate.report |= task.parity_figures(parity)
-        if reason := task.missed(parity, limits):
-            looks = checks_task.total(list(candidate.golden.looks.values()))
-            if one := task.collapsed(looks, None, limits, limits.max_vanished):
+        candidate.report |= task.parity_report(parity)
+        if reason := task.golden_mismatch(parity, limits):
+            stats = checks_task.total(list(candidate.golden.stats.values()))
+            if one := task.collapsed(stats, None, limits, limits.max_vanished):
                 raise Refused("collapse", f"{one}; {reason}")
             raise Refused("golden", reason)
 
     def _compare_golden(self, candidate: Candidate, task: Task, reference: Slot | None) -> None:
-        seen = checks_task.total(list(candidate.golden.looks.values()))
+        seen = checks_task.total(list(candidate.golden.stats.values()))
         other = None
         if reference is not None and reference.task is not None:
             known = self.reference_golden(reference, candidate)
-            other = checks_task.total([known.looks[key] for key in candidate.frames])
+            other = checks_task.total([known.stats[key] for key in candidate.frames])
         limits = self._config.guard
         if reason := task.collapsed(seen, other, limits, limits.max_vanished):
             raise Refused("collapse", reason)
@@ -220,7 +220,7 @@ class Verifier:
         task = reference.task
         assert task is not None
         for key, frame in candidate.frames.items():
-            if key not in known.looks:
+            if key not in known.stats:
                 known.add(task, key, held(reference, {"frame": frame}, list(task.outputs)))
         return known
 
@@ -265,7 +265,7 @@ class Verifier:
         """The engine that will answer says what the one that was judged said, and within the budget."""
         key, frame = next(iter(candidate.frames.items()))
         names = list(task.outputs)
-        same = task.same(engine.run({"frame": frame}, names), candidate.golden.answers[key])
+        same = task.pixel_agreement(engine.run({"frame": frame}, names), candidate.golden.answers[key])
         if same < 0.999:
             raise Refused(
                 "golden", f"with all threads the engine gives other answers on {1 - same:.2%} of the pixels"
@@ -353,7 +353,7 @@ def _mixes_rows(candidate: Candidate) -> str:
     """Why requests must not share a run of the candidate; "" where they may."""
     if candidate.task is None:
         return sharing.foreign_mixes_rows(candidate.engine, candidate.blind)
-    names = [part.needs for part in candidate.task.parts]
+    names = [head.required for head in candidate.task.heads]
     frames = list(candidate.frames.values())[:2]
     if len(frames) < 2:  # one golden frame: its mirror image is another
         frames.append(np.ascontiguousarray(frames[0][:, :, ::-1]))

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from runtime.checks import edges as ge
+from runtime.checks.edges import EdgeChecks, EdgeComparison, EdgeStats, Parity, class_counts, dilate
 from runtime.config import GuardConfig, ShadowConfig
 
 NAMES = ("road", "car", "tree", "sky")
+CHECKS = EdgeChecks(NAMES, (0.5,) * 4)
 FIELDS = hnp.arrays(np.int32, (2, 9, 11), elements=st.integers(0, 15))
 WIDE = hnp.arrays(np.int32, (1, 3, 5), elements=st.integers(0, 2**31 - 1))
 
@@ -22,14 +23,14 @@ def planes(bits, classes=4):
 
 @given(WIDE, st.integers(1, 31))
 def test_counts_of_all_classes_at_once(bits, classes):
-    assert ge.class_counts(bits, classes).tolist() == planes(bits, classes).sum((0, 2, 3)).tolist()
-    seen = ge.look(bits, None, classes)
+    assert class_counts(bits, classes).tolist() == planes(bits, classes).sum((0, 2, 3)).tolist()
+    seen = EdgeStats.of(bits, None, classes)
     assert seen.stray == int((bits >= 2**classes).sum())
     assert seen.some == int((bits != 0).sum())
 
 
 def test_the_sign_is_a_bit_beyond_any_class():
-    assert ge.look(np.array([[[-1, 5]]], np.int32), None, 31).stray == 1
+    assert EdgeStats.of(np.array([[[-1, 5]]], np.int32), None, 31).stray == 1
 
 
 @settings(deadline=None)  # SciPy is slow to come
@@ -39,48 +40,53 @@ def test_dilation_is_scipys(bits, radius):
 
     box = np.ones((2 * radius + 1, 2 * radius + 1), bool)
     wanted = np.array([[binary_dilation(p, box) for p in frame] for frame in planes(bits)])
-    assert (planes(ge.dilate(bits, radius)) == wanted).all()
+    assert (planes(dilate(bits, radius)) == wanted).all()
 
 
 @given(FIELDS, FIELDS)
 def test_looks_parities_and_comparisons_add(one, two):
     edges = planes(one).astype(np.uint8) * 200
-    both, halves = ge.look(one, edges, 4), [ge.look(one[i : i + 1], edges[i : i + 1], 4) for i in (0, 1)]
+    both, halves = (
+        EdgeStats.of(one, edges, 4),
+        [EdgeStats.of(one[i : i + 1], edges[i : i + 1], 4) for i in (0, 1)],
+    )
     assert (halves[0] + halves[1]).counts.tolist() == both.counts.tolist()
     assert (halves[0] + halves[1]).strength == both.strength
-    parity = ge.parity(one, edges, two, edges, 4)
+    parity = Parity.of(one, edges, two, edges, 4)
     on = [planes(x) for x in (one, two)]
     either = (on[0] | on[1]).sum()
     assert parity.overlap == pytest.approx((on[0] & on[1]).sum() / either if either else 1.0)
     assert parity.bits_equal == pytest.approx((one == two).mean())
-    whole = ge.compare(one, two, 4, 0.1)
-    parts = ge.compare(one[:1], two[:1], 4, 0.1) + ge.compare(one[1:], two[1:], 4, 0.1)
+    whole = EdgeComparison.of(one, two, 4, 0.1)
+    parts = EdgeComparison.of(one[:1], two[:1], 4, 0.1) + EdgeComparison.of(one[1:], two[1:], 4, 0.1)
     assert parts.cross.tolist() == whole.cross.tolist()
 
 
 @given(FIELDS)
 def test_cross_counts_are_those_of_the_planes(bits):
     other = np.roll(bits, 1, 1)
-    near = planes(ge.dilate(other, 1))
+    near = planes(dilate(other, 1))
     live = planes(bits)
     wanted = [[int((live[:, j] & near[:, k]).sum()) for k in range(4)] for j in range(4)]
-    assert ge.compare(bits, other, 4, 0.05).cross.tolist() == wanted
+    assert EdgeComparison.of(bits, other, 4, 0.05).cross.tolist() == wanted
 
 
 def test_nan_is_seen_where_nothing_is_above_zero():
     blank = np.zeros((1, 4, 4), np.int32)
     dead, faint = (np.full((1, 4, 4, 4), v, np.uint8) for v in (0, 1))
-    assert "NaN" in ge.not_finite(ge.look(blank, dead, 4), None)
-    assert ge.not_finite(ge.look(blank, faint, 4), None) is None
-    assert ge.not_finite(ge.look(blank, dead, 4), ge.look(blank, dead, 4)) is None  # so says the live one
-    assert ge.not_finite(ge.look(blank, None, 4), None) is None  # not asked for
+    assert "NaN" in CHECKS.not_finite(EdgeStats.of(blank, dead, 4), {}, None)
+    assert CHECKS.not_finite(EdgeStats.of(blank, faint, 4), {}, None) is None
+    assert (
+        CHECKS.not_finite(EdgeStats.of(blank, dead, 4), {}, EdgeStats.of(blank, dead, 4)) is None
+    )  # so says the live one
+    assert CHECKS.not_finite(EdgeStats.of(blank, None, 4), {}, None) is None  # not asked for
 
 
 def shares(*values):
     bits = np.zeros((1, 10, 100), np.int32)
     for k, value in enumerate(values):
         bits.reshape(-1)[: round(value * 1000)] |= 1 << k
-    return ge.look(bits, None, 4)
+    return EdgeStats.of(bits, None, 4)
 
 
 def test_collapse():
@@ -88,7 +94,7 @@ def test_collapse():
     usual = shares(0.1, 0.05, 0.08, 0.0005)
 
     def judge(seen, reference=None, gone=0.0):
-        return ge.collapsed(seen, reference, limits, NAMES, gone)
+        return CHECKS.collapsed(seen, reference, limits, gone)
 
     assert judge(usual) is None
     assert judge(usual, usual) is None
@@ -114,7 +120,10 @@ class TestAgreement:
         return edges_of(labels.astype(np.uint8))[None]
 
     def judge(self, live, candidate):
-        return ge.disagrees(ge.compare(live, candidate, 4, ShadowConfig().edge_tolerance), ShadowConfig())
+        usual = EdgeStats.of(live, None, 4)  # edges are judged by the comparison alone
+        return CHECKS.disagrees(
+            EdgeComparison.of(live, candidate, 4, ShadowConfig().edge_tolerance), usual, usual, ShadowConfig()
+        )
 
     def worse(self, truth, missed, invented):
         """A live version that misses blocks of the edges and sees some where there are none."""

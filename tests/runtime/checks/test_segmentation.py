@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from runtime.checks import segmentation
+from runtime.checks.segmentation import AnswerStats, Comparison, SegmentationChecks
 from runtime.config import GuardConfig, ShadowConfig
 
 NAMES = ("road", "car", "tree", "sky")
+CHECKS = SegmentationChecks(NAMES)
 
 
 def frame(*rows):
@@ -21,7 +22,7 @@ def frame(*rows):
 def test_a_look_counts_what_is_there():
     labels = frame([0, 0, 1], [3, 3, 255])
     confidence = frame([255, 100, 10], [64, 63, 62])
-    seen = segmentation.look(labels, confidence, 4)
+    seen = AnswerStats.of(labels, confidence, 4)
     assert seen.counts.tolist() == [2, 1, 0, 2]
     assert seen.pixels == 6
     assert seen.shares.tolist() == pytest.approx([2 / 6, 1 / 6, 0, 2 / 6])
@@ -32,10 +33,8 @@ def test_a_look_counts_what_is_there():
 
 @given(hnp.arrays(np.uint8, (2, 4, 5), elements=st.integers(0, 3)), hnp.arrays(np.uint8, (2, 4, 5)))
 def test_looks_add(labels, confidence):
-    both = segmentation.look(labels, confidence, 4)
-    halves = segmentation.look(labels[:1], confidence[:1], 4) + segmentation.look(
-        labels[1:], confidence[1:], 4
-    )
+    both = AnswerStats.of(labels, confidence, 4)
+    halves = AnswerStats.of(labels[:1], confidence[:1], 4) + AnswerStats.of(labels[1:], confidence[1:], 4)
     assert both.counts.tolist() == halves.counts.tolist()
     assert vars(both) | {"counts": 0} == vars(halves) | {"counts": 0}
 
@@ -45,7 +44,7 @@ def test_looks_add(labels, confidence):
     hnp.arrays(np.uint8, (1, 6, 6), elements=st.integers(0, 3)),
 )
 def test_agreement_and_kappa_are_the_textbooks(live, candidate):
-    seen = segmentation.compare(live, candidate, 4)
+    seen = Comparison.of(live, candidate, 4)
     assert seen.agreement == pytest.approx((live == candidate).mean())
     p, q = (np.bincount(x.reshape(-1), minlength=4) / x.size for x in (live, candidate))
     chance = float((p * q).sum())
@@ -54,31 +53,29 @@ def test_agreement_and_kappa_are_the_textbooks(live, candidate):
 
 
 def test_nan_is_seen_in_the_probabilities_and_in_the_confidence_alone():
-    good = segmentation.look(frame([0, 1]), frame([200, 200]), 4)
-    assert segmentation.not_finite(good, np.array([0.5, 0.5])) is None
-    assert "NaN" in segmentation.not_finite(good, np.array([0.5, np.nan]))
-    assert "NaN" in segmentation.not_finite(good, np.array([0.5, np.inf]))
-    assert "no finite logits" in segmentation.not_finite(
-        segmentation.look(frame([0, 0]), frame([0, 0]), 4), None
-    )
+    good = AnswerStats.of(frame([0, 1]), frame([200, 200]), 4)
+    assert CHECKS.not_finite(good, {"probabilities": np.array([0.5, 0.5])}, None) is None
+    assert "NaN" in CHECKS.not_finite(good, {"probabilities": np.array([0.5, np.nan])}, None)
+    assert "NaN" in CHECKS.not_finite(good, {"probabilities": np.array([0.5, np.inf])}, None)
+    assert "no finite logits" in CHECKS.not_finite(AnswerStats.of(frame([0, 0]), frame([0, 0]), 4), {}, None)
 
 
 def shares(*values):
     labels = np.repeat(np.arange(len(values)), [int(v * 1000) for v in values]).astype(np.uint8)
-    return segmentation.look(labels[None, None], np.full_like(labels, 200)[None, None], 4)
+    return AnswerStats.of(labels[None, None], np.full_like(labels, 200)[None, None], 4)
 
 
 def test_collapse():
     limits = GuardConfig()
     even = shares(0.4, 0.3, 0.2, 0.1)
-    assert segmentation.collapsed(even, None, limits, NAMES, 0.0) is None
-    assert "'road' takes 99" in segmentation.collapsed(shares(0.99, 0.01), None, limits, NAMES, 0.0)
-    assert "'road' takes" in segmentation.collapsed(shares(0.99, 0.01), even, limits, NAMES, 1.0)
-    assert segmentation.collapsed(shares(0.99, 0.01), shares(0.99, 0.01), limits, NAMES, 0.0) is None
-    assert "'sky'" in segmentation.collapsed(shares(0.5, 0.3, 0.2, 0.0), even, limits, NAMES, 0.0)
-    assert segmentation.collapsed(shares(0.5, 0.3, 0.2, 0.0), even, limits, NAMES, 0.3) is None
+    assert CHECKS.collapsed(even, None, limits, 0.0) is None
+    assert "'road' takes 99" in CHECKS.collapsed(shares(0.99, 0.01), None, limits, 0.0)
+    assert "'road' takes" in CHECKS.collapsed(shares(0.99, 0.01), even, limits, 1.0)
+    assert CHECKS.collapsed(shares(0.99, 0.01), shares(0.99, 0.01), limits, 0.0) is None
+    assert "'sky'" in CHECKS.collapsed(shares(0.5, 0.3, 0.2, 0.0), even, limits, 0.0)
+    assert CHECKS.collapsed(shares(0.5, 0.3, 0.2, 0.0), even, limits, 0.3) is None
     # a class that the reference hardly shows may go
-    assert segmentation.collapsed(shares(0.6, 0.4), shares(0.6, 0.36, 0.04), limits, NAMES, 0.0) is None
+    assert CHECKS.collapsed(shares(0.6, 0.4), shares(0.6, 0.36, 0.04), limits, 0.0) is None
 
 
 class TestAgreement:
@@ -91,10 +88,10 @@ class TestAgreement:
         limits = ShadowConfig()
         sure = np.full(live.shape, 160, np.uint8)
         mine, theirs = (
-            segmentation.look(candidate, np.full_like(sure, confidence), 4),
-            segmentation.look(live, sure, 4),
+            AnswerStats.of(candidate, np.full_like(sure, confidence), 4),
+            AnswerStats.of(live, sure, 4),
         )
-        return segmentation.disagrees(segmentation.compare(live, candidate, 4), mine, theirs, limits)
+        return CHECKS.disagrees(Comparison.of(live, candidate, 4), mine, theirs, limits)
 
     def wrong_here(self, share):
         """A live version that calls a part of the blocks something else, as one does in a foreign domain."""
