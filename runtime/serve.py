@@ -127,12 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    if not server.service.hosts() and not config.models:
+    if not server.service.models.hosts() and not config.models:
         logging.warning(
             "repository '%s' holds no version yet; publish one with export.build", config.repository
         )
     print(f"ready grpc={server.target} metrics={server.metrics_target}", file=sys.stderr, flush=True)
-    for status in server.service.status():
+    for status in server.service.admin.status():
         what = f"version {status.live} is live" if status.ready else f"NOT READY: {status.reason}"
         logging.info("%s: %s", status.model, what)
     while True:

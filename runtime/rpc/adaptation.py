@@ -64,7 +64,7 @@ class AdaptationEdge:
     # -- drift -----------------------------------------------------------------------
 
     def drift(self, request: pb.ModelRequest, context: Any) -> pb.DriftResponse:
-        self._service.host(request.model)
+        self._service.models.host(request.model)
         found = self._service.monitors.status(request.model)
         response = pb.DriftResponse(model=request.model)
         if found is None:
@@ -91,7 +91,7 @@ class AdaptationEdge:
     # -- the operator's side ---------------------------------------------------------
 
     def adaptation(self, request: pb.ModelRequest, context: Any) -> pb.AdaptationResponse:
-        self._service.host(request.model)
+        self._service.models.host(request.model)
         return self._response(request.model)
 
     def start_round(self, request: pb.StartRoundRequest, context: Any) -> pb.AdaptationResponse:
@@ -105,13 +105,13 @@ class AdaptationEdge:
         return self._command(request.model, "set_collection", {"on": request.on}, context)
 
     def watch_round(self, request: pb.ModelRequest, context: Any) -> Iterator[pb.AdapterReport]:
-        self._service.host(request.model)
+        self._service.models.host(request.model)
         context.send_initial_metadata(())
         for report in self._service.adapters.watch(request.model, context.is_active):
             yield pb.AdapterReport(**report)
 
     def _command(self, model: str, kind: str, values: dict[str, Any], context: Any) -> pb.AdaptationResponse:
-        self._service.host(model)
+        self._service.models.host(model)
         remaining = context.time_remaining()
         wait = ANSWER if remaining is None else max(0.0, min(ANSWER, remaining - 0.5))
         command = self._service.adapters.command(model, kind, values, wait=wait, alive=context.is_active)
@@ -216,7 +216,7 @@ class _Connection:
             check_name(model)
         except ValueError as error:
             raise _invalid(str(error)) from error
-        self._service.controller(model)  # a model of the repository, served or not yet
+        self._service.models.controller(model)  # a model of the repository, served or not yet
         return self._service.adapters.register(model, name, report.get("pid", 0), self._peer)
 
 

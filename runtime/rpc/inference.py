@@ -77,7 +77,7 @@ class InferenceEdge:
         slot = self._service.slot(request.name, request.version)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         spec = slot.engine.spec
-        loaded = sorted(other.version for other in self._service.answering(request.name).loaded())
+        loaded = sorted(other.version for other in self._service.models.answering(request.name).loaded())
         return pb.ModelMetadataResponse(
             name=request.name,
             versions=[str(slot.version)] if request.version else [str(version) for version in loaded],

@@ -246,6 +246,6 @@ def test_a_mistyped_model_is_named(repository, quick, caplog):
         dataclasses.replace(quick, models=["../road"])
     # a name like no other may be published later
     server = Server(dataclasses.replace(quick, models=["road", "zebra"])).start()
-    assert list(server.service.hosts()) == ["road"]
+    assert list(server.service.models.hosts()) == ["road"]
     assert "'zebra' is not in the repository" in caplog.text
     server.stop()

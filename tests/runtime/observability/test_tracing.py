@@ -72,7 +72,7 @@ def test_a_request_is_a_span_with_its_stages_inside(traced):
     for span in inside:
         assert span.parent.span_id == whole.context.span_id
         assert whole.start_time <= span.start_time <= span.end_time <= whole.end_time
-    now = server.service.host("road").statistics_of(1).snapshot().stages
+    now = server.service.models.host("road").statistics_of(1).snapshot().stages
     for span in inside:  # as long as the server's own statistics say
         assert span.end_time - span.start_time == getattr(now, span.name)
 
@@ -87,7 +87,9 @@ def test_a_request_to_a_group_has_the_stages_of_its_members_inside(traced, repos
     *inside, whole = sorted(spans(), key=lambda span: (span.end_time, span.parent is None))
     assert (whole.attributes["model.name"], whole.attributes["model.seg.version"]) == ("scene", "1")
     assert [span.name for span in sorted(inside, key=lambda span: span.start_time)] == STAGES
-    members = [server.service.host(name).statistics_of(1).snapshot().stages for name in ("seg", "edges")]
+    members = [
+        server.service.models.host(name).statistics_of(1).snapshot().stages for name in ("seg", "edges")
+    ]
     (run,) = [span for span in inside if span.name == "compute_infer"]
     assert run.end_time - run.start_time == sum(each.compute_infer for each in members) > 0
 

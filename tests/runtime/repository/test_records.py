@@ -102,9 +102,9 @@ def test_no_damaged_live_json_makes_a_version_live_that_nobody_submitted(reposit
     b.publish(repository)
     b.publish(repository)
     service = started(calm)
-    assert service.host("road").live.version == 2
-    assert service.submit("road", 1, shadow=False).result().state == "LIVE"
-    service.freeze("road", "drives")
+    assert service.models.host("road").live.version == 2
+    assert service.admin.submit("road", 1, shadow=False).result().state == "LIVE"
+    service.admin.freeze("road", "drives")
     service.close()
     b.publish(repository)
     home = repository.path / "road"
@@ -120,9 +120,9 @@ def test_no_damaged_live_json_makes_a_version_live_that_nobody_submitted(reposit
         (home / "history.jsonl").write_bytes(history)
         service = started(calm)
         try:
-            assert service.host("road").live.version == 1, damage
-            assert service.controller("road").flags.frozen, damage
-            assert service.controller("road").flags.frozen_reason == "drives"
+            assert service.models.host("road").live.version == 1, damage
+            assert service.models.controller("road").flags.frozen, damage
+            assert service.models.controller("road").flags.frozen_reason == "drives"
         finally:
             service.close()
 
@@ -133,10 +133,10 @@ def test_what_can_be_read_of_a_damaged_record_holds(repository, calm):
     service.close()
     (repository.path / "road" / "live.json").write_text('{"live": "?", "unloaded": true, "pinned": "yes"}')
     service = started(calm)
-    assert service.host("road").is_unloaded
-    assert not service.controller("road").flags.pinned
-    service.controller("road").reload()
-    assert service.host("road").live.version == 1
+    assert service.models.host("road").is_unloaded
+    assert not service.models.controller("road").flags.pinned
+    service.models.controller("road").reload()
+    assert service.models.host("road").live.version == 1
     service.close()
 
 
@@ -155,7 +155,7 @@ def test_damaged_lines_of_a_history_decide_nothing(repository, calm):
     b.publish(repository)
     b.publish(repository)
     service = started(calm)
-    assert service.submit("road", 1, shadow=False).result().state == "LIVE"
+    assert service.admin.submit("road", 1, shadow=False).result().state == "LIVE"
     service.close()
     b.publish(repository)
     home = repository.path / "road"
@@ -164,9 +164,9 @@ def test_damaged_lines_of_a_history_decide_nothing(repository, calm):
     (home / "live.json").unlink()
     service = started(calm)
     try:
-        assert service.host("road").live.version == 1
-        assert not service.controller("road").flags.pinned
-        assert not service.controller("road").flags.frozen
+        assert service.models.host("road").live.version == 1
+        assert not service.models.controller("road").flags.pinned
+        assert not service.models.controller("road").flags.frozen
         assert b.publish(repository) == 4, "no nonsense is the highest number"
     finally:
         service.close()
@@ -209,8 +209,8 @@ def test_manifests_that_say_more_than_a_record_may_are_refused(change, repositor
     path.write_text(change(path.read_text()))
     service = started(calm)
     try:
-        assert service.host("road").reason.startswith("version 1: manifest: ")
-        service.versions("road")
+        assert service.models.host("road").reason.startswith("version 1: manifest: ")
+        service.admin.versions("road")
     finally:
         service.close()
 
@@ -225,7 +225,7 @@ def test_sparse_records_of_a_repository_are_survived(repository, calm):
             file.truncate(1 << 40)
     service = started(calm)
     try:
-        assert service.host("road").live.version == 1
+        assert service.models.host("road").live.version == 1
     finally:
         service.close()
     assert (home / "history.jsonl").stat().st_size < 1 << 30, "it was shortened"
@@ -240,12 +240,12 @@ def test_a_number_that_somebody_only_asks_for_is_not_given(repository, calm, mon
     b.publish(repository)
     service = started(calm)
     try:
-        assert service.submit("road", 10**18 - 1).result().check == "manifest"
+        assert service.admin.submit("road", 10**18 - 1).result().check == "manifest"
         assert b.publish(repository) == 2
-        assert service.submit("road", 2).result().state == "LIVE"
+        assert service.admin.submit("road", 2).result().state == "LIVE"
         monkeypatch.setattr("runtime.repository.repository.HISTORY_BYTES", 2048)
         for _ in range(60):
-            service.controller("road").note(1, "x", "y" * 90)
+            service.models.controller("road").note(1, "x", "y" * 90)
         assert b.publish(repository) == 3
     finally:
         service.close()
@@ -317,7 +317,7 @@ def test_a_group_or_all_models_freeze_as_one_or_not_at_all(repository, calm, ser
     publish_group(repository, 0)
     config = dataclasses.replace(calm, groups=GROUP)
     server = serve(config)
-    names = server.service.group("scene").members
+    names = server.service.models.group("scene").members
     with Client(server.target) as client:
 
         def now():
@@ -348,7 +348,7 @@ def test_versions_are_pruned_all_or_not_at_all(repository, calm, monkeypatch):
     for n in range(4):
         b.publish(repository, adaptation={"round": str(n)})
     service = started(calm)
-    assert service.submit("road", 1, shadow=False).result().state == "LIVE"
+    assert service.admin.submit("road", 1, shadow=False).result().state == "LIVE"
     aside = Repository.put_aside
 
     def full(self, model, version):
@@ -358,11 +358,11 @@ def test_versions_are_pruned_all_or_not_at_all(repository, calm, monkeypatch):
 
     monkeypatch.setattr(Repository, "put_aside", full)
     with pytest.raises(ServiceError, match="No space left"):
-        service.prune("road", 1)
+        service.admin.prune("road", 1)
     assert repository.versions("road") == [1, 2, 3, 4, 5]
     assert not [e for e in repository.history("road") if e["check"] == "pruned"]
     monkeypatch.setattr(Repository, "put_aside", aside)
-    deleted = service.prune("road", 1)
+    deleted = service.admin.prune("road", 1)
     assert repository.versions("road") == [n for n in range(1, 6) if n not in deleted]
     assert deleted
     service.close()

@@ -315,7 +315,7 @@ def test_the_end_of_a_call_waits_for_no_lock_of_ours(repository, quick, serve):
     """gRPC tells it on the thread that every other call waits for."""
     b.publish(repository)
     server = serve(quick)
-    scheduler = server.service.host("road")._scheduler
+    scheduler = server.service.models.host("road")._scheduler
     with Client(server.target) as client, contextlib.ExitStack() as stack:
         watch = stack.enter_context(client.watch())
         (subscription,) = [each for each in server.service.bus._subscriptions if each.model == ""][-1:]

@@ -272,7 +272,7 @@ def test_bytes_that_are_no_text_are_the_callers_fault_and_not_the_engines(reposi
     """A watch window would roll a version back for failures that any client could cause."""
     b.publish(repository, "text", onnx_models.text(), foreign=True)
     server = serve(quick)
-    slot = server.service.host("text").live
+    slot = server.service.models.host("text").live
 
     def text(*values):
         one = grpcclient.InferInput("TEXT", [len(values)], "BYTES")
@@ -292,7 +292,7 @@ def test_a_full_queue_a_deadline_and_a_timeout(repository, quick, serve):
     """The engine is held: one request runs, one waits, the rest is told so at once."""
     b.publish(repository)
     server = serve(dataclasses.replace(quick, queue=QueueConfig(limit=1)))
-    slot = server.service.host("road").live
+    slot = server.service.models.host("road").live
     gate, run = threading.Event(), slot.engine.run
     slot.engine.run = lambda inputs, names: gate.wait(5 * PATIENCE) and run(inputs, names)
     ends = {}
@@ -338,7 +338,7 @@ def test_a_full_queue_a_deadline_and_a_timeout(repository, quick, serve):
 def test_a_client_that_cancels_frees_its_place_in_the_queue(repository, quick, serve):
     b.publish(repository)
     server = serve(quick)
-    slot = server.service.host("road").live
+    slot = server.service.models.host("road").live
     gate, run = threading.Event(), slot.engine.run
     slot.engine.run = lambda inputs, names: gate.wait(5 * PATIENCE) and run(inputs, names)
     with grpcclient.InferenceServerClient(server.target) as one:
@@ -349,9 +349,9 @@ def test_a_client_that_cancels_frees_its_place_in_the_queue(repository, quick, s
         send()
         until(lambda: slot.held == 1)  # it runs: the two that follow wait, whichever of them comes first
         waiting = [send(), send()]
-        until(lambda: server.service.host("road").pending == 2)
+        until(lambda: server.service.models.host("road").pending == 2)
         waiting[1].cancel()
-        until(lambda: server.service.host("road").pending == 1)
+        until(lambda: server.service.models.host("road").pending == 1)
         gate.set()
         until(lambda: server.service.account.snapshot().in_flight == 0)
     now = server.service.account.snapshot()

@@ -146,18 +146,18 @@ def test_a_start_in_a_wrong_environment_poisons_nothing(wrong, known, repository
     with monkeypatch.context() as patch:
         config, says = wrong(patch, calm)
         service = start(config)
-        reason = service.host("road").reason
-        assert service.host("road").live is None
+        reason = service.models.host("road").reason
+        assert service.models.host("road").live is None
         service.close()
     assert says in reason
     assert "\n" not in reason
     assert (1, "REJECTED") not in states(repository)
     service = start(calm)
     try:
-        assert service.host("road").live.version == 1
+        assert service.models.host("road").live.version == 1
         assert states(repository)[-1] == (1, "LIVE")
-        assert service.controller("road").retention.newest_eligible() == 1
-        assert service.reset("road").result().state == "LIVE"
+        assert service.models.controller("road").retention.newest_eligible() == 1
+        assert service.admin.reset("road").result().state == "LIVE"
     finally:
         service.close()
 
@@ -170,7 +170,7 @@ def test_a_version_that_an_older_start_refused_is_live_again_in_the_history(repo
     service = start(calm)
     try:
         assert states(repository)[-1] == (1, "LIVE")
-        assert service.reset("road").result().state == "LIVE"
+        assert service.admin.reset("road").result().state == "LIVE"
     finally:
         service.close()
 
@@ -185,11 +185,11 @@ def test_a_version_that_stands_in_for_one_that_was_not_judged_is_not_recorded(re
     assert repository.live("road")["live"] == 2
     little = GuardConfig(memory_budget_bytes=memory_budget.OVERHEAD + size)
     service = start(dataclasses.replace(calm, guard=little))
-    assert service.host("road").live.version == 1
+    assert service.models.host("road").live.version == 1
     service.close()
     service = start(calm)
     try:
-        assert service.host("road").live.version == 2
+        assert service.models.host("road").live.version == 2
     finally:
         service.close()
 
@@ -201,9 +201,9 @@ def test_its_own_fault_is_written_for_good(repository, calm):
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     service = start(calm)
     try:
-        assert service.host("road").live.version == 1
+        assert service.models.host("road").live.version == 1
         assert (2, "REJECTED") in states(repository)
-        assert service.controller("road").retention.newest_eligible() == 1
+        assert service.models.controller("road").retention.newest_eligible() == 1
     finally:
         service.close()
 
@@ -217,12 +217,12 @@ def test_a_submission_that_could_not_be_judged_does_not_count(wrong, repository,
         with monkeypatch.context() as patch:
             config, says = wrong(patch, calm)
             service.ledger.configure(config.guard)
-            event = service.submit("road", 2).result()
+            event = service.admin.submit("road", 2).result()
             service.ledger.configure(calm.guard)
         assert event.state == "REJECTED"
         assert says in event.reason
-        assert service.controller("road").retention.newest_eligible() == 2
-        assert service.submit("road", 2).result().state == "LIVE"
+        assert service.models.controller("road").retention.newest_eligible() == 2
+        assert service.admin.submit("road", 2).result().state == "LIVE"
     finally:
         service.close()
 
@@ -234,12 +234,12 @@ def test_a_verification_that_takes_too_long_is_no_verdict(repository, calm, monk
     gate = threading.Event()
     try:
         b.publish(repository)
-        verifier = service.controller("road").verifier
+        verifier = service.models.controller("road").verifier
         verify = verifier.verify
         monkeypatch.setattr(verifier, "verify", lambda *a, **k: gate.wait(60) and verify(*a, **k))
-        event = service.submit("road", 2).result()
+        event = service.admin.submit("road", 2).result()
         assert (event.state, event.check) == ("REJECTED", "load")
-        assert service.controller("road").retention.newest_eligible() == 2
+        assert service.models.controller("road").retention.newest_eligible() == 2
     finally:
         gate.set()
         service.close()
@@ -252,11 +252,11 @@ def test_another_key_is_a_setting_and_no_verdict(repository, calm, keys):  # noq
     )
     b.publish(repository, sign=signer(keys / "mine.key"))
     service = start(theirs)
-    assert "not by a key that this server trusts" in service.host("road").reason
+    assert "not by a key that this server trusts" in service.models.host("road").reason
     service.close()
     assert (1, "REJECTED") not in states(repository)
     service = start(mine)
-    assert service.host("road").live.version == 1
+    assert service.models.host("road").live.version == 1
     service.close()
 
 

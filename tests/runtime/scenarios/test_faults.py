@@ -36,7 +36,7 @@ def gate():
 
 
 def hang(server, gate):
-    engine = server.service.host("road").live.engine
+    engine = server.service.models.host("road").live.engine
     run = engine.run
     engine.run = lambda inputs, names: gate.wait(5 * PATIENCE) and run(inputs, names)
 
@@ -44,7 +44,7 @@ def hang(server, gate):
 @contextlib.contextmanager
 def stuck(server, version=""):
     """A request that hangs in the engine; its caller gives up at the end of the block."""
-    host = server.service.host("road")
+    host = server.service.models.host("road")
     with grpc.insecure_channel(server.target) as channel:
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer").future(request(version))
         until(lambda: host.runs())
@@ -64,7 +64,7 @@ def test_a_live_engine_that_hangs_holds_up_its_own_model_and_nothing_else(reposi
     b.publish(repository, "rear")
     server = serve(dataclasses.replace(quick, drain=0.3))
     hang(server, gate)
-    account = server.service.host("road").account
+    account = server.service.models.host("road").account
     with Client(server.target) as client, Client(server.target) as other, stuck(server):
         for _ in range(2):  # one hangs in the engine, two wait for it; each caller is told in time
             with pytest.raises((Rejected, grpc.RpcError), match="Deadline Exceeded"):
@@ -110,14 +110,14 @@ def test_the_server_looks_by_itself(repository, quick, serve, gate):
     server = serve(hanging(quick, hang=0.2, seconds=0.0))
     hang(server, gate)
     with stuck(server):
-        until(lambda: server.service.host("road").stuck)
+        until(lambda: server.service.models.host("road").stuck)
 
 
 def test_a_live_engine_that_hangs_in_its_watch_window_is_rolled_back(repository, quick, serve, gate):
     """And the model answers, though the thread of the run that hangs is lost."""
     b.publish(repository)
     server = serve(hanging(quick, seconds=5 * PATIENCE))
-    host, look = server.service.host("road"), Looks(server)
+    host, look = server.service.models.host("road"), Looks(server)
     with Client(server.target) as client:
         assert list(client.promote("road", b.publish(repository)))[-1].state == "LIVE"
         hang(server, gate)
@@ -132,7 +132,7 @@ def test_a_live_engine_that_hangs_in_its_watch_window_is_rolled_back(repository,
         back = [e for e in client.history("road") if e.state == "ROLLED_BACK"]
         assert [(e.version, e.check) for e in back] == [(2, "watch-hang")]
         assert "has not ended after 15 s" in back[0].reason
-        account = server.service.host("road").account.snapshot()
+        account = server.service.models.host("road").account.snapshot()
         assert account.in_flight == 1  # it is still in there, and the books say so
         gate.set()
         until(lambda: host.account.snapshot().in_flight == 0)
@@ -142,7 +142,7 @@ def test_a_hang_that_begins_in_the_window_counts_after_it(repository, quick, ser
     b.publish(repository)
     server = serve(dataclasses.replace(quick, drain=0.3))
     hang(server, gate)
-    host = server.service.host("road")
+    host = server.service.models.host("road")
     back = []
     with stuck(server):
         config = hanging(quick, seconds=0.05)
@@ -159,7 +159,7 @@ def test_a_live_engine_that_hangs_outside_of_it_is_seen_and_nothing_piles_up(rep
     b.publish(repository)
     server = serve(hanging(quick, seconds=0.0))
     hang(server, gate)
-    host, look = server.service.host("road"), Looks(server)
+    host, look = server.service.models.host("road"), Looks(server)
     ends = []
 
     def send():
@@ -223,7 +223,7 @@ def test_only_time_that_was_watched_counts_as_hanging(repository, quick, serve, 
     b.publish(repository)
     server = serve(dataclasses.replace(quick, drain=0.3))
     hang(server, gate)
-    host = server.service.host("road")
+    host = server.service.models.host("road")
     with stuck(server):
         pass
     told = []
@@ -247,8 +247,8 @@ def test_a_stream_whose_client_is_gone_does_not_wait_behind_an_engine_that_hangs
     b.publish(repository)
     server = serve(dataclasses.replace(quick, drain=0.3))
     hang(server, gate)
-    account = server.service.host("road").account
-    host = server.service.host("road")
+    account = server.service.models.host("road").account
+    host = server.service.models.host("road")
     with grpc.insecure_channel(server.target) as channel:
         call = channel.stream_stream(STREAM)
         first = call(iter([request()]))
@@ -282,7 +282,7 @@ def test_after_a_hang_the_model_answers_again_and_the_account_is_whole(repositor
     until(lambda: account.snapshot().in_flight == 0)
     now = account.snapshot()
     assert now.accepted == now.answered + sum(now.rejected.values()) == 2
-    assert server.service.host("road").live.held == 0
+    assert server.service.models.host("road").live.held == 0
 
 
 def test_a_client_that_vanishes_in_the_middle_of_a_stream_leaves_nothing(repository, quick, serve, gate):
@@ -300,7 +300,7 @@ def test_a_client_that_vanishes_in_the_middle_of_a_stream_leaves_nothing(reposit
         until(lambda: server.service.account.snapshot().in_flight == 0)
         gate.clear()
     gate.set()
-    until(lambda: server.service.host("road").live.held == 0)
+    until(lambda: server.service.models.host("road").live.held == 0)
     with grpc.insecure_channel(server.target) as channel:
 
         def whole():

@@ -27,7 +27,7 @@ DASHBOARD = Path(__file__).resolve().parents[3] / "docs" / "observability" / "gr
 
 def held(server):
     """Holds the engine until the event is set; returns (event, sizes of the runs)."""
-    engine = server.service.host("road").live.engine
+    engine = server.service.models.host("road").live.engine
     gate, run, sizes = threading.Event(), engine.run, []
 
     def wait(inputs, names):
@@ -43,7 +43,7 @@ def test_requests_that_wait_share_a_run_and_each_gets_its_own_answer(repository,
     b.publish(repository, model=b.segmentation(*b.nearest_weights(), batch="N"), batch="N")
     server = serve(dataclasses.replace(quick, queue=QueueConfig(max_batch=4)))
     gate, sizes = held(server)
-    host = server.service.host("road")
+    host = server.service.models.host("road")
     wrong = []
 
     def send(seed):
@@ -70,7 +70,7 @@ def test_a_newer_frame_of_the_same_camera_replaces_the_one_that_waits(repository
     b.publish(repository)
     server = serve(dataclasses.replace(quick, queue=QueueConfig(policy="latest")))
     gate, sizes = held(server)
-    host = server.service.host("road")
+    host = server.service.models.host("road")
     ends = {}
 
     def send(name, source):

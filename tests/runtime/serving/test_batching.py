@@ -89,7 +89,7 @@ def test_priorities_and_batches_of_a_served_model(repository, quick, serve):
     Path(repository.path, "road", "config.pbtxt").write_text(text)
     server = serve(dataclasses.replace(quick, queue=QueueConfig()))
     gate, sizes = held(server)
-    host = server.service.host("road")
+    host = server.service.models.host("road")
     engine, names, ran = host.live.engine, {}, []
     run = engine.run
 
@@ -133,11 +133,11 @@ def zeros(count):
 def test_hup_reads_the_file_again(repository, quick, serve):
     b.publish(repository)
     server = serve(quick)
-    assert server.service.host("road").plan.levels == 0
+    assert server.service.models.host("road").plan.levels == 0
     path = Path(repository.path, "road", "config.pbtxt")
     path.write_text("dynamic_batching { priority_levels: 2 default_priority_level: 1 }")
     server.service.configure(quick)
-    assert server.service.host("road").plan.levels == 2
+    assert server.service.models.host("road").plan.levels == 2
 
 
 def test_sizes_of_runs_are_the_clients_choice_and_their_statistics_bounded():

@@ -21,7 +21,7 @@ def test_the_versions_manifest_decides(shared, repository, quick, serve):
     model = b.segmentation(*b.nearest_weights(), batch="N")
     b.publish(repository, model=model, batch="N", batching={"independent": shared})
     server = serve(dataclasses.replace(quick, queue=QueueConfig(max_batch=8)))
-    host = server.service.host("road")
+    host = server.service.models.host("road")
     gate, sizes, run = threading.Event(), [], host.slot("").engine.run
 
     def held(inputs, names):
@@ -56,7 +56,7 @@ def test_jobs_that_waited_for_one_run_are_run_one_by_one_after_a_flip(repository
     model = b.segmentation(*b.nearest_weights(), batch="N")
     b.publish(repository, model=model, batch="N", batching={"independent": False})
     server = serve(dataclasses.replace(quick, queue=QueueConfig(max_batch=8)))
-    host = server.service.host("road")
+    host = server.service.models.host("road")
     slot, sizes, run = host.slot(""), [], host.slot("").engine.run
     slot.engine.run = lambda inputs, names: sizes.append(len(inputs["frame"])) or run(inputs, names)
     jobs, seen = [], []

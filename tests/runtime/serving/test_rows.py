@@ -70,7 +70,7 @@ def row(*values):
 
 def together(server, requests):
     """The answers (or refusals) of requests that are sent at one time, after one that holds the engine."""
-    engine = server.service.host("road").live.engine
+    engine = server.service.models.host("road").live.engine
     gate, run = threading.Event(), engine.run
     answers: dict[int, object] = {}
 
@@ -92,7 +92,7 @@ def together(server, requests):
         threads.append(threading.Thread(target=ask, args=(number - 1, inputs)))
         threads[-1].start()
         until(lambda: server.service.account.snapshot().in_flight == len(threads))
-    until(lambda: server.service.host("road").pending == len(requests))
+    until(lambda: server.service.models.host("road").pending == len(requests))
     gate.set()
     for thread in threads:
         thread.join(PATIENCE)
@@ -123,7 +123,7 @@ def test_a_model_without_batches_may_take_what_its_engine_takes_but_shares_no_ru
     with Client(server.target) as client:
         inputs = {"INPUT0": np.ones((1, 16), np.int32), "INPUT1": np.full((2, 16), 5, np.int32)}
         assert client.infer_tensors("road", inputs).outputs["OUTPUT0"].tolist() == [[6] * 16] * 2
-    host = server.service.host("road")
+    host = server.service.models.host("road")
     spec = host.live.engine.spec
     for sizes, shares in (((1, 2), False), ((2, 2), True)):
         tensors = {t.name: np.zeros((n, 16), np.int32) for t, n in zip(spec.inputs, sizes, strict=True)}
@@ -235,7 +235,7 @@ def test_an_engine_that_mixes_its_rows_is_run_request_by_request(model, mixes, r
     """Whatever config.pbtxt says: a version shows at its verification whether it keeps its rows apart."""
     publish(repository, model, SHARED)
     server = serve(quick)
-    assert server.service.host("road").live.shares != mixes
+    assert server.service.models.host("road").live.shares != mixes
     more = {"i": np.zeros(1, np.int64)} if model is REACH else {}
     values = (7777.0, 1000.0, 1.0)
     answers = together(server, [{"x": row(v), **more} for v in values])
@@ -258,9 +258,9 @@ def test_contract_networks_share_runs_and_one_that_mixes_frames_does_not(reposit
     leaky.graph.node.insert(at, h.make_node("Shape", ["full"], ["shape"]))
     b.publish(repository, "leaky", leaky, answers=b.golden(good), batch="N")
     service = serve(quick).service
-    assert service.host("road").live.shares
-    assert not service.host("leaky").live.shares
-    verifier = Verifier(service.host("leaky"), repository, quick, service.ledger)
+    assert service.models.host("road").live.shares
+    assert not service.models.host("leaky").live.shares
+    verifier = Verifier(service.models.host("leaky"), repository, quick, service.ledger)
     assert "depends on the other rows" in "; ".join(verifier.verify(1, reference=None).notes)
 
 
@@ -292,15 +292,15 @@ def test_declared_shapes_that_a_run_contradicts_are_refused_by_name(repository, 
     )  # fmt: skip
     publish(repository, wrong, "")
     service = serve(quick).service
-    assert service.host("road").live is None
-    reason = service.host("road").reason
+    assert service.models.host("road").live is None
+    reason = service.models.host("road").reason
     assert "contract: output 'y' is declared FP32 [-1, 4], a run gives FP32 [1, 8]" in reason
 
 
 def test_a_promoted_engine_with_other_tensors_is_refused(repository, quick, serve):
     publish(repository, ADD, "")
     service = serve(quick).service
-    verifier = Verifier(service.host("road"), repository, quick, service.ledger)
+    verifier = Verifier(service.models.host("road"), repository, quick, service.ledger)
     candidate = verifier.verify(1, reference=None)
     other = _Engine(
         EngineSpec((TensorSpec("z", "FP32", (-1, 4)),), PLAIN.outputs, "onnxruntime", "fp32", "cpu"), abs
@@ -313,7 +313,7 @@ def test_a_promoted_engine_with_other_tensors_is_refused(repository, quick, serv
 def test_a_promoted_engine_that_does_not_run_is_refused(repository, quick, serve):
     publish(repository, ADD, "")
     service = serve(quick).service
-    verifier = Verifier(service.host("road"), repository, quick, service.ledger)
+    verifier = Verifier(service.models.host("road"), repository, quick, service.ledger)
     candidate = verifier.verify(1, reference=None)
 
     def gives(x):
@@ -337,9 +337,9 @@ def test_a_foreign_version_is_run_on_the_inputs_that_it_brings(repository, quick
         brought = (tmp_path / "inputs.npz").read_bytes()
         publish(repository, six, "", f"brings{rows}", inputs_npz=brought)
     service = serve(quick).service
-    assert service.host("road").live is None, "on made-up sides it does not run"
+    assert service.models.host("road").live is None, "on made-up sides it does not run"
     for rows in (1, 3):
-        assert service.host(f"brings{rows}").live.shares
+        assert service.models.host(f"brings{rows}").live.shares
 
 
 def test_numbers_that_an_engine_does_not_take_are_no_proof():

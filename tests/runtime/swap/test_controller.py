@@ -205,7 +205,7 @@ def test_the_swap_goes_on_when_the_client_vanishes(repository, quick, serve):
     client = Client(server.target)
     next(client.submit("road", good))
     client.close()
-    until(lambda: server.service.host("road").live.version == good)
+    until(lambda: server.service.models.host("road").live.version == good)
 
 
 def test_rollback_and_what_it_cannot_do(repository, quick, serve):
@@ -301,7 +301,7 @@ def test_a_rollback_target_that_cannot_be_warmed_gives_its_memory_back(repositor
     monkeypatch.setattr(Verifier, "slot", refuse)
     server = serve(quick)
     until(lambda: "not kept warm" in str(repository.history("road")[-1].get("reason")))
-    ledger, live = server.service.ledger, server.service.host("road").live
+    ledger, live = server.service.ledger, server.service.models.host("road").live
     assert ledger.declared() == ledger.need(live.engine.memory_bytes)
 
 
@@ -309,7 +309,7 @@ def test_a_rollback_that_has_begun_keeps_its_target(repository, quick, serve, mo
     """Between the record and the flip a candidate of another model may want the warm version's memory."""
     b.publish(repository)
     server = serve(quick)
-    host = server.service.host("road")
+    host = server.service.models.host("road")
     with Client(server.target) as client:
         assert list(client.promote("road", b.publish(repository)))[-1].state == "LIVE"
         write, given = Repository.set_live, []
@@ -387,7 +387,7 @@ def test_an_engine_that_throws_when_live_is_rolled_back(repository, quick, serve
     second = b.publish(repository)
     with Client(server.target) as client:
         assert [e.state for e in client.submit("road", second)][-1] == "LIVE"
-        monkeypatch.setattr(server.service.host("road").live.engine, "run", broken)
+        monkeypatch.setattr(server.service.models.host("road").live.engine, "run", broken)
         frame, _ = b.blocks(np.random.default_rng(1))
         failures = 0
 
@@ -421,7 +421,7 @@ def test_a_client_that_sends_what_no_version_can_run_rolls_nothing_back(reposito
 
     with Client(server.target) as client:
         assert [e.state for e in client.submit("simple", second)][-1] == "LIVE"
-        slot = server.service.host("simple").live
+        slot = server.service.models.host("simple").live
         for _ in range(10):
             with pytest.raises(RpcError, match="failed"):
                 send(client, 3)
@@ -674,13 +674,13 @@ def test_twenty_swaps_under_load_lose_nothing(repository, quick, serve, threads)
     assert all(camera.versions == sorted(camera.versions) for camera in cameras)
     assert len({v for camera in cameras for v in camera.versions}) >= 15
     assert not any(camera.wrong for camera in cameras)
-    assert server.service.host("road").live.version == 21
+    assert server.service.models.host("road").live.version == 21
 
 
 def test_retired_engines_are_closed(repository, quick, serve):
     b.publish(repository)
     server = serve(quick)
-    host = server.service.host("road")
+    host = server.service.models.host("road")
     slots = [host.live]
     with Client(server.target) as client:
         for _ in range(3):

@@ -121,7 +121,7 @@ def test_swaps_under_load_never_mix_and_lose_nothing(repository, config, serve, 
     for n in range(1, swaps + 1):
         members = publish(repository, n % 3)
         generations |= dict.fromkeys(members.items(), n % 3)
-        event = server.service.submit_group("scene", members, shadow=n % 10 == 0).result()
+        event = server.service.admin.submit_group("scene", members, shadow=n % 10 == 0).result()
         assert event.state == "LIVE", event
         assert event.version == n + 1
         assert event.detail["members"] == members
@@ -134,7 +134,7 @@ def test_swaps_under_load_never_mix_and_lose_nothing(repository, config, serve, 
     assert all(camera.sent == camera.answered for camera in cameras)
     assert all(camera.versions == sorted(camera.versions) for camera in cameras)
     assert len({v for camera in cameras for v in camera.versions}) > swaps / 2
-    account = server.service.groups()["scene"].host.account.snapshot()
+    account = server.service.models.groups()["scene"].host.account.snapshot()
     assert account.accepted == account.answered == sum(camera.sent for camera in cameras)
     assert account.in_flight == 0
 
@@ -146,13 +146,13 @@ def test_a_request_between_two_members_is_finished_by_a_generation_that_was_roll
     publish(repository, 0)
     server = serve(dataclasses.replace(config, watch=WatchConfig(seconds=0)))
     service = server.service
-    assert service.submit_group("scene", publish(repository, 1), shadow=False).result().state == "LIVE"
-    engine = service.host("seg").live.engine
+    assert service.admin.submit_group("scene", publish(repository, 1), shadow=False).result().state == "LIVE"
+    engine = service.models.host("seg").live.engine
     run = engine.run
 
     def run_and_go_back(inputs, outputs):
         monkeypatch.setattr(engine, "run", run)
-        service.group("scene").rollback()
+        service.models.group("scene").rollback()
         return run(inputs, outputs)
 
     monkeypatch.setattr(engine, "run", run_and_go_back)
@@ -171,7 +171,7 @@ def test_one_bad_member_refuses_all(repository, config, serve):
     first = publish(repository, 0)
     server = serve(config)
     members = publish(repository, 1) | {"edges": bad_edges(repository)}
-    ticket = server.service.submit_group("scene", members)
+    ticket = server.service.admin.submit_group("scene", members)
     events = list(ticket.follow())
     assert (events[-1].model, events[-1].state, events[-1].check) == ("scene", "REJECTED", "collapse")
     assert "member 'edges' version 3" in events[-1].reason
@@ -191,49 +191,49 @@ def test_one_bad_member_refuses_all(repository, config, serve):
         assert (answer.version, kind_of(answer)) == (2, (1, 0))
         assert answer.parameters["edges.version"] == str(first["edges"])
     # what was claimed for the refused is given back
-    assert server.service.ledger.declared() == sum(s.memory_bytes for s in server.service.status())
+    assert server.service.ledger.declared() == sum(s.memory_bytes for s in server.service.admin.status())
 
 
 def test_one_member_frozen_or_pinned_refuses_all(repository, config, serve):
     publish(repository, 0)
     server = serve(config)
-    group = server.service.group("scene")
+    group = server.service.models.group("scene")
     second = publish(repository, 1)
     with Client(server.target) as client:  # under the group's name: every member
         status = client.freeze("scene", "driving")["models"]
         assert {name: s["frozen"] for name, s in status.items()} == {"seg": True, "edges": True}
         client.pin("scene", 1)
-        assert all(c.flags.pinned for c in server.service.controllers().values())
+        assert all(c.flags.pinned for c in server.service.models.controllers().values())
         client.unpin("scene")
         assert [e.state for e in client.history("scene")] == ["LIVE"]
-    event = server.service.submit_group("scene", second).result()
+    event = server.service.admin.submit_group("scene", second).result()
     assert (event.state, event.check) == ("REJECTED", "frozen")
     assert "driving" in event.reason
     group.unfreeze()
-    server.service.controller("edges").flags.pin(0)
-    event = server.service.submit_group("scene", second).result()
+    server.service.models.controller("edges").flags.pin(0)
+    event = server.service.admin.submit_group("scene", second).result()
     assert (event.state, event.check) == ("REJECTED", "pinned")
     assert "member 'edges'" in event.reason
-    server.service.controller("edges").flags.unpin()
-    assert server.service.submit_group("scene", second).result().state == "LIVE"
+    server.service.models.controller("edges").flags.unpin()
+    assert server.service.admin.submit_group("scene", second).result().state == "LIVE"
     with pytest.raises(ServiceError, match="generation 1 of 'scene' is not live"):
         group.pin(1)
     group.pin(2)
     with pytest.raises(ServiceError, match="pinned"):
         group.rollback()
-    assert server.service.group("scene").status().generation == 2
+    assert server.service.models.group("scene").status().generation == 2
 
 
 def test_rollback_is_of_all_and_goes_back_to_the_number_it_had(repository, config, serve):
     publish(repository, 0)
     server = serve(config)
     with pytest.raises(ServiceError, match="no previous generation"):
-        server.service.group("scene").rollback()
-    server.service.submit_group("scene", publish(repository, 1)).result()
+        server.service.models.group("scene").rollback()
+    server.service.admin.submit_group("scene", publish(repository, 1)).result()
     with Client(server.target) as client:
         assert ask(client).version == 2
         assert kind_of(ask(client, version=1)) == (0, 0)  # the warm generation, by its number
-        events = server.service.group("scene").rollback()
+        events = server.service.models.group("scene").rollback()
         assert [(e.model, e.state, e.version) for e in events if e.model == "scene"] == [
             ("scene", "ROLLED_BACK", 2),
             ("scene", "LIVE", 1),
@@ -243,7 +243,7 @@ def test_rollback_is_of_all_and_goes_back_to_the_number_it_had(repository, confi
         with pytest.raises(Rejected, match="version 2 is not found"):
             ask(client, version=2)
         # a member's own rollback takes along what became live with it
-        server.service.submit_group("scene", publish(repository, 2)).result()
+        server.service.admin.submit_group("scene", publish(repository, 2)).result()
         assert ask(client).version == 3
         assert client.rollback("seg").state == "ROLLED_BACK"
         answer = ask(client)
@@ -258,7 +258,7 @@ def test_what_one_watch_window_sees_rolls_all_back(repository, config, serve):
         "edges": b.publish_edges(repository, "edges", b.edges(W, B, edge_bias=-11.0))
     }
     fog = (0.8 * 255 + 0.2 * FRAME).astype(np.uint8)
-    assert server.service.submit_group("scene", members).result().state == "LIVE"
+    assert server.service.admin.submit_group("scene", members).result().state == "LIVE"
     with Client(server.target) as client:
         until(lambda: client.infer("scene", fog, outputs=ALL).version == 1)
         assert kind_of(ask(client)) == (0, 0)
@@ -304,9 +304,9 @@ def test_a_group_is_a_model_to_kserve(repository, config, serve):
                 part = other.infer("scene", FRAME, outputs=("edge_bits", "labels"))
                 assert list(part.outputs) == ["edge_bits", "labels"]
                 assert (part.outputs["labels"] == LABELS).mean() > 0.97
-        runs = server.service.host("edges").statistics_of(1).snapshot().success
+        runs = server.service.models.host("edges").statistics_of(1).snapshot().success
         client.infer("scene", FRAME, outputs=("labels",))  # a member that is not asked is not run
-        assert server.service.host("edges").statistics_of(1).snapshot().success == runs
+        assert server.service.models.host("edges").statistics_of(1).snapshot().success == runs
         with pytest.raises(Rejected, match="unexpected inference output 'depth' for model 'scene'"):
             client.infer("scene", FRAME, outputs=("depth",))
         with pytest.raises(Rejected, match=r"for model 'scene'\. Expected"):
@@ -323,42 +323,42 @@ def test_a_group_is_a_model_to_kserve(repository, config, serve):
 def test_an_unloaded_group_stays_so_over_a_start_as_a_model_does(repository, config, serve):
     publish(repository, 0)
     server = serve(config)
-    server.service.group("scene").unload()
-    server.service.submit_group("scene", publish(repository, 1)).result()  # its record is written anew
+    server.service.models.group("scene").unload()
+    server.service.admin.submit_group("scene", publish(repository, 1)).result()  # its record is written anew
     server.stop()
     server = serve(config)
     with Client(server.target) as client:
-        assert server.service.group("scene").status().reason == "unloaded"
+        assert server.service.models.group("scene").status().reason == "unloaded"
         assert server.service.ready()  # somebody wanted it so
         assert client.infer("seg", FRAME).version == 2  # the members go on
         with pytest.raises(Rejected, match="'scene' has no available versions: unloaded"):
             ask(client)
-        server.service.group("scene").reload()
+        server.service.models.group("scene").reload()
         answer = ask(client)
         assert (answer.version, kind_of(answer)) == (2, (1, 1))
     server.stop()
-    assert serve(config).service.group("scene").status().ready
+    assert serve(config).service.models.group("scene").status().ready
 
 
 def test_a_member_that_is_unloaded_and_comes_back(repository, config, serve):
     publish(repository, 0)
     server = serve(config)
-    server.service.submit_group("scene", publish(repository, 1)).result()
-    server.service.controller("edges").unload()
+    server.service.admin.submit_group("scene", publish(repository, 1)).result()
+    server.service.models.controller("edges").unload()
     with Client(server.target) as client:
         with pytest.raises(Rejected, match="'scene' has no available versions: member 'edges': unloaded"):
             ask(client)
         assert client.infer("seg", FRAME).version == 2  # the others go on
         assert not server.service.ready()
-        server.service.controller("edges").reload()
+        server.service.models.controller("edges").reload()
         answer = ask(client)
         assert (answer.version, kind_of(answer)) == (2, (1, 1))
-    server.service.controller("seg").unload()
+    server.service.models.controller("seg").unload()
     server.stop()
     again = serve(config)
     with Client(again.target) as client:
-        assert again.service.group("scene").status().reason == "member 'seg': unloaded"
-        again.service.controller("seg").reload()
+        assert again.service.models.group("scene").status().reason == "member 'seg': unloaded"
+        again.service.models.controller("seg").reload()
         answer = ask(client)
         assert (answer.version, kind_of(answer)) == (2, (1, 1))
 
@@ -371,9 +371,9 @@ def test_a_member_that_is_not_there_yet(repository, config, serve):
         with pytest.raises(Rejected, match="member 'edges' is not in the repository"):
             ask(client)
         with pytest.raises(ServiceError, match="publish a version first"):
-            server.service.submit_group("scene", {"edges": 1})
+            server.service.admin.submit_group("scene", {"edges": 1})
         b.publish_edges(repository, "edges", edges, answers=edges_golden)
-        event = server.service.submit_group("scene", {"edges": 1}).result()
+        event = server.service.admin.submit_group("scene", {"edges": 1}).result()
         assert (event.state, event.version) == ("LIVE", 1), event
         assert kind_of(ask(client)) == (0, 0)
 
@@ -391,10 +391,10 @@ def test_submissions_that_cannot_be(repository, config, serve, members, says):
     publish(repository, 0)
     server = serve(config)
     with pytest.raises(ServiceError, match=says):
-        server.service.submit_group("scene", members)
+        server.service.admin.submit_group("scene", members)
     with pytest.raises(ServiceError, match="there is no group 'none'; groups: scene"):
-        server.service.submit_group("none", {"seg": 1})
-    event = server.service.submit_group("scene", {"seg": 9, "edges": 1}).result()
+        server.service.admin.submit_group("none", {"seg": 1})
+    event = server.service.admin.submit_group("scene", {"seg": 9, "edges": 1}).result()
     assert (event.state, event.check) == ("REJECTED", "manifest")
 
 
@@ -430,10 +430,12 @@ def test_a_version_published_under_a_groups_name_changes_nothing(repository, con
 def test_without_the_warm_versions_there_is_no_way_back_and_the_status_says_so(repository, config, serve):
     publish(repository, 0)
     server = serve(config)
-    server.service.submit_group("scene", publish(repository, 1)).result()
-    group = server.service.group("scene")
+    server.service.admin.submit_group("scene", publish(repository, 1)).result()
+    group = server.service.models.group("scene")
     assert group.status().previous == 1
-    server.service.host("seg").drop_previous()  # what the resource-preserving policy does for a candidate
+    server.service.models.host(
+        "seg"
+    ).drop_previous()  # what the resource-preserving policy does for a candidate
     assert (group.status().previous, group.status().ready) == (0, True)
     with pytest.raises(ServiceError, match="'seg' has no previous version"):
         group.rollback()
@@ -474,10 +476,10 @@ def test_manifests_of_nonsense_never_keep_the_server_from_starting(repository, c
     service = Service(dataclasses.replace(config, groups={"scene": ["seg", "edges"], "bad": ["m0", "m1"]}))
     service.start()
     try:
-        status = {status.model: status for status in service.status()}
+        status = {status.model: status for status in service.admin.status()}
         assert status["seg"].ready
-        assert service.group("scene").status().ready
-        assert service.group("bad").status().reason.startswith("member 'm0': version 1: ")
+        assert service.models.group("scene").status().ready
+        assert service.models.group("bad").status().reason.startswith("member 'm0': version 1: ")
         refused = [n for n in range(len(NONSENSE)) if not status[f"m{n}"].ready]
         assert len(refused) >= 8
         assert all(status[f"m{n}"].reason for n in refused)
@@ -517,8 +519,8 @@ def test_group_records_of_nonsense(repository, config):
         service.start()
         try:
             if record is None:
-                assert service.submit_group("scene", second, shadow=False).result().state == "LIVE"
-            status = service.group("scene").status()
+                assert service.admin.submit_group("scene", second, shadow=False).result().state == "LIVE"
+            status = service.models.group("scene").status()
             assert status.ready, record
             members = {name: live for name, (live, _) in status.members.items()}
             assert members == second
@@ -534,7 +536,7 @@ def test_members_that_do_not_make_one_answer(repository, config, serve):
     b.publish(repository, "small", b.segmentation(W, B))
     groups = {"twice": ["seg", "joint"], "sizes": ["edges", "small"]}
     server = serve(dataclasses.replace(config, groups=groups))
-    why = {name: group.status().reason for name, group in server.service.groups().items()}
+    why = {name: group.status().reason for name, group in server.service.models.groups().items()}
     assert why["twice"] == ""
     assert why["sizes"].startswith("members 'edges' and 'small' take different frames")
     with Client(server.target) as client:
@@ -543,7 +545,7 @@ def test_members_that_do_not_make_one_answer(repository, config, serve):
             client.infer("sizes", FRAME)
         answer = ask(client, model="twice")
         assert (answer.outputs["edge_bits"] == b.edges_of(LABELS)).mean() > 0.97
-        host = server.service.host("joint")
+        host = server.service.models.host("joint")
         assert host.statistics_of(1).snapshot().success == 1
         client.infer("twice", FRAME, outputs=("labels",))  # the segmentation's: the joint one is not run
         assert host.statistics_of(1).snapshot().success == 1
@@ -553,8 +555,8 @@ def test_members_that_do_not_make_one_answer(repository, config, serve):
 def test_a_lost_record_comes_back_from_the_history(repository, config, serve, lost):
     publish(repository, 0)
     server = serve(config)
-    server.service.submit_group("scene", publish(repository, 1)).result()
-    server.service.group("scene").pin(0)
+    server.service.admin.submit_group("scene", publish(repository, 1)).result()
+    server.service.models.group("scene").pin(0)
     server.stop()
     for name in lost:
         (repository.path / name / "live.json").unlink()
@@ -563,17 +565,17 @@ def test_a_lost_record_comes_back_from_the_history(repository, config, serve, lo
     with Client(server.target) as client:
         answer = ask(client)
         assert (answer.version, kind_of(answer)) == (2, (1, 1))
-    assert all(controller.flags.pinned for controller in server.service.controllers().values())
+    assert all(controller.flags.pinned for controller in server.service.models.controllers().values())
 
 
 def test_a_member_that_was_changed_while_there_was_no_group(repository, config, serve):
     publish(repository, 0)
     server = serve(config)
-    server.service.submit_group("scene", publish(repository, 1)).result()
+    server.service.admin.submit_group("scene", publish(repository, 1)).result()
     server.stop()
     alone = publish(repository, 2)["seg"]
     server = serve(dataclasses.replace(config, groups={}))
-    assert server.service.submit("seg", alone).result().state == "LIVE"
+    assert server.service.admin.submit("seg", alone).result().state == "LIVE"
     server.stop()
     server = serve(config)
     with Client(server.target) as client:
@@ -585,7 +587,7 @@ def test_a_generation_that_no_longer_passes_gives_way_as_a_whole(repository, con
     publish(repository, 0)
     server = serve(config)
     members = publish(repository, 1)
-    server.service.submit_group("scene", members).result()
+    server.service.admin.submit_group("scene", members).result()
     server.stop()
     (repository.directory("edges", members["edges"]) / "model.onnx").write_bytes(b"rust")
     server = serve(config)
@@ -605,14 +607,14 @@ def test_a_full_disk_refuses_the_flip_of_all(repository, config, serve, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Repository, "set_live", full)
-    event = server.service.submit_group("scene", second).result()
+    event = server.service.admin.submit_group("scene", second).result()
     assert (event.state, event.check) == ("REJECTED", "record")
     monkeypatch.undo()
     with Client(server.target) as client:
         assert (ask(client).version, kind_of(ask(client))) == (1, (0, 0))
-    assert server.service.submit_group("scene", second).result().state == "LIVE"
+    assert server.service.admin.submit_group("scene", second).result().state == "LIVE"
     monkeypatch.setattr(Repository, "set_live", full)
-    events = server.service.group("scene").rollback()
+    events = server.service.models.group("scene").rollback()
     assert "not recorded" in events[0].reason
     with Client(server.target) as client:
         assert (ask(client).version, kind_of(ask(client))) == (1, (0, 0))
@@ -630,7 +632,7 @@ def test_a_full_disk_leaves_no_member_of_an_incomplete_group_behind(repository, 
     for model in ("seg", "edges"):
         repository.set_live(model, {"live": 1, "previous": None})
     server = serve(dataclasses.replace(config, groups=THREE))
-    assert server.service.group("scene").status().reason == "member 'depth' is not in the repository"
+    assert server.service.models.group("scene").status().reason == "member 'depth' is not in the repository"
     write, names = Repository.set_live, []
 
     def full_at_the_second(self, model, value):
@@ -640,13 +642,13 @@ def test_a_full_disk_leaves_no_member_of_an_incomplete_group_behind(repository, 
         write(self, model, value)
 
     monkeypatch.setattr(Repository, "set_live", full_at_the_second)
-    event = server.service.submit_group("scene", second, shadow=False).result()
+    event = server.service.admin.submit_group("scene", second, shadow=False).result()
     monkeypatch.undo()
-    lives = {name: server.service.host(name).live.version for name in second}
+    lives = {name: server.service.models.host(name).live.version for name in second}
     assert lives == (second if event.state == "LIVE" else dict.fromkeys(second, 1))
     server.stop()
     server = serve(dataclasses.replace(config, groups=THREE))
-    assert {name: server.service.host(name).live.version for name in second} == lives
+    assert {name: server.service.models.host(name).live.version for name in second} == lives
 
 
 def test_a_member_whose_directory_is_gone_does_not_keep_the_others_from_going_back(repository, config, serve):
@@ -657,20 +659,20 @@ def test_a_member_whose_directory_is_gone_does_not_keep_the_others_from_going_ba
     groups = dataclasses.replace(config, groups=THREE, watch=WatchConfig(seconds=0))
     server = serve(groups)
     members = publish(repository, 1) | {"depth": b.publish_edges(repository, "depth")}
-    event = server.service.submit_group("scene", members, shadow=False).result()
+    event = server.service.admin.submit_group("scene", members, shadow=False).result()
     assert (event.state, event.version) == ("LIVE", 2), event
     server.stop()
     aside = repository.path.parent / "depth"
     shutil.move(repository.path / "depth", aside)
     server = serve(groups)
-    until(lambda: all(c.host.previous is not None for c in server.service.controllers().values()))
-    before = {name: server.service.host(name).previous.version for name in ("seg", "edges")}
-    assert server.service.rollback("seg").state == "ROLLED_BACK"
-    assert {name: server.service.host(name).live.version for name in before} == before
+    until(lambda: all(c.host.previous is not None for c in server.service.models.controllers().values()))
+    before = {name: server.service.models.host(name).previous.version for name in ("seg", "edges")}
+    assert server.service.admin.rollback("seg").state == "ROLLED_BACK"
+    assert {name: server.service.models.host(name).live.version for name in before} == before
     server.stop()
     shutil.move(aside, repository.path / "depth")
     server = serve(groups)  # it comes back as the generation had it, not as it was last
-    status = server.service.group("scene").status()
+    status = server.service.models.group("scene").status()
     assert (status.ready, status.generation) == (True, 1), status
     assert {name: live for name, (live, _) in status.members.items()} == before | {"depth": 1}
 
@@ -695,7 +697,7 @@ def killed(self, model, value):
     real(self, model, value)
 
 Repository.set_live = killed
-print(service.submit_group("scene", {"seg": 2, "edges": 2}).result())
+print(service.admin.submit_group("scene", {"seg": 2, "edges": 2}).result())
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -722,7 +724,7 @@ def test_kill_between_the_records_of_an_incomplete_group(repository, config, ser
     """What is there of a group that lacks a member flips as one as well."""
     kill_after(repository, writes, THREE)
     server = serve(dataclasses.replace(config, groups=THREE))
-    lives = {name: server.service.host(name).live.version for name in ("seg", "edges")}
+    lives = {name: server.service.models.host(name).live.version for name in ("seg", "edges")}
     assert lives in ({"seg": 1, "edges": 1}, {"seg": 2, "edges": 2})
 
 
@@ -735,7 +737,9 @@ def test_kill_between_the_records_brings_up_one_generation(repository, config, s
         answer = ask(client)
         assert (answer.version, kind_of(answer)) == (generation, (generation - 1, generation - 1))
         if generation == 2:  # and the way back is warm again, of both
-            until(lambda: all(c.host.previous is not None for c in server.service.controllers().values()))
-            server.service.group("scene").rollback()
+            until(
+                lambda: all(c.host.previous is not None for c in server.service.models.controllers().values())
+            )
+            server.service.models.group("scene").rollback()
             assert kind_of(ask(client)) == (0, 0)
     assert [repository.live(m)["live"] for m in ("seg", "edges")] == [1, 1]

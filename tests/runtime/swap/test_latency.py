@@ -92,7 +92,7 @@ def test_a_version_that_became_slow_in_its_watch_window(repository, quick, serve
     """The median of twenty runs against four times the median before the flip, and 3 ms."""
     b.publish(repository)
     server = serve(quick)
-    host = server.service.host("road")
+    host = server.service.models.host("road")
     host.live.cpu_ms.extend(runs)
     back = []
     window = WatchConfig(seconds=PATIENCE if ends else 0.05, max_latency_ratio=4.0)

@@ -73,7 +73,7 @@ def test_the_server_keeps_as_many_as_it_is_told(repository, config, serve):
 def test_a_version_that_waits_for_its_turn_stays(repository, config, serve, monkeypatch):
     b.publish(repository)
     server = serve(config)
-    controller = server.service.controller("road")
+    controller = server.service.models.controller("road")
     waiting = [b.publish(repository, **ADAPTED) for _ in range(3)]
     newest = b.publish(repository, **ADAPTED)
     with controller.scope.swap_lock:  # nothing is checked while somebody else has the turn
@@ -97,10 +97,12 @@ def test_what_a_generation_of_a_group_refers_to_stays(repository, config, serve)
     publish()
     server = serve(dataclasses.replace(config, groups={"scene": ["seg", "edges"]}))
     for _ in range(3):
-        assert server.service.submit_group("scene", publish(**ADAPTED)).result().state == "LIVE"
-    server.service.host("seg").drop_previous()  # its memory was wanted; the generation before still names it
-    assert server.service.prune("seg", 1) == [2]
-    assert server.service.prune("edges", 1) == [2]
+        assert server.service.admin.submit_group("scene", publish(**ADAPTED)).result().state == "LIVE"
+    server.service.models.host(
+        "seg"
+    ).drop_previous()  # its memory was wanted; the generation before still names it
+    assert server.service.admin.prune("seg", 1) == [2]
+    assert server.service.admin.prune("edges", 1) == [2]
     assert repository.versions("seg") == repository.versions("edges") == [1, 3, 4]
 
 
@@ -119,7 +121,7 @@ def test_a_kill_in_the_middle_leaves_no_half_version(repository, config, serve, 
     assert repository.versions("road") == [1, 4, 5]
     server = serve(config)
     assert not [p for p in (repository.path / "road").iterdir() if p.name.startswith(".")]
-    assert server.service.host("road").live.version == 5
+    assert server.service.models.host("road").live.version == 5
 
 
 def test_a_disk_that_cannot_be_written_is_said_and_changes_nothing(repository, config, serve, monkeypatch):
