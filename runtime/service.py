@@ -133,7 +133,7 @@ class Service:
         return different
 
     def drain(self, timeout: float) -> bool:
-        """Refuses new requests and waits for those in flight; returns False if they did not finish in time."""
+        """Refuses new requests and waits for those in flight; returns False if time runs out."""
         self.draining = True
         self.models.stop()
         self.adapters.close()
@@ -253,7 +253,8 @@ class Service:
             return False
 
     def slot(self, model: str, version: str) -> Slot:
-        """Returns the slot that would answer.  Raises ServiceError in Triton's order: version, model, loaded."""
+        """Returns the slot that would answer.  Raises ServiceError, in Triton's order: version, model, loaded.
+        """
         parse_version(version)
         return self.models.answering(model).slot(version)
 
