@@ -134,9 +134,8 @@ class Server:
     def _lanes(self) -> Callable[[str], Lane]:
         """Which threads a call gets, by its method."""
         config = self.config
-        inference = 2 * config.engine.concurrency + config.queue.limit * max(
-            1, len(self.service.models.hosts())
-        )
+        models = max(1, len(self.service.models.hosts()))
+        inference = 2 * config.engine.concurrency + config.queue.limit * models
         watching = 2 * config.streams + taps(config) + COMMANDS + ADAPTERS  # streams hold one each
         infer = Lane("infer", min(512, inference + 16))
         streams, control = Lane("streams", config.streams + 16), Lane("control", watching + BRIEF)

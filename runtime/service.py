@@ -253,8 +253,7 @@ class Service:
             return False
 
     def slot(self, model: str, version: str) -> Slot:
-        """Returns the slot that would answer.  Raises ServiceError, in Triton's order: version, model, loaded.
-        """
+        """Returns the slot that would answer.  Raises ServiceError (as Triton: version, model, loaded)."""
         parse_version(version)
         return self.models.answering(model).slot(version)
 

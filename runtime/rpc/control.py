@@ -123,9 +123,8 @@ class ControlEdge:
 
     def watch(self, request: pb.WatchRequest, context: Any) -> Iterator[pb.Event]:
         if request.model and request.model not in self._service.models.groups():
-            self._service.models.controller(
-                request.model
-            )  # a name that is mistyped would be waited for in vain
+            # Raises ServiceError for a mistyped name, which would never have an event.
+            self._service.models.controller(request.model)
         subscription = self._service.bus.subscribe(request.model)
         try:
             if when_ended(context, subscription.close):

@@ -269,7 +269,9 @@ def test_the_tap_is_given_no_frame_with_another_number_of_answers():
     host = ModelHost("road", ServerConfig())
     host.observe(seen.append)
     frame = np.zeros((2, 16, 32, 3), np.uint8)
-    slot = SimpleNamespace(version=1, task=SimpleNamespace(outputs=("labels",), seen=lambda outputs: True))
+    slot = SimpleNamespace(
+        version=1, task=SimpleNamespace(outputs=("labels",), has_outputs=lambda outputs: True)
+    )
     work = SimpleNamespace(inputs={"frame": frame}, source="", parameters={})
     for rows in (1, 3, 2):
         host._observed(work, slot, {"labels": np.zeros((rows, 16, 32), np.uint8)})
