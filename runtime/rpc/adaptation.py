@@ -17,8 +17,8 @@ from protos import roadworthy_pb2 as pb
 from runtime import adapter_registry as registry
 from runtime.adapter_registry import Adapter, AdapterState, Command, Pace
 from runtime.errors import Code, ServiceError
+from runtime.repository.manifest import check_name
 from runtime.repository.records import parse
-from runtime.repository.repository import check_name
 from runtime.rpc.base import Streams, check_reason, typed
 from runtime.rpc.message_dict import clean, plain
 from runtime.service import Service, server_version

@@ -14,7 +14,8 @@ import pytest
 
 from runtime.errors import Refused
 from runtime.repository import repository as repository_module
-from runtime.repository.repository import Repository, digest
+from runtime.repository.manifest import digest
+from runtime.repository.repository import Repository
 from tests.runtime import builders
 
 ROOT = Path(__file__).resolve().parents[3]
