@@ -13,8 +13,8 @@ from runtime.errors import Code, Refused, ServiceError
 from runtime.events import Event
 from runtime.model_registry import ModelRegistry
 from runtime.repository.repository import Repository
-from runtime.serving.counters import Account
-from runtime.serving.memory_budget import Ledger
+from runtime.serving.counters import RequestCounters
+from runtime.serving.memory_budget import MemoryBudget
 from runtime.swap.controller import SwapController
 from runtime.swap.flags import OperatorFlags, change_all
 from runtime.swap.group_controller import GroupController, GroupSubmission
@@ -37,14 +37,18 @@ class ModelStatus:
     candidate_state: str
     watching: bool
     memory_bytes: int
-    account: Account
+    account: RequestCounters
 
 
 class Admin:
     """`draining` returns True while the server shuts down: nothing is submitted then."""
 
     def __init__(
-        self, models: ModelRegistry, repository: Repository, ledger: Ledger, draining: Callable[[], bool]
+        self,
+        models: ModelRegistry,
+        repository: Repository,
+        ledger: MemoryBudget,
+        draining: Callable[[], bool],
     ) -> None:
         self._models = models
         self._repository = repository
@@ -166,7 +170,7 @@ class Admin:
         return result, history
 
 
-def _status(controller: SwapController, ledger: Ledger) -> ModelStatus:
+def _status(controller: SwapController, ledger: MemoryBudget) -> ModelStatus:
     host = controller.host
     live, previous, submission = host.live, host.previous, controller.queue.current
     return ModelStatus(

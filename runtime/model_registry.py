@@ -19,8 +19,8 @@ from runtime.repository.repository import Repository
 from runtime.serving import batching
 from runtime.serving.frame_group import FrameGroup
 from runtime.serving.labels import Labels
-from runtime.serving.memory_budget import Ledger
-from runtime.serving.served_model import ModelHost
+from runtime.serving.memory_budget import MemoryBudget
+from runtime.serving.served_model import ServedModel
 from runtime.swap.controller import SwapController
 from runtime.swap.group_controller import GroupController
 from runtime.swap.scope import SingleModelScope, SwapScope
@@ -36,8 +36,8 @@ class ModelRegistry:
         config: ServerConfig,
         repository: Repository,
         bus: Bus,
-        ledger: Ledger,
-        on_open: Callable[[ModelHost], None],
+        ledger: MemoryBudget,
+        on_open: Callable[[ServedModel], None],
     ) -> None:
         self.config = config
         self._repository = repository
@@ -45,7 +45,7 @@ class ModelRegistry:
         self._ledger = ledger
         self._on_open = on_open
         self._lock = threading.Lock()
-        self._hosts: dict[str, ModelHost] = {}
+        self._hosts: dict[str, ServedModel] = {}
         self._controllers: dict[str, SwapController] = {}
         self._overrides: dict[str, Any] = {}
         self._groups = {
@@ -107,7 +107,7 @@ class ModelRegistry:
 
     # -- lookups ---------------------------------------------------------------------
 
-    def hosts(self) -> dict[str, ModelHost]:
+    def hosts(self) -> dict[str, ServedModel]:
         with self._lock:
             return dict(self._hosts)
 
@@ -127,21 +127,21 @@ class ModelRegistry:
             )
         return self._groups[name]
 
-    def served(self) -> dict[str, ModelHost | FrameGroup]:
+    def served(self) -> dict[str, ServedModel | FrameGroup]:
         """Returns everything that answers requests, by the name that a request gives."""
         return {**self.hosts(), **{name: group.host for name, group in self._groups.items()}}
 
-    def answering(self, name: str) -> ModelHost | FrameGroup:
+    def answering(self, name: str) -> ServedModel | FrameGroup:
         """Returns the model or group of that name.  Raises ServiceError(NOT_FOUND)."""
         group = self._groups.get(name)
         return group.host if group is not None else self.host(name)
 
-    def find(self, name: str) -> ModelHost | FrameGroup | None:
+    def find(self, name: str) -> ServedModel | FrameGroup | None:
         """Returns the model or group of that name, or None."""
         group = self._groups.get(name)
         return group.host if group is not None else self._hosts.get(name)
 
-    def host(self, model: str) -> ModelHost:
+    def host(self, model: str) -> ServedModel:
         """Returns the served model of that name.  Raises ServiceError(NOT_FOUND)."""
         host = self._hosts.get(model)
         if host is None:
@@ -181,7 +181,7 @@ class ModelRegistry:
             if model not in self._controllers:
                 group = next((g for g in self._groups.values() if model in g.members), None)
                 scope: SwapScope = group.scope if group is not None else SingleModelScope()
-                host = ModelHost(model, self.config, scope.flip_lock)
+                host = ServedModel(model, self.config, scope.flip_lock)
                 self._configure(model, host)
                 self._on_open(host)
                 self._hosts[model] = host
@@ -209,7 +209,7 @@ class ModelRegistry:
         if config is not None or had is not None:
             self._configure(model, self.host(model))
 
-    def _configure(self, model: str, host: ModelHost) -> None:
+    def _configure(self, model: str, host: ServedModel) -> None:
         declared = self.declared(model)
         files = batching.label_files(declared)
         labels = Labels(self._repository.path / model, files)

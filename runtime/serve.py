@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not config.repository:
             p.error("--repository is needed (or 'repository' in the configuration file)")
         _check_repository(Path(config.repository))
-        allocator.keep_memory()
+        allocator.tune_allocator()
         _allow_descriptors()
         server = Server(config)
         stop = threading.Event()

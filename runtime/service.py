@@ -17,23 +17,24 @@ from typing import Any
 from runtime.adapter_registry import Adapters
 from runtime.admin import Admin
 from runtime.config import ServerConfig, unlikely
-from runtime.drift.monitors import Monitors
+from runtime.drift.monitors import DriftMonitors
 from runtime.errors import Code, ServiceError
 from runtime.events import Bus
 from runtime.listen import is_local
 from runtime.model_registry import ModelRegistry
 from runtime.observability import tracing
-from runtime.repository.lock import Exclusive
+from runtime.repository.lock import RepositoryLock
 from runtime.repository.repository import Repository
 from runtime.repository.signing import public_key
-from runtime.serving.counters import Account
-from runtime.serving.hung_runs import Hangs
-from runtime.serving.memory_budget import Ledger
-from runtime.serving.served_model import Answer, InferRequest, ModelHost, parse_version
+from runtime.serving.counters import RequestCounters
+from runtime.serving.hung_runs import HungRunDetector
+from runtime.serving.memory_budget import MemoryBudget
+from runtime.serving.request import Answer, InferRequest, parse_version
+from runtime.serving.served_model import ServedModel
 from runtime.serving.slot import Slot
 from runtime.serving.tap import Tap
 from runtime.shared_memory.sweep import sweep
-from runtime.shared_memory.system import Memory, Place, Regions
+from runtime.shared_memory.system import Memory, ShmRef, ShmRegistry
 from runtime.tensors import raw
 
 log = logging.getLogger("roadworthy.service")
@@ -58,22 +59,22 @@ class Service:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.repository = Repository(config.repository, read_only=config.read_only)
-        self._exclusive: Exclusive | None = None
-        self.account = Account()
+        self._exclusive: RepositoryLock | None = None
+        self.account = RequestCounters()
         self.bus = Bus()
         self.tap = Tap(config.tap)
         memory = config.shared_memory
         allowed = memory.allow == "on" or (memory.allow == "auto" and is_local(config.host))
-        self.regions = Regions(allowed=allowed, prefix=memory.prefix)
-        self.ledger = Ledger(config.guard)
+        self.regions = ShmRegistry(allowed=allowed, prefix=memory.prefix)
+        self.ledger = MemoryBudget(config.guard)
         self.adapters = Adapters()
-        self.monitors = Monitors(config.drift, self.repository, self.bus)
+        self.monitors = DriftMonitors(config.drift, self.repository, self.bus)
         self.tracing: tracing.Tracing | None = None
         self.started = time.monotonic()
         self.draining = False
         self.models = ModelRegistry(config, self.repository, self.bus, self.ledger, self._observe)
         self.admin = Admin(self.models, self.repository, self.ledger, lambda: self.draining)
-        self._hangs = Hangs(
+        self._hangs = HungRunDetector(
             lambda: self.models.hosts().values(), config.engine.hang or 1e9, self._report_hang
         )
 
@@ -85,7 +86,7 @@ class Service:
         Raises ConfigError if a trusted key cannot be read, or if another server has the repository.
         """
         if not self.config.read_only:
-            self._exclusive = Exclusive.take(self.repository.path)
+            self._exclusive = RepositoryLock.acquire(self.repository.path)
         try:
             self._start()
         except BaseException:
@@ -109,7 +110,7 @@ class Service:
         for line in unlikely(self.config):
             log.warning("%s", line)
 
-    def _observe(self, host: ModelHost) -> None:
+    def _observe(self, host: ServedModel) -> None:
         host.observe(self.tap)
         self.monitors.follow(host)
 
@@ -182,11 +183,11 @@ class Service:
         held: list[Memory] = []
         try:
             for tensor in request.inputs:
-                if isinstance(tensor.data, Place):
+                if isinstance(tensor.data, ShmRef):
                     region = self.regions.hold(tensor.data)
                     held.append(region)
                     tensor.data = region.read(tensor.data)
-            places: dict[str, tuple[Place, Memory]] = {}
+            places: dict[str, tuple[ShmRef, Memory]] = {}
             for output in request.outputs:
                 if output.place is not None:
                     region = self.regions.hold(output.place)
@@ -283,7 +284,7 @@ class Service:
         }
 
 
-def _write(region: Memory, place: Place, name: str, content: bytes | memoryview) -> None:
+def _write(region: Memory, place: ShmRef, name: str, content: bytes | memoryview) -> None:
     if len(content) > place.byte_size:
         raise ServiceError(
             Code.INTERNAL,

@@ -18,7 +18,7 @@ from protos import inference_pb2, roadworthy_pb2
 from runtime.client.shm_segments import ShmSegment
 from runtime.repository.records import unicode
 from runtime.rpc import zero_copy
-from runtime.rpc.message_dict import plain
+from runtime.rpc.message_dict import message_to_dict
 from runtime.tensors import DTYPES, Array, datatype, decode_bytes, encode_bytes
 
 Scalar = bool | int | float | str
@@ -515,7 +515,7 @@ def watch_round(model: str) -> Ask:
 
 def whole(message: Any) -> dict[str, Any]:
     """Every field of a message by its name, nested."""
-    return plain(message, whole=True)
+    return message_to_dict(message, whole=True)
 
 
 def report(message: roadworthy_pb2.AdapterReport) -> dict[str, Any]:

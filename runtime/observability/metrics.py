@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from runtime.events import Event, Subscription
 from runtime.service import Service
-from runtime.serving.counters import Account
+from runtime.serving.counters import RequestCounters
 
 _TRITON = (
     ("nv_inference_request_success", "Number of successful inference requests"),
@@ -80,7 +80,7 @@ class Metrics:
             "roadworthy_requests_in_flight", "accepted - answered - rejected", labels=names
         )
         failure = Metric("nv_inference_request_failure", "Number of failed inference requests", "unknown")
-        accounts: list[tuple[str, Account]] = [("", self._service.account)]  # "" = the whole server
+        accounts: list[tuple[str, RequestCounters]] = [("", self._service.account)]  # "" = the whole server
         accounts += [(name, host.account) for name, host in self._service.models.served().items()]
         for name, account in accounts:
             now = account.snapshot()

@@ -200,7 +200,7 @@ class Repository:
                 "state",
             )
 
-    def home(self, name: str) -> Path:
+    def ensure_model_dir(self, name: str) -> Path:
         """The directory of a model, or of a frame group, which has no versions; made when it is absent."""
         home = self.path / check_name(name)
         if not self.read_only:
@@ -354,7 +354,7 @@ class Repository:
         _replace(path, kept)
         self._shortened[path] = len(kept)
 
-    def put_aside(self, model: str, version: int) -> Path:
+    def mark_deleted(self, model: str, version: int) -> Path:
         """Takes a version out of the repository, durably, by one rename; returns where it is, for `remove`.
         What a kill leaves of it is swept at the next start.
         """
@@ -365,14 +365,14 @@ class Repository:
         _fsync(directory.parent)
         return gone
 
-    def put_back(self, model: str, version: int, gone: Path) -> None:
-        """Undoes `put_aside`, as far as the disk lets it: what stays aside is swept at the next start."""
+    def restore_deleted(self, model: str, version: int, gone: Path) -> None:
+        """Undoes `mark_deleted`, as far as the disk lets it: what stays aside is swept at the next start."""
         with contextlib.suppress(OSError):
             os.rename(gone, self.directory(model, version))
             _fsync(gone.parent)
 
     def remove(self, gone: Path) -> None:
-        """The rest of `put_aside`."""
+        """The rest of `mark_deleted`."""
         if gone.name.startswith(_GONE):
             _remove(gone)
 

@@ -20,7 +20,7 @@ from runtime.errors import Code, ServiceError
 from runtime.repository.manifest import check_name
 from runtime.repository.records import parse
 from runtime.rpc.base import Streams, check_reason, typed
-from runtime.rpc.message_dict import clean, plain
+from runtime.rpc.message_dict import clean, message_to_dict
 from runtime.service import Service, server_version
 
 log = logging.getLogger("roadworthy.adapters")
@@ -230,7 +230,7 @@ def _report(message: bytes) -> dict[str, Any]:
         raise _invalid(f"malformed AdapterReport: {error}") from error
     detail = received.detail
     received.ClearField("detail")
-    report = plain(received, text=TEXT, items=ITEMS)
+    report = message_to_dict(received, text=TEXT, items=ITEMS)
     if detail:
         try:
             if len(detail) > DETAIL or not isinstance(parse(detail, finite=False), dict):

@@ -17,7 +17,7 @@ from runtime.rpc.call_ends import when_ended
 from runtime.rpc.groups import GroupEdge, statuses
 from runtime.rpc.message_dict import clean
 from runtime.service import Service, server_version
-from runtime.serving.counters import Account
+from runtime.serving.counters import RequestCounters
 from runtime.tensors import Array
 
 SERVICE = "roadworthy.v1.Roadworthy"
@@ -199,7 +199,7 @@ def _bytes(array: Array | None, index: int) -> bytes:
     return b"" if array is None else np.ascontiguousarray(array[index]).tobytes()
 
 
-def _account(account: Account) -> pb.Account:
+def _account(account: RequestCounters) -> pb.Account:
     now = account.snapshot()
     return pb.Account(
         accepted=now.accepted, answered=now.answered, rejected=now.rejected, in_flight=now.in_flight

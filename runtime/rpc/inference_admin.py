@@ -17,7 +17,7 @@ from runtime.service import Service
 from runtime.serving import batching
 from runtime.serving.counters import StatisticsSnapshot
 from runtime.serving.frame_group import GroupSlot
-from runtime.serving.served_model import parse_version
+from runtime.serving.request import parse_version
 from runtime.shared_memory import cuda
 from runtime.tensors import TensorSpec
 

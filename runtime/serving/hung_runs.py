@@ -16,21 +16,21 @@ import time
 from collections.abc import Callable, Iterable
 
 from runtime.serving.scheduler import Job
-from runtime.serving.served_model import ModelHost
+from runtime.serving.served_model import ServedModel
 from runtime.serving.slot import Slot
 
 log = logging.getLogger("roadworthy.hangs")
 Tell = Callable[[str, int, str], None]  # model, version, what happened
 
 
-class Hangs(threading.Thread):
+class HungRunDetector(threading.Thread):
     """Looks at every run in progress; one that takes longer than `limit` seconds hangs.
 
     Only time in which this thread has seen the run counts: a process that was stopped, or a machine that was
     suspended, has not hung.
     """
 
-    def __init__(self, hosts: Callable[[], Iterable[ModelHost]], limit: float, tell: Tell) -> None:
+    def __init__(self, hosts: Callable[[], Iterable[ServedModel]], limit: float, tell: Tell) -> None:
         super().__init__(name="hangs", daemon=True)
         self._hosts = hosts
         self._limit = limit
@@ -66,7 +66,7 @@ class Hangs(threading.Thread):
             self._judge(host, late)
         self._seen = seen
 
-    def _judge(self, host: ModelHost, late: list[tuple[Job, Slot]]) -> None:
+    def _judge(self, host: ServedModel, late: list[tuple[Job, Slot]]) -> None:
         lost = [(job, slot) for job, slot in self._lost.pop(host.name, []) if not job.done]
         hung = {slot for _, slot in (*late, *lost)}
         for slot in hung | set(host.loaded()):

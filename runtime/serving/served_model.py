@@ -7,7 +7,6 @@ comes to be live (`runtime/swap/controller.py`).
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,16 +18,15 @@ import numpy as np
 from runtime.config import ServerConfig
 from runtime.errors import Code, ServiceError
 from runtime.serving import request as serving_request
-from runtime.serving.counters import Account, Durations, Statistics
+from runtime.serving.counters import Durations, RequestCounters, Statistics
 from runtime.serving.labels import Labels
-from runtime.serving.queueing import Plan
+from runtime.serving.queueing import BatchingPolicy
 from runtime.serving.request import (
     Answer,
     InferRequest,
-    InputTensor,
-    OutputRequest,
     Parameter,
     parse_version,
+    permission,
 )
 from runtime.serving.scheduler import Job, Scheduler
 from runtime.serving.slot import Slot
@@ -55,12 +53,12 @@ class _Work:
 UNLOADED = "unloaded"  # the reason of a model that somebody has unloaded
 
 
-class ModelHost:
+class ServedModel:
     """`lock`: guards what is live; the members of a frame group share one, so that they flip as one."""
 
     def __init__(self, name: str, config: ServerConfig, lock: threading.RLock | None = None) -> None:
         self.name = name
-        self.account = Account()
+        self.account = RequestCounters()
         self.reason = "no version has been loaded"  # why no version is live, while none is
         self.stuck = ""  # why the live one does not answer, while it does not
         self.unloaded: tuple[int, ...] = ()  # versions that answered until the model was unloaded
@@ -72,7 +70,7 @@ class ModelHost:
         self._previous: Slot | None = None
         self._claimed = False  # the warm slot is about to be live again
         self._statistics: dict[int, Statistics] = {}
-        self._scheduler = Scheduler(self._execute, Plan.of(config.queue), config.engine.concurrency)
+        self._scheduler = Scheduler(self._execute, BatchingPolicy.of(config.queue), config.engine.concurrency)
 
     # -- slots -----------------------------------------------------------------------
 
@@ -90,11 +88,11 @@ class ModelHost:
         return self._previous
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> BatchingPolicy:
         """How requests wait and share runs."""
         return self._scheduler.plan
 
-    def configure(self, plan: Plan, labels: Labels | None = None) -> None:
+    def configure(self, plan: BatchingPolicy, labels: Labels | None = None) -> None:
         """A new plan for the requests that come from now on, and the labels of their outputs."""
         self._scheduler.configure(plan)
         if labels is not None:
@@ -130,16 +128,16 @@ class ModelHost:
             self._live, self._previous, self._claimed = warm, None, False
             return warm, bad
 
-    def claim_previous(self) -> Slot:
-        """The warm slot, which stays where it is until `flip_back` or `unclaim`: what is written of a
-        rollback before it happens must come true.  Raises ServiceError(FAILED_PRECONDITION): there is none.
+    def reserve_previous(self) -> Slot:
+        """Returns the warm slot and keeps it until `flip_back` or `release_previous`: a rollback that is
+        recorded must be possible.  Raises ServiceError(FAILED_PRECONDITION) if there is none.
         """
         with self._lock:
             warm = self.previous_or_refuse()
             self._claimed = True
             return warm
 
-    def unclaim(self) -> None:
+    def release_previous(self) -> None:
         with self._lock:
             self._claimed = False
 
@@ -439,7 +437,7 @@ class ModelHost:
             frame,
             outputs,
             time.time(),
-            *_permission(work.parameters),
+            *permission(work.parameters),
         )
         for observer in observers:
             try:
@@ -472,30 +470,3 @@ def _does_not_end(model: str, version: int) -> ServiceError:
 def _number(request: InferRequest, key: str) -> float:
     value = request.parameters.get(key, 0)
     return value if isinstance(value, int | float) else 0
-
-
-__all__ = [
-    "Answer",
-    "InferRequest",
-    "InputTensor",
-    "ModelHost",
-    "OutputRequest",
-    "Parameter",
-    "parse_version",
-]
-
-
-def _permission(parameters: Mapping[str, Parameter]) -> tuple[bool | None, tuple[float, float] | None]:
-    """(collect, place) of the parameters `collect`, `latitude` and `longitude`; None for what is not there.
-
-    A `collect` that is no boolean forbids: whoever wrote it meant to say something.
-    """
-    if not parameters:
-        return None, None
-    collect = parameters.get("collect")
-    allowed = None if collect is None else collect is True
-    try:
-        place = (float(parameters["latitude"]), float(parameters["longitude"]))
-    except (KeyError, ValueError, OverflowError):
-        return allowed, None
-    return allowed, place if all(math.isfinite(part) for part in place) else None

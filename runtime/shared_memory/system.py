@@ -31,7 +31,7 @@ LIMIT = 1024  # regions; each holds two descriptors (mmap duplicates its own)
 
 
 @dataclass(frozen=True)
-class Place:
+class ShmRef:
     """Where a tensor lies: as a request names it, not yet checked."""
 
     region: str
@@ -53,18 +53,18 @@ class Memory:
         self._held = 0
         self._gone = False
 
-    def check(self, place: Place) -> None:
+    def check(self, place: ShmRef) -> None:
         """Raises ServiceError unless the whole place is inside.  Python's integers do not overflow."""
         if not 0 <= place.offset < self.byte_size:
             raise _invalid(f"Invalid offset for shared memory region: '{self.name}'")
         if place.byte_size <= 0 or place.offset + place.byte_size > self.byte_size:
             raise _invalid(f"Invalid offset + byte size for shared memory region: '{self.name}'")
 
-    def read(self, place: Place) -> Array:
+    def read(self, place: ShmRef) -> Array:
         """A copy of the place, uint8 [byte_size]."""
         raise NotImplementedError
 
-    def write(self, place: Place, content: bytes | memoryview) -> None:
+    def write(self, place: ShmRef, content: bytes | memoryview) -> None:
         """Writes `content` at the start of the place, which must be large enough."""
         raise NotImplementedError
 
@@ -113,7 +113,7 @@ class Region(Memory):
         self._descriptor = descriptor
         self._mapping = _Mapping(descriptor, offset, byte_size) if mapped else None
 
-    def read(self, place: Place) -> Array:
+    def read(self, place: ShmRef) -> Array:
         self.check(place)
         self._check_size(place.offset + place.byte_size)
         content = np.empty(place.byte_size, np.uint8)
@@ -126,7 +126,7 @@ class Region(Memory):
             raise self._shortened()
         return content
 
-    def write(self, place: Place, content: bytes | memoryview) -> None:
+    def write(self, place: ShmRef, content: bytes | memoryview) -> None:
         self.check(place)
         size = len(content)
         if size == 0:  # an empty batch has an empty answer
@@ -189,7 +189,7 @@ class _Mapping:
         self._memory.close()
 
 
-class Regions:
+class ShmRegistry:
     """The registered regions, with Triton's codes and words.
 
     `allowed`: whether clients may register any.  `prefix`: what the names of system regions begin with.
@@ -299,7 +299,7 @@ class Regions:
         for kind in ("system", "cuda"):
             self.unregister("", kind)
 
-    def hold(self, place: Place) -> Memory:
+    def hold(self, place: ShmRef) -> Memory:
         """The region of a place, checked and held; release it."""
         with self._lock:
             region = self._regions.get(place.region)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from runtime.config import ServerConfig
 from runtime.repository.repository import Repository
-from runtime.serving.served_model import ModelHost
+from runtime.serving.served_model import ServedModel
 from runtime.swap.publisher import EventPublisher
 from runtime.swap.scope import SwapScope
 from runtime.swap.verify import Verifier
@@ -19,7 +19,7 @@ class SwapContext:
     server stops.
     """
 
-    host: ModelHost
+    host: ServedModel
     repository: Repository
     config: ServerConfig
     scope: SwapScope

@@ -19,8 +19,8 @@ from runtime.errors import Refused, Unjudged, of_the_machine
 from runtime.events import Bus, Event, State
 from runtime.process.priority import LowPriority
 from runtime.repository.repository import Repository
-from runtime.serving.memory_budget import Ledger
-from runtime.serving.served_model import UNLOADED, ModelHost
+from runtime.serving.memory_budget import MemoryBudget
+from runtime.serving.served_model import UNLOADED, ServedModel
 from runtime.serving.slot import Slot
 from runtime.swap.context import SwapContext
 from runtime.swap.flags import OperatorFlags
@@ -43,11 +43,11 @@ class SwapController:
 
     def __init__(
         self,
-        host: ModelHost,
+        host: ServedModel,
         repository: Repository,
         config: ServerConfig,
         bus: Bus,
-        ledger: Ledger,
+        ledger: MemoryBudget,
         scope: SwapScope,
     ) -> None:
         self.host = host

@@ -28,7 +28,7 @@ def write_live(
     """
     try:
         if make_directory:
-            repository.home(name)
+            repository.ensure_model_dir(name)
         repository.set_live(name, state)
     except OSError as error:
         raise Refused("record", f"{title} cannot be written: {error.strerror or error}") from error

@@ -14,7 +14,7 @@ from typing import Any
 
 from runtime.errors import Refused
 from runtime.events import Event, State
-from runtime.serving.served_model import ModelHost
+from runtime.serving.served_model import ServedModel
 from runtime.serving.slot import Slot
 from runtime.swap.context import SwapContext
 from runtime.swap.flags import OperatorFlags
@@ -66,7 +66,7 @@ class ModelParticipant:
         return self._context.model
 
     @property
-    def host(self) -> ModelHost:
+    def host(self) -> ServedModel:
         return self._context.host
 
     @property

@@ -69,7 +69,7 @@ class GroupEventPublisher(EventPublisher):
         return event
 
     def _append(self, event: Event) -> None:
-        self._repository.home(self._model)
+        self._repository.ensure_model_dir(self._model)
         super()._append(event)
 
     def _write_log(self, event: Event) -> None:

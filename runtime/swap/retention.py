@@ -93,10 +93,10 @@ class Retention:
             try:
                 for number in adapted[: max(0, len(adapted) - keep)]:
                     if number not in protected:
-                        deleted[number] = self._repository.put_aside(self._model, number)
+                        deleted[number] = self._repository.mark_deleted(self._model, number)
             except BaseException:  # all of them or none: the answer equals what is on disk
                 for number, path in deleted.items():
-                    self._repository.put_back(self._model, number, path)
+                    self._repository.restore_deleted(self._model, number, path)
                 raise
             for number in deleted:
                 reason = f"deleted: the newest {keep} of {len(adapted)} are kept"

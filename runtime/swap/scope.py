@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from runtime.events import Event
-from runtime.serving.served_model import ModelHost
+from runtime.serving.served_model import ServedModel
 from runtime.serving.slot import Slot
 
 
@@ -23,7 +23,7 @@ class Participant(Protocol):
     def model(self) -> str: ...
 
     @property
-    def host(self) -> ModelHost: ...
+    def host(self) -> ServedModel: ...
 
     @property
     def pinned(self) -> bool: ...

@@ -11,7 +11,7 @@ from typing import Any
 
 from runtime.errors import Code, Refused, ServiceError
 from runtime.events import Event
-from runtime.serving.served_model import ModelHost
+from runtime.serving.served_model import ServedModel
 from runtime.swap.participant import PreparedSwap
 from runtime.swap.scope import Participant, SwapScope
 
@@ -58,12 +58,12 @@ def roll_back(
         if each.pinned:
             message = f"'{each.model}' is pinned; unpin it first"
             raise ServiceError(Code.FAILED_PRECONDITION, message, "state")
-    claimed: list[ModelHost] = []  # from here to the flip no candidate gets the memory of these
+    claimed: list[ServedModel] = []  # from here to the flip no candidate gets the memory of these
     try:
         with scope.flip_lock:
             lives = {}
             for each in participants:
-                lives[each.model] = each.host.claim_previous().version
+                lives[each.model] = each.host.reserve_previous().version
                 claimed.append(each.host)
         try:
             extra = scope.record(lives, back=True, best_effort=True)
@@ -78,7 +78,7 @@ def roll_back(
             scope.flipped()
     finally:
         for host in claimed:
-            host.unclaim()
+            host.release_previous()
     events = {
         each.model: each.on_rolled_back(now, bad, check, reason, detail)
         for each, (now, bad) in zip(participants, pairs, strict=True)

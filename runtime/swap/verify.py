@@ -26,8 +26,8 @@ from runtime.errors import Refused, Unjudged, of_the_machine
 from runtime.repository.repository import Repository
 from runtime.repository.signing import check_signature
 from runtime.serving import sharing
-from runtime.serving.memory_budget import Ledger, Reservation
-from runtime.serving.served_model import ModelHost
+from runtime.serving.memory_budget import MemoryBudget, Reservation
+from runtime.serving.served_model import ServedModel
 from runtime.serving.slot import Slot
 from runtime.tensors import DTYPES, Array, EngineSpec, TensorSpec, datatype
 
@@ -77,7 +77,9 @@ class Verifier:
     `goldens`: what each loaded version answered on golden frames, by version.
     """
 
-    def __init__(self, host: ModelHost, repository: Repository, config: ServerConfig, ledger: Ledger) -> None:
+    def __init__(
+        self, host: ServedModel, repository: Repository, config: ServerConfig, ledger: MemoryBudget
+    ) -> None:
         self.host = host
         self.goldens: dict[int, Golden] = {}
         self._repository = repository
@@ -240,7 +242,7 @@ class Verifier:
     def slot(self, candidate: Candidate) -> Slot:
         """The candidate with the live thread budget, run once.  On a thread of normal priority."""
         try:
-            engine = candidate.engine.promoted()
+            engine = candidate.engine.with_serving_threads()
             if engine is candidate.engine:
                 return _slot(candidate)
             try:

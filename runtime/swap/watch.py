@@ -17,7 +17,7 @@ import numpy as np
 from runtime.checks.task import Stats, Task
 from runtime.config import ServerConfig
 from runtime.process.priority import lower
-from runtime.serving.served_model import ModelHost
+from runtime.serving.served_model import ServedModel
 from runtime.serving.slot import Slot
 from runtime.serving.tap import Observation, Sampler
 from runtime.swap.verify import held
@@ -51,7 +51,7 @@ class Watch(threading.Thread):
     """The watch window: judges a few answers per second and rolls back if it finds a fault."""
 
     def __init__(
-        self, host: ModelHost, slot: Slot, before: Baseline, config: ServerConfig, roll_back: RollBack
+        self, host: ServedModel, slot: Slot, before: Baseline, config: ServerConfig, roll_back: RollBack
     ) -> None:
         super().__init__(name=f"watch-{host.name}", daemon=True)
         self.slot = slot

@@ -118,8 +118,8 @@ class TensorRTEngine:
     ) -> TensorRTEngine:
         """Deserialises a plan whose hash the caller has verified, and warms it up.
 
-        `candidate`: one lane until `promoted`.  `weights`: refit before the first context exists.  A
-        version-compatible plan brings code for the host and loads only where `config.host_code` allows it.
+        candidate: one lane until `with_serving_threads`.  weights: refit before the first context exists.
+        A version-compatible plan brings code for the host and loads only if `config.host_code` allows it.
         Raises Refused("load", …).
         """
         try:
@@ -199,7 +199,7 @@ class TensorRTEngine:
         finally:
             self._give(lane)
 
-    def promoted(self) -> TensorRTEngine:
+    def with_serving_threads(self) -> TensorRTEngine:
         """The same plan with a lane for each concurrent run.
 
         New lanes also because threads made by a niced thread stay niced.

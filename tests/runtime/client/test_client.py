@@ -22,7 +22,7 @@ import pytest
 
 from runtime.client import Answer, AsyncClient, Client, Rejected, RpcError
 from runtime.config import QueueConfig
-from runtime.shared_memory.system import Regions
+from runtime.shared_memory.system import ShmRegistry
 from tests.runtime import builders as b
 from tests.runtime.clients import KINDS, client
 from tests.runtime.scenarios.test_scheduling import held
@@ -354,14 +354,14 @@ def test_a_call_that_is_cancelled_takes_its_lane_out_of_use(large):
 def test_a_call_that_is_cancelled_while_its_lane_is_registered_leaves_no_region(large, monkeypatch):
     """The server has the region, and the caller goes before it hears of that: the client takes it back."""
     entered, go = threading.Event(), threading.Event()
-    register = Regions.register
+    register = ShmRegistry.register
 
     def slow(self, *arguments):
         register(self, *arguments)
         entered.set()
         assert go.wait(PATIENCE)
 
-    monkeypatch.setattr(Regions, "register", slow)
+    monkeypatch.setattr(ShmRegistry, "register", slow)
 
     async def main():
         async with AsyncClient(large.target, shared_memory=True) as c:

@@ -349,19 +349,19 @@ def test_versions_are_pruned_all_or_not_at_all(repository, calm, monkeypatch):
         b.publish(repository, adaptation={"round": str(n)})
     service = started(calm)
     assert service.admin.submit("road", 1, shadow=False).result().state == "LIVE"
-    aside = Repository.put_aside
+    aside = Repository.mark_deleted
 
     def full(self, model, version):
         if version == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
         return aside(self, model, version)
 
-    monkeypatch.setattr(Repository, "put_aside", full)
+    monkeypatch.setattr(Repository, "mark_deleted", full)
     with pytest.raises(ServiceError, match="No space left"):
         service.admin.prune("road", 1)
     assert repository.versions("road") == [1, 2, 3, 4, 5]
     assert not [e for e in repository.history("road") if e["check"] == "pruned"]
-    monkeypatch.setattr(Repository, "put_aside", aside)
+    monkeypatch.setattr(Repository, "mark_deleted", aside)
     deleted = service.admin.prune("road", 1)
     assert repository.versions("road") == [n for n in range(1, 6) if n not in deleted]
     assert deleted
@@ -395,7 +395,9 @@ def test_an_optimised_model_never_has_a_name(monkeypatch):
     assert not names, "a kill in this moment leaves nothing"
     assert size > 0
     frame = np.zeros((1, *b.SIZE, 3), np.uint8)
-    ours, theirs = (e.run({"frame": frame}, ["labels"])["labels"] for e in (engine, engine.promoted()))
+    ours, theirs = (
+        e.run({"frame": frame}, ["labels"])["labels"] for e in (engine, engine.with_serving_threads())
+    )
     assert (ours == theirs).all()
 
 

@@ -17,7 +17,7 @@ from runtime.client import Client, Rejected
 from runtime.config import SecurityConfig
 from runtime.rpc import admission
 from runtime.rpc.admission import Lane, Refusals
-from runtime.rpc.thread_pool import Pool
+from runtime.rpc.thread_pool import RpcThreadPool
 from tests.runtime import builders as b
 from tests.waits import PATIENCE
 
@@ -308,7 +308,7 @@ def test_grpc_takes_our_pool_for_one_of_its_own():
     """It ignores the threads of a method that are of another class."""
     from concurrent.futures import ThreadPoolExecutor
 
-    assert isinstance(Pool(1, "x"), ThreadPoolExecutor)
+    assert isinstance(RpcThreadPool(1, "x"), ThreadPoolExecutor)
 
 
 def test_the_end_of_a_call_waits_for_no_lock_of_ours(repository, quick, serve):

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from runtime.rpc.thread_pool import Pool
+from runtime.rpc.thread_pool import RpcThreadPool
 from tests.waits import PATIENCE, until
 
 
@@ -15,7 +15,7 @@ def names():
 
 
 def test_every_call_runs_once_and_its_end_is_told_once():
-    pool = Pool(4, "pool-test-a")
+    pool = RpcThreadPool(4, "pool-test-a")
     ran, told = [], []
     for n in range(500):
         pool.submit(ran.append, n).add_done_callback(lambda _done, n=n: told.append(n))
@@ -25,7 +25,7 @@ def test_every_call_runs_once_and_its_end_is_told_once():
 
 
 def test_no_more_threads_than_allowed_and_none_before_it_is_needed():
-    pool = Pool(3, "pool-test-b")
+    pool = RpcThreadPool(3, "pool-test-b")
     gate, ran = threading.Event(), []
     mine = lambda: [t for t in names() if t.name.startswith("pool-test-b")]  # noqa: E731
     pool.submit(ran.append, 0)
@@ -48,7 +48,7 @@ def test_no_more_threads_than_allowed_and_none_before_it_is_needed():
 
 
 def test_a_call_that_raises_is_over_and_its_thread_lives(caplog):
-    pool = Pool(1, "pool-test-c")
+    pool = RpcThreadPool(1, "pool-test-c")
     over = threading.Event()
     pool.submit(lambda: 1 / 0).add_done_callback(lambda _: over.set())
     assert over.wait(PATIENCE)
@@ -60,7 +60,7 @@ def test_a_call_that_raises_is_over_and_its_thread_lives(caplog):
 
 
 def test_where_the_system_gives_no_more_threads_calls_wait_for_those_there_are(monkeypatch, caplog):
-    pool = Pool(3, "pool-test-d")
+    pool = RpcThreadPool(3, "pool-test-d")
     gate, ran = threading.Event(), []
     pool.submit(gate.wait, PATIENCE)
     start = threading.Thread.start

@@ -18,7 +18,7 @@ from protos import inference_pb2 as pb
 from protos.inference_pb2_grpc import GRPCInferenceServiceStub
 from runtime.client import Client, Rejected
 from runtime.config import WatchConfig
-from runtime.serving.hung_runs import Hangs
+from runtime.serving.hung_runs import HungRunDetector
 from runtime.swap.watch import Baseline, Watch
 from tests.runtime import builders as b
 from tests.waits import PATIENCE, until
@@ -227,7 +227,7 @@ def test_only_time_that_was_watched_counts_as_hanging(repository, quick, serve, 
     with stuck(server):
         pass
     told = []
-    hangs = Hangs(lambda: [host], 15.0, lambda *what: told.append(what))
+    hangs = HungRunDetector(lambda: [host], 15.0, lambda *what: told.append(what))
     begun = host.runs()[0][0].started
     for _ in range(14):
         hangs.look(1.0)

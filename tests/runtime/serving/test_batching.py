@@ -12,7 +12,7 @@ import pytest
 from runtime.client import Client, Rejected
 from runtime.config import QueueConfig
 from runtime.serving import batching, counters
-from runtime.serving.queueing import DELAY, REJECT, Plan, QueuePolicy
+from runtime.serving.queueing import DELAY, REJECT, BatchingPolicy, QueuePolicy
 from tests.runtime import builders as b
 from tests.runtime.scenarios.test_scheduling import held
 from tests.waits import PATIENCE, until
@@ -35,7 +35,7 @@ def plan(text, tmp_path, queue=None):
 
 
 def test_every_setting_arrives(tmp_path):
-    assert plan(FULL, tmp_path, QueueConfig(limit=7, policy="latest")) == Plan(
+    assert plan(FULL, tmp_path, QueueConfig(limit=7, policy="latest")) == BatchingPolicy(
         limit=7,
         latest=True,
         max_batch=8,
@@ -74,7 +74,9 @@ def test_without_dynamic_batching_the_server_decides_up_to_the_models_limit(tmp_
 def test_a_wrong_file_changes_nothing_and_is_named(text, tmp_path, caplog):
     path = tmp_path / "config.pbtxt"
     path.write_bytes(text.encode("latin-1"))
-    assert batching.plan(batching.declared(path), QueueConfig(limit=3)) == Plan.of(QueueConfig(limit=3))
+    assert batching.plan(batching.declared(path), QueueConfig(limit=3)) == BatchingPolicy.of(
+        QueueConfig(limit=3)
+    )
     assert str(path) in caplog.text
     assert "not used" in caplog.text
 

@@ -18,8 +18,9 @@ from runtime.engines.onnxruntime import OnnxRuntimeEngine
 from runtime.errors import Refused, ServiceError
 from runtime.repository.repository import Repository
 from runtime.serving import sharing
-from runtime.serving.queueing import Plan
-from runtime.serving.served_model import InferRequest, InputTensor, ModelHost, _Work
+from runtime.serving.queueing import BatchingPolicy
+from runtime.serving.request import InferRequest, InputTensor
+from runtime.serving.served_model import ServedModel, _Work
 from runtime.serving.slot import Slot
 from runtime.swap.verify import Verifier
 from runtime.tensors import EngineSpec, TensorSpec
@@ -137,8 +138,8 @@ def test_a_shape_valued_input_has_no_batch_side_and_is_never_joined():
         (TensorSpec("x", "FP32", (-1, 4)), TensorSpec("shape", "INT64", (-1,))),
         (TensorSpec("y", "FP32", (-1, 4)),), "onnxruntime", "fp32", "cpu",
     )  # fmt: skip
-    host = ModelHost("road", ServerConfig())
-    host.configure(Plan(max_batch=8, max_batch_size=8, whole=frozenset({"shape"})))
+    host = ServedModel("road", ServerConfig())
+    host.configure(BatchingPolicy(max_batch=8, max_batch_size=8, whole=frozenset({"shape"})))
     host.flip(Slot(1, _Engine(spec, lambda x: x), {}))
     tensors = [InputTensor("x", "FP32", (3, 4), np.zeros((3, 4), np.float32)),
                InputTensor("shape", "INT64", (2,), np.array([3, 4]))]  # fmt: skip
@@ -184,8 +185,8 @@ def jobs_of(host, *rows):
     ],
 )
 def test_outputs_that_are_not_the_rows_of_a_run_are_never_cut(gives, caplog):
-    host = ModelHost("road", ServerConfig())
-    host.configure(Plan(max_batch=8))
+    host = ServedModel("road", ServerConfig())
+    host.configure(BatchingPolicy(max_batch=8))
     engine = _Engine(PLAIN, gives)
     host.flip(Slot(1, engine, {}))
     first, second = jobs_of(host, row(1), row(2))
@@ -204,8 +205,8 @@ def test_a_request_that_the_engine_cannot_run_fails_alone():
             raise ValueError("thirteen")
         return x
 
-    host = ModelHost("road", ServerConfig())
-    host.configure(Plan(max_batch=8))
+    host = ServedModel("road", ServerConfig())
+    host.configure(BatchingPolicy(max_batch=8))
     host.flip(Slot(1, _Engine(PLAIN, gives), {}))
     good, bad, other = jobs_of(host, row(1), row(13), row(3))
     host._execute([good, bad, other])()
@@ -220,8 +221,8 @@ def test_a_request_that_the_engine_cannot_run_fails_alone():
 
 
 def test_requests_of_no_rows_share_a_run_and_get_none():
-    host = ModelHost("road", ServerConfig())
-    host.configure(Plan(max_batch=8))
+    host = ServedModel("road", ServerConfig())
+    host.configure(BatchingPolicy(max_batch=8))
     host.flip(Slot(1, _Engine(PLAIN, lambda x: x * 2), {}))
     jobs = jobs_of(host, row(), row(1, 2), row(), row(3))
     host._execute(jobs)()
@@ -266,7 +267,7 @@ def test_contract_networks_share_runs_and_one_that_mixes_frames_does_not(reposit
 
 def test_the_tap_is_given_no_frame_with_another_number_of_answers():
     seen = []
-    host = ModelHost("road", ServerConfig())
+    host = ServedModel("road", ServerConfig())
     host.observe(seen.append)
     frame = np.zeros((2, 16, 32, 3), np.uint8)
     slot = SimpleNamespace(
@@ -307,7 +308,7 @@ def test_a_promoted_engine_with_other_tensors_is_refused(repository, quick, serv
     other = _Engine(
         EngineSpec((TensorSpec("z", "FP32", (-1, 4)),), PLAIN.outputs, "onnxruntime", "fp32", "cpu"), abs
     )
-    candidate.engine.promoted = lambda: other
+    candidate.engine.with_serving_threads = lambda: other
     with pytest.raises(Refused, match="with all threads the engine has other tensors: inputs z FP32"):
         verifier.slot(candidate)
 
@@ -321,7 +322,7 @@ def test_a_promoted_engine_that_does_not_run_is_refused(repository, quick, serve
     def gives(x):
         raise RuntimeError("not with these threads")
 
-    candidate.engine.promoted = lambda: _Engine(PLAIN, gives)
+    candidate.engine.with_serving_threads = lambda: _Engine(PLAIN, gives)
     with pytest.raises(Refused, match=r"load: .*not with these threads"):
         verifier.slot(candidate)
 

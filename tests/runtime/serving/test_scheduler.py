@@ -9,7 +9,7 @@ import pytest
 
 from runtime.config import QueueConfig
 from runtime.errors import Code, ServiceError
-from runtime.serving.queueing import DELAY, Plan, QueuePolicy
+from runtime.serving.queueing import DELAY, BatchingPolicy, QueuePolicy
 from runtime.serving.scheduler import Job, Scheduler
 from tests.waits import PATIENCE, until
 
@@ -59,7 +59,7 @@ def test_a_run_that_is_given_up_hands_its_permit_on_once():
         for job in jobs:
             job.result = job.payload
 
-    scheduler = Scheduler(execute, Plan.of(QueueConfig(max_batch=2, batch_delay=1e6)), 1)
+    scheduler = Scheduler(execute, BatchingPolicy.of(QueueConfig(max_batch=2, batch_delay=1e6)), 1)
     first = Caller(scheduler, Job("a", batch_key=1))
     company = Caller(scheduler, Job("b", batch_key=1))  # it fills the batch that waits for one
     until(lambda: len(first.job.company) == 2)
@@ -91,7 +91,9 @@ def test_a_run_that_is_given_up_hands_its_permit_on_once():
 def start(config, jobs, concurrency=1):
     """The first job runs (and blocks); the rest wait in order."""
     engine = Engine()
-    scheduler = Scheduler(engine, config if isinstance(config, Plan) else Plan.of(config), concurrency)
+    scheduler = Scheduler(
+        engine, config if isinstance(config, BatchingPolicy) else BatchingPolicy.of(config), concurrency
+    )
     callers = []
     for index, job in enumerate(jobs):
         callers.append(Caller(scheduler, job))
@@ -207,9 +209,9 @@ def test_a_run_takes_no_more_than_max_batch_items():
 def test_a_run_waits_for_company_no_longer_than_the_delay():
     engine = Engine()
     engine.gate.set()
-    alone = Scheduler(engine, Plan(max_batch=2, delay=0.01), 1)
+    alone = Scheduler(engine, BatchingPolicy(max_batch=2, delay=0.01), 1)
     assert alone.submit(Job(0, batch_key="k")) == 0  # no company comes
-    scheduler = Scheduler(engine, Plan(max_batch=2, delay=1e6), 1)
+    scheduler = Scheduler(engine, BatchingPolicy(max_batch=2, delay=1e6), 1)
     first = Caller(scheduler, Job(1, batch_key="k"))
     until(lambda: scheduler.runs() == [first.job])  # it waits for company
     second = Caller(scheduler, Job(2, batch_key="k"))
@@ -225,7 +227,7 @@ def test_an_engine_that_throws_fails_its_requests_and_no_others():
                 raise ServiceError(Code.INTERNAL, "broken", "engine")
             job.result = job.payload
 
-    scheduler = Scheduler(execute, Plan(), 1)
+    scheduler = Scheduler(execute, BatchingPolicy(), 1)
     with pytest.raises(ServiceError, match="broken"):
         scheduler.submit(Job("bad"))
     assert scheduler.submit(Job("good")) == "good"
@@ -239,7 +241,7 @@ def test_nothing_is_lost_under_a_storm():
         for job in jobs:
             job.result = job.payload
 
-    scheduler = Scheduler(execute, Plan(limit=6, max_batch=3), 2)
+    scheduler = Scheduler(execute, BatchingPolicy(limit=6, max_batch=3), 2)
     ends = []
 
     def client(number):
@@ -267,7 +269,7 @@ def test_nothing_is_lost_under_a_storm():
 
 
 def test_the_highest_priority_waiting_runs_next_and_equals_keep_their_order():
-    plan = Plan(levels=3, default_level=2)
+    plan = BatchingPolicy(levels=3, default_level=2)
     asked = [0, 3, 0, 1, 2, 9, 1]  # 0 and 9 are the default level
     engine, _, callers = start(plan, [Job("busy"), *(Job((p, n), priority=p) for n, p in enumerate(asked))])
     finish(engine, callers)
@@ -276,13 +278,13 @@ def test_the_highest_priority_waiting_runs_next_and_equals_keep_their_order():
 
 
 def test_without_levels_a_priority_changes_nothing():
-    engine, _, callers = start(Plan(), [Job(n, priority=5 - n) for n in range(5)])
+    engine, _, callers = start(BatchingPolicy(), [Job(n, priority=5 - n) for n in range(5)])
     finish(engine, callers)
     assert engine.batches == [[n] for n in range(5)]
 
 
 def test_a_level_has_its_own_limit():
-    plan = Plan(levels=2, default_level=1, policies={2: QueuePolicy(max_queue_size=1)})
+    plan = BatchingPolicy(levels=2, default_level=1, policies={2: QueuePolicy(max_queue_size=1)})
     jobs = [Job("busy"), Job("a"), Job("b"), Job("low", priority=2)]
     engine, scheduler, callers = start(plan, jobs)
     with pytest.raises(ServiceError, match=r"Exceeds maximum queue size: 1 .*max_queue_size") as refusal:
@@ -293,7 +295,7 @@ def test_a_level_has_its_own_limit():
 
 
 def test_a_level_has_its_own_timeout():
-    plan = Plan(levels=2, default_level=1, policies={2: QueuePolicy(default_timeout=0.05)})
+    plan = BatchingPolicy(levels=2, default_level=1, policies={2: QueuePolicy(default_timeout=0.05)})
     jobs = [Job("busy"), Job("a"), Job("b"), Job("low", priority=2)]
     engine, _, callers = start(plan, jobs)
     callers[3].join(PATIENCE)
@@ -304,7 +306,7 @@ def test_a_level_has_its_own_timeout():
 
 def test_delay_lets_a_late_request_run_after_all_that_are_in_time():
     late = QueuePolicy(timeout_action=DELAY, default_timeout=0.03)
-    plan = Plan(levels=2, default_level=2, policies={1: late})
+    plan = BatchingPolicy(levels=2, default_level=2, policies={1: late})
     engine, scheduler, callers = start(plan, [Job("busy"), Job("late", priority=1), Job("other")])
     time.sleep(0.1)
     assert scheduler.pending == 2
@@ -316,7 +318,7 @@ def test_delay_lets_a_late_request_run_after_all_that_are_in_time():
 def test_a_delayed_request_can_still_be_cancelled_and_still_has_its_deadline():
     late = QueuePolicy(timeout_action=DELAY, default_timeout=0.02)
     jobs = [Job("busy"), Job("gone"), Job("over", deadline=time.monotonic() + 1.0)]
-    engine, scheduler, callers = start(Plan(policy=late), jobs)
+    engine, scheduler, callers = start(BatchingPolicy(policy=late), jobs)
     time.sleep(0.08)
     scheduler.cancel(jobs[1])
     callers[2].join(PATIENCE)
@@ -342,7 +344,7 @@ def test_whose_timeout_counts(policy, asked, waits):
 
 
 def test_a_preferred_size_is_run_without_waiting_for_more():
-    plan = Plan(max_batch=8, preferred=(2, 4), delay=1e6)
+    plan = BatchingPolicy(max_batch=8, preferred=(2, 4), delay=1e6)
     engine, scheduler, callers = start(plan, [Job("busy"), *(Job(n, batch_key="k") for n in range(5))])
     engine.gate.set()
     until(lambda: len(engine.batches) == 2)
@@ -368,7 +370,7 @@ def test_a_timeout_that_another_thread_deals_with_while_it_is_looked_at():
             self.reads = 1
 
     engine = Engine()
-    scheduler = Scheduler(engine, Plan(policy=QueuePolicy(DELAY, default_timeout=5.0)), 1)
+    scheduler = Scheduler(engine, BatchingPolicy(policy=QueuePolicy(DELAY, default_timeout=5.0)), 1)
     first = Caller(scheduler, Job("first"))
     until(lambda: engine.together == 1)
     second = Caller(scheduler, Vanishing("second"))

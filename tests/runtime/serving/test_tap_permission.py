@@ -7,7 +7,7 @@ import pytest
 
 from runtime.client import Client
 from runtime.config import TapConfig
-from runtime.serving.served_model import _permission
+from runtime.serving.request import permission
 from runtime.serving.tap import Observation, Tap
 from tests.runtime import builders as b
 
@@ -44,7 +44,7 @@ def test_no_is_no_and_silence_is_what_the_policy_says():
     ],
 )
 def test_parameters_of_a_request(parameters, collect, place):
-    assert _permission(parameters) == (collect, place)
+    assert permission(parameters) == (collect, place)
 
 
 def test_over_the_wire(repository, quick, serve):

@@ -23,7 +23,7 @@ from runtime import serve as runtime_serve
 from runtime.client import Client, Rejected, RpcError
 from runtime.errors import ServiceError
 from runtime.shared_memory.segments import PREFIX
-from runtime.shared_memory.system import LIMIT, Place, Region, Regions
+from runtime.shared_memory.system import LIMIT, Region, ShmRef, ShmRegistry
 from tests.runtime import builders as b
 from tests.waits import PATIENCE, until
 
@@ -48,7 +48,7 @@ huge = st.one_of(
 @given(offset=huge, size=huge, start=st.sampled_from([0, 4096]), length=st.integers(1, 4096))
 def test_no_place_outside_a_region_is_accepted(offset, size, start, length):
     region = Region("r", "k", start, length, -1)
-    place = Place("r", offset, size)
+    place = ShmRef("r", offset, size)
     inside = offset >= 0 and size > 0 and offset + size <= length
     if inside:
         region.check(place)
@@ -58,43 +58,43 @@ def test_no_place_outside_a_region_is_accepted(offset, size, start, length):
 
 
 def test_places_are_read_and_written(memory):
-    regions = Regions()
+    regions = ShmRegistry()
     regions.register("r", memory, 4096, 1000)
-    region = regions.hold(Place("r", 10, 20))
-    assert region.read(Place("r", 10, 20)).tolist() == [(4096 + 10 + i) % 256 for i in range(20)]
-    region.write(Place("r", 999, 1), b"\x7f")
+    region = regions.hold(ShmRef("r", 10, 20))
+    assert region.read(ShmRef("r", 10, 20)).tolist() == [(4096 + 10 + i) % 256 for i in range(20)]
+    region.write(ShmRef("r", 999, 1), b"\x7f")
     region.release()
     regions.unregister("")
     assert Path("/dev/shm", memory[1:]).read_bytes()[4096 + 999] == 0x7F
 
 
 def test_a_region_that_is_shortened_under_us_is_an_error_and_not_a_crash(memory):
-    regions = Regions()
+    regions = ShmRegistry()
     regions.register("r", memory, 0, 8192)
-    region = regions.hold(Place("r", 0, 8192))
+    region = regions.hold(ShmRef("r", 0, 8192))
     os.truncate(f"/dev/shm{memory}", 100)
     with pytest.raises(ServiceError, match="shortened"):
-        region.read(Place("r", 0, 8192))
+        region.read(ShmRef("r", 0, 8192))
     region.release()
     regions.unregister("r")
 
 
 def test_a_region_unregistered_while_in_use_stays_until_it_is_released(memory):
-    regions = Regions()
+    regions = ShmRegistry()
     assert descriptors(memory) == 0
     regions.register("r", memory, 0, 8192)
-    region = regions.hold(Place("r", 0, 1))
+    region = regions.hold(ShmRef("r", 0, 1))
     regions.unregister("r")
     with pytest.raises(ServiceError, match="Unable to find"):
-        regions.hold(Place("r", 0, 1))
-    assert region.read(Place("r", 1, 1)).tolist() == [1]
+        regions.hold(ShmRef("r", 0, 1))
+    assert region.read(ShmRef("r", 1, 1)).tolist() == [1]
     assert descriptors(memory) > 0
     region.release()
     assert descriptors(memory) == 0
 
 
 def test_registrations_are_bounded_and_failures_leave_nothing_open(memory, monkeypatch):
-    regions = Regions()
+    regions = ShmRegistry()
     for key, offset, size in (
         (memory, 0, 9000),
         (memory, 2**63, 2**63),
@@ -224,23 +224,23 @@ def test_nothing_leaks(server):
 def mapped(request, monkeypatch):
     if not request.param:
         monkeypatch.setattr("runtime.shared_memory.system.GUARD.install", lambda: False)
-    elif not Regions.mapped():
+    elif not ShmRegistry.mapped():
         pytest.skip("no guard against SIGBUS on this system")
     return request.param
 
 
 def registered(memory):
-    regions = Regions()
+    regions = ShmRegistry()
     regions.register("r", memory, 4096, 4096)
-    return regions, regions.hold(Place("r", 0, 4096))
+    return regions, regions.hold(ShmRef("r", 0, 4096))
 
 
 def test_both_ways_read_and_write_the_same(memory, mapped):
     regions, region = registered(memory)
-    assert region.read(Place("r", 10, 20)).tolist() == [(10 + i) % 256 for i in range(20)]
-    region.write(Place("r", 100, 3), b"\x01\x02\x03")
+    assert region.read(ShmRef("r", 10, 20)).tolist() == [(10 + i) % 256 for i in range(20)]
+    region.write(ShmRef("r", 100, 3), b"\x01\x02\x03")
     assert Path("/dev/shm", memory[1:]).read_bytes()[4196:4199] == b"\x01\x02\x03"
-    region.write(Place("r", 4095, 1), b"")  # an empty batch has an empty answer
+    region.write(ShmRef("r", 4095, 1), b"")  # an empty batch has an empty answer
     region.release()
     regions.unregister("")
 
@@ -252,7 +252,7 @@ def test_a_file_cut_short_in_the_middle_of_a_copy_is_an_error_and_not_the_end(
     """The size is right when it is looked at, and the file is cut before the first byte is copied."""
     regions, region = registered(memory)
     monkeypatch.setattr(Region, "_check_size", lambda self, end: os.truncate(f"/dev/shm{memory}", 0))
-    place = Place("r", 0, 4096)
+    place = ShmRef("r", 0, 4096)
     if verb == "read" or mapped:  # a write through a descriptor makes the file longer again
         with pytest.raises(ServiceError, match="shortened"):
             region.read(place) if verb == "read" else region.write(place, bytes(4096))
@@ -264,7 +264,7 @@ def test_a_file_cut_short_in_the_middle_of_a_copy_is_an_error_and_not_the_end(
     region.release()
     regions.unregister("r")
     regions.register("r", memory, 0, 8192)
-    assert regions.hold(Place("r", 0, 1)).read(Place("r", 0, 1)).tolist() == [0]
+    assert regions.hold(ShmRef("r", 0, 1)).read(ShmRef("r", 0, 1)).tolist() == [0]
 
 
 def test_a_copy_in_another_thread_survives_too(memory, monkeypatch):
@@ -274,7 +274,7 @@ def test_a_copy_in_another_thread_survives_too(memory, monkeypatch):
 
     def copy():
         with pytest.raises(ServiceError, match="shortened"):
-            region.read(Place("r", 0, 4096))
+            region.read(ShmRef("r", 0, 4096))
         errors.append(1)
 
     threads = [threading.Thread(target=copy) for _ in range(4)]
@@ -286,7 +286,7 @@ def test_a_copy_in_another_thread_survives_too(memory, monkeypatch):
 
 
 def test_a_mapping_that_was_lost_does_not_take_the_fault_of_the_next_one_at_its_address(memory, monkeypatch):
-    if not Regions.mapped():
+    if not ShmRegistry.mapped():
         pytest.skip("no guard against SIGBUS on this system")
     lost, region = registered(memory)
     begin = region._mapping._watched.begin
@@ -302,7 +302,7 @@ def test_a_mapping_that_was_lost_does_not_take_the_fault_of_the_next_one_at_its_
         pytest.skip("the address was not given out again")
     monkeypatch.setattr(Region, "_check_size", lambda self, end: os.truncate(f"/dev/shm{memory}", 0))
     with pytest.raises(ServiceError, match="shortened"):
-        region.read(Place("r", 0, 4096))
+        region.read(ShmRef("r", 0, 4096))
     for regions, region in kept:
         region.release()
         regions.unregister("r")

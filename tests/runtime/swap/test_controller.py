@@ -525,14 +525,14 @@ def test_the_resource_preserving_policy_gives_up_the_warm_version_instead(reposi
 
 def test_a_candidate_is_counted_until_it_is_live_or_refused(repository, quick):
     """Between load and flip it has no slot yet: what is declared must not forget it."""
-    from runtime.serving.memory_budget import OVERHEAD, Ledger
-    from runtime.serving.served_model import ModelHost
+    from runtime.serving.memory_budget import OVERHEAD, MemoryBudget
+    from runtime.serving.served_model import ServedModel
     from runtime.swap.verify import Verifier
 
     first, second = b.publish(repository), b.publish(repository)
     for policy in ("availability-preserving", "resource-preserving"):
-        ledger = Ledger(GuardConfig(memory_budget_bytes=2 * OVERHEAD + (1 << 20), memory_policy=policy))
-        host = ModelHost("road", quick)
+        ledger = MemoryBudget(GuardConfig(memory_budget_bytes=2 * OVERHEAD + (1 << 20), memory_policy=policy))
+        host = ServedModel("road", quick)
         ledger.add(host)
         verifier = Verifier(host, repository, quick, ledger)
         one, other = (verifier.verify(version, reference=None) for version in (first, second))
