@@ -89,9 +89,15 @@ class AsyncClient:
     ) -> Answer:
         """As `Client.infer`."""
         call = Inference(
-            model, frame, outputs, source=source, version=version, request_id=request_id, collect=collect,
+            model,
+            frame,
+            outputs,
+            source=source,
+            version=version,
+            request_id=request_id,
+            collect=collect,
             place=place,
-        )  # fmt: skip
+        )
         segment = await self._borrow(call, timeout)
         if segment is not None:
             try:

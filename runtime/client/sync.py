@@ -91,9 +91,15 @@ class Client:
         server's policy says; `place`: (latitude, longitude) where it was taken.
         """
         call = Inference(
-            model, frame, outputs, source=source, version=version, request_id=request_id, collect=collect,
+            model,
+            frame,
+            outputs,
+            source=source,
+            version=version,
+            request_id=request_id,
+            collect=collect,
             place=place,
-        )  # fmt: skip
+        )
         segment = self._borrow(call, timeout)
         if segment is not None:
             try:

@@ -21,19 +21,17 @@ from runtime.serving.counters import RequestCounters
 from runtime.tensors import Array
 
 SERVICE = "roadworthy.v1.Roadworthy"
-COMMANDS = 8  # swaps that may be followed by who asked for them
+COMMANDS = 8  # swaps that callers may follow at the same time
 ADAPTERS = 16  # connections of adapters
 
 
 def taps(config: ServerConfig) -> int:
-    """Streams of the tap.  A few more than it has places for: the tap itself says how many those are."""
+    """Returns the limit of tap streams: a few more than subscribers, so that the tap itself refuses."""
     return config.tap.subscribers + 4
 
 
 class ControlEdge:
-    """`streams`: how many of each kind may look on.  Each kind, swaps and adapters have limits of their own:
-    who only looks on cannot keep out who steers.
-    """
+    """`streams`: the limit of streams per kind.  Watchers cannot exhaust the streams of operators."""
 
     def __init__(self, service: Service, streams: int) -> None:
         self._service = service

@@ -183,7 +183,10 @@ class FrameGroup:
         return None if self.generation is None else self._slot(self.generation)
 
     def _slot(self, generation: Generation) -> GroupSlot | None:
-        """Of the members' own slots; None while one is not there.  Raises GroupError.  Under `slots`."""
+        """Returns a generation made of the members' slots; None if one is not loaded.  Raises GroupError.
+
+        The caller holds the flip lock.
+        """
         members: dict[str, Slot] = {}
         for name in self.names:
             host, wanted = self._hosts.get(name), generation.members.get(name)

@@ -26,11 +26,11 @@ class Reservation:
         self._ledger = ledger
 
     def loaded(self) -> None:
-        """The memory is taken now, and missing from what the machine says is left."""
+        """Marks the memory as allocated: the machine's free memory no longer includes it."""
         self.is_loaded = True
 
     def release(self) -> None:
-        """Any number of times."""
+        """Releases the reservation; may be called any number of times."""
         self._ledger.forget(self)
 
 

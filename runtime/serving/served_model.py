@@ -38,7 +38,7 @@ log = logging.getLogger("roadworthy.host")
 
 @dataclass(slots=True)
 class _Work:
-    """What travels with a Job.  `pinned`: the slot that must answer, held by who asks (a frame group)."""
+    """The payload of a Job.  pinned: the slot that must answer; the caller (a frame group) holds it."""
 
     inputs: dict[str, Array]
     names: tuple[str, ...]
@@ -50,7 +50,7 @@ class _Work:
     stages: Durations = field(default_factory=Durations)
 
 
-UNLOADED = "unloaded"  # the reason of a model that somebody has unloaded
+UNLOADED = "unloaded"  # the reason of a model that was unloaded on request
 
 
 class ServedModel:
@@ -80,7 +80,7 @@ class ServedModel:
 
     @property
     def is_unloaded(self) -> bool:
-        """Whether it does not answer because somebody said so."""
+        """True if the model was unloaded on request."""
         return self._live is None and self.reason == UNLOADED
 
     @property
@@ -93,7 +93,7 @@ class ServedModel:
         return self._scheduler.plan
 
     def configure(self, plan: BatchingPolicy, labels: Labels | None = None) -> None:
-        """A new plan for the requests that come from now on, and the labels of their outputs."""
+        """Replaces the batching policy for later requests, and the labels of their outputs."""
         self._scheduler.configure(plan)
         if labels is not None:
             self.labels = labels
@@ -103,13 +103,13 @@ class ServedModel:
         return self._scheduler.pending
 
     def loaded(self) -> list[Slot]:
-        """The slots that answer requests: live first."""
+        """Returns the slots that answer requests, the live one first."""
         with self._lock:
             return [slot for slot in (self._live, self._previous) if slot is not None]
 
     def flip(self, slot: Slot) -> Slot | None:
-        """Makes `slot` live and keeps the old live slot warm.  Returns the slot displaced from warmth, which
-        the caller retires: it may hold the lock for several models, and closing an engine takes time.
+        """Makes `slot` live and keeps the old live slot warm.  Returns the slot that was warm, which the
+        caller retires: it may hold the lock for several models, and closing an engine takes time.
         """
         with self._lock:
             displaced, self._previous, self._live = self._previous, self._live, slot
@@ -120,7 +120,7 @@ class ServedModel:
     def flip_back(self) -> tuple[Slot, Slot]:
         """Makes the warm slot live again; returns (the new live slot, the one it replaces, to be retired).
 
-        Raises ServiceError(FAILED_PRECONDITION) when there is none.
+        Raises ServiceError(FAILED_PRECONDITION) if there is none.
         """
         with self._lock:
             warm, bad = self.previous_or_refuse(), self._live
@@ -149,7 +149,7 @@ class ServedModel:
             displaced.retire()
 
     def drop_previous(self) -> Slot | None:
-        """Gives up the warm slot, and with it the rollback target; None where there is none to give up."""
+        """Retires the warm slot, which is the rollback target; returns it, or None if there is none."""
         with self._lock:
             if self._claimed:
                 return None
@@ -159,7 +159,7 @@ class ServedModel:
         return dropped
 
     def unload(self, reason: str) -> None:
-        """Stops answering; what is in flight finishes."""
+        """Stops answering; requests in flight finish."""
         with self._lock:
             slots = [slot for slot in (self._live, self._previous) if slot is not None]
             self._live = self._previous = None
@@ -169,8 +169,9 @@ class ServedModel:
             slot.retire()
 
     def slot(self, version: str) -> Slot:
-        """The slot that would answer a request for `version` ("" = the live one), with Triton's words
-        when none would.
+        """Returns the slot that would answer a request for `version` ("" = the live one).
+
+        Raises ServiceError with Triton's messages.
         """
         number = parse_version(version)
         live = self._live
@@ -208,20 +209,21 @@ class ServedModel:
                 known = self._statistics.setdefault(version, Statistics())
         return known
 
-    # -- runs that do not come back (runtime/serving/hung_runs.py) -----------------------------------
+    # -- hung runs (runtime/serving/hung_runs.py) ------------------------------------
 
     def runs(self) -> list[tuple[Job, Slot]]:
-        """What is inside an engine now, and whose engine."""
+        """Returns the jobs that run now, each with the slot that runs it."""
         found = [(job, job.payload.slot) for job in self._scheduler.runs()]
         return [(job, slot) for job, slot in found if slot is not None]
 
     def give_up(self, job: Job) -> bool:
-        """A run of a version that is not live hangs: the live one gets its permit.  False: it has ended."""
+        """Gives the permit of a hung run of a retired version to the live one; False if it has ended."""
         return self._scheduler.give_up(job, lambda: _does_not_end(self.name, job.payload.slot.version))
 
     def hold_back(self, hung: int, limit: float) -> None:
-        """So many runs of the live version hang.  Where none can begin, who waits is refused: it might wait
-        for ever.
+        """`hung` runs of the live version are stuck; if no permit is left, rejects the waiting requests.
+
+        limit: seconds after which a run counts as hung.
         """
         live = self._live
         if live is None or hung < self._config.engine.concurrency:
@@ -233,7 +235,7 @@ class ServedModel:
     # -- observers -------------------------------------------------------------------
 
     def previous_or_refuse(self) -> Slot:
-        """The warm slot.  Raises ServiceError(FAILED_PRECONDITION) when there is none to go back to."""
+        """Returns the warm slot.  Raises ServiceError(FAILED_PRECONDITION) if there is none."""
         previous = self._previous
         if previous is None or self._live is None:
             raise ServiceError(
@@ -261,10 +263,10 @@ class ServedModel:
         on_job: Callable[[Callable[[], None]], None] | None = None,
         pinned: Slot | None = None,
     ) -> Answer:
-        """Answers one request by exactly one version: `pinned`, which the caller holds, or the one that is
-        live when the run begins.
+        """Answers one request by exactly one version: `pinned`, which the caller holds, or the version that
+        is live when the run begins.
 
-        `deadline` is a time.monotonic(); `on_job` is given a function that cancels the request.
+        deadline: a time.monotonic().  on_job: called with a function that cancels the request.
         Raises ServiceError.
         """
         begun = time.monotonic_ns()

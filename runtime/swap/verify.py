@@ -1,7 +1,7 @@
 """The checks between SUBMITTED and VERIFIED: what a candidate must show before it sees a live frame.
 
 In the order of docs/architecture.md: manifest, hash, signature, contract, memory, load,
-finite, golden, collapse, latency.  Everything here runs on a thread of low priority.
+finite, golden, collapse, latency.  Everything runs on a thread of low priority.
 Knows the repository, engines and tasks; knows nothing of flips.
 """
 
@@ -36,14 +36,14 @@ GOLDEN_FRAMES = 4  # of those a version brings; more would only make swaps slowe
 
 @dataclass
 class Golden:
-    """What a version answered on its golden frames, kept with its slot as the reference for the next one."""
+    """A version's answers on its golden frames, stored as the reference for the next version."""
 
     answers: dict[str, dict[str, Array]] = field(default_factory=dict)  # hash of the frame -> outputs
     stats: dict[str, Stats] = field(default_factory=dict)
     cost_ms: float = 0.0  # of one frame on one thread of low priority: comparable between candidates
 
     def add(self, task: Task, key: str, answer: dict[str, Array]) -> Stats:
-        """Keeps what comparisons need of an answer, and its look."""
+        """Stores the outputs that comparisons need, and the statistics of the answer."""
         self.answers[key] = {head.required: answer[head.required] for head in task.heads}
         self.stats[key] = task.summarize(answer)
         return self.stats[key]
@@ -66,7 +66,7 @@ class Candidate:
     report: dict[str, Any] = field(default_factory=dict)
 
     def close(self) -> None:
-        """Of one that will not be live: its engine and its claim to memory."""
+        """Closes the engine and releases the memory of a candidate that will not be live."""
         self.engine.close()
         self.reservation.release()
 
@@ -144,7 +144,7 @@ class Verifier:
     def _golden_frames(
         self, files: dict[str, bytes], candidate: Candidate, task: Task
     ) -> dict[str, dict[str, Array]]:
-        """{hash of the frame: what the exporter's network said of it}; fills candidate.frames."""
+        """Returns {hash of the frame: the exporter's answer}; fills candidate.frames."""
         if "golden.npz" not in files:
             if self._config.guard.require_golden:
                 raise Refused(
@@ -215,8 +215,8 @@ class Verifier:
             raise Refused("collapse", reason)
 
     def reference_golden(self, reference: Slot, candidate: Candidate) -> Golden:
-        """The live version's answers on the candidate's golden frames; computed where they are not those
-        it came with.
+        """Returns the live version's answers on the candidate's golden frames; computes those that are not
+        among its own.
         """
         known = self.goldens.setdefault(reference.version, Golden())
         task = reference.task
@@ -240,7 +240,10 @@ class Verifier:
             )
 
     def slot(self, candidate: Candidate) -> Slot:
-        """The candidate with the live thread budget, run once.  On a thread of normal priority."""
+        """Reloads the candidate with the serving thread count, runs it once, and returns its slot.
+
+        Called on a thread of normal priority.  Raises Refused.
+        """
         try:
             engine = candidate.engine.with_serving_threads()
             if engine is candidate.engine:
@@ -264,7 +267,7 @@ class Verifier:
         return _slot(candidate)
 
     def _as_judged(self, candidate: Candidate, task: Task, engine: Engine) -> None:
-        """The engine that will answer says what the one that was judged said, and within the budget."""
+        """Refuses the serving engine if its answers differ from the judged one's, or exceed the budget."""
         key, frame = next(iter(candidate.frames.items()))
         names = list(task.outputs)
         same = task.pixel_agreement(engine.run({"frame": frame}, names), candidate.golden.answers[key])
@@ -278,7 +281,7 @@ class Verifier:
 
 
 def _same_promise(manifest: dict[str, Any], reference: Slot | None) -> None:
-    """What the manifest says must equal what the live one's says: clients depend on it."""
+    """Refuses a manifest that differs from the live one in a key that clients depend on."""
     if reference is None:
         return
     for key in checks_task.PROMISED:
@@ -331,7 +334,7 @@ def _outputs(spec: EngineSpec) -> list[str]:
 
 
 def _as_declared(spec: EngineSpec, answer: Mapping[str, Array]) -> None:
-    """Clients are told the declared shapes and types; a run that contradicts them is a fault of the file."""
+    """Refuses a run that contradicts the declared shapes and types: clients rely on them."""
     for name, value in answer.items():
         said = spec.output(name)
         if said is None:
@@ -403,8 +406,9 @@ def _made_up(spec: EngineSpec) -> dict[str, Array]:
 
 
 def timed(engine: Engine, inputs: dict[str, Array], names: list[str]) -> tuple[dict[str, Array], float]:
-    """(outputs, ms).  CPU time of the one thread where the engine computes on it: wall time on a busy
-    machine at low priority says nothing about the engine."""
+    """Returns (outputs, ms): CPU time of the thread if the engine computes on it, because wall time at low
+    priority depends on the load of the machine.
+    """
     wall, cpu = time.perf_counter(), time.thread_time()
     try:
         answer = engine.run(inputs, names)
