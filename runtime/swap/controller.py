@@ -22,6 +22,7 @@ from runtime.repository.repository import Repository
 from runtime.serving.memory_budget import MemoryBudget
 from runtime.serving.served_model import UNLOADED, ServedModel
 from runtime.serving.slot import Slot
+from runtime.swap.candidate import Candidate
 from runtime.swap.context import SwapContext
 from runtime.swap.flags import OperatorFlags
 from runtime.swap.live_record import LiveRecord
@@ -33,7 +34,7 @@ from runtime.swap.shadow import Shadow
 from runtime.swap.startup import Startup, remedy
 from runtime.swap.submissions import Submission, SubmissionQueue
 from runtime.swap.transaction import commit, roll_back
-from runtime.swap.verify import Candidate, Verifier
+from runtime.swap.verify import Verifier
 
 log = logging.getLogger("roadworthy.swap")
 

@@ -13,11 +13,11 @@ from runtime.events import Event, State
 from runtime.repository.records import number
 from runtime.serving.frame_group import Generation
 from runtime.serving.slot import Slot
+from runtime.swap.candidate import Candidate
 from runtime.swap.controller import SwapController
 from runtime.swap.group_record import GroupRecord, live_generation, previous_generation
 from runtime.swap.group_scope import GroupScope
 from runtime.swap.publisher import GroupEventPublisher
-from runtime.swap.verify import Candidate
 
 log = logging.getLogger("roadworthy.groups")
 

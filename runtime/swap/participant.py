@@ -16,11 +16,11 @@ from runtime.errors import Refused
 from runtime.events import Event, State
 from runtime.serving.served_model import ServedModel
 from runtime.serving.slot import Slot
+from runtime.swap.candidate import Candidate, Golden
 from runtime.swap.context import SwapContext
 from runtime.swap.flags import OperatorFlags
 from runtime.swap.live_record import LiveRecord
 from runtime.swap.submissions import Submission
-from runtime.swap.verify import Candidate, Golden
 from runtime.swap.watch import Baseline, RollBack, Watch
 
 

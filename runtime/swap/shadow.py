@@ -18,7 +18,8 @@ from runtime.config import ServerConfig
 from runtime.errors import Refused
 from runtime.serving.slot import Slot
 from runtime.serving.tap import Observation, Sampler
-from runtime.swap.verify import Candidate, Verifier, timed
+from runtime.swap.candidate import Candidate
+from runtime.swap.verify import Verifier, timed
 
 
 class Shadow:

@@ -16,11 +16,11 @@ from runtime.events import Event, State
 from runtime.process.priority import LowPriority
 from runtime.serving.served_model import UNLOADED
 from runtime.serving.slot import Slot
+from runtime.swap.candidate import Candidate
 from runtime.swap.context import SwapContext
 from runtime.swap.flags import OperatorFlags
 from runtime.swap.live_record import LiveRecord
 from runtime.swap.retention import Retention
-from runtime.swap.verify import Candidate
 
 log = logging.getLogger("roadworthy.swap")
 

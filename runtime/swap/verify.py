@@ -11,7 +11,6 @@ import hashlib
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,56 +18,20 @@ import numpy as np
 from runtime import engines
 from runtime.checks import golden
 from runtime.checks import task as checks_task
-from runtime.checks.task import Stats, Task
+from runtime.checks.task import Task
 from runtime.config import ServerConfig
 from runtime.engines import Engine
 from runtime.errors import Refused, Unjudged, of_the_machine
 from runtime.repository.repository import Repository
 from runtime.repository.signing import check_signature
 from runtime.serving import sharing
-from runtime.serving.memory_budget import MemoryBudget, Reservation
+from runtime.serving.memory_budget import MemoryBudget
 from runtime.serving.served_model import ServedModel
 from runtime.serving.slot import Slot
+from runtime.swap.candidate import Candidate, Golden
 from runtime.tensors import DTYPES, Array, EngineSpec, TensorSpec, datatype
 
 GOLDEN_FRAMES = 4  # of those a version brings; more would only make swaps slower
-
-
-@dataclass
-class Golden:
-    """A version's answers on its golden frames, stored as the reference for the next version."""
-
-    answers: dict[str, dict[str, Array]] = field(default_factory=dict)  # hash of the frame -> outputs
-    stats: dict[str, Stats] = field(default_factory=dict)
-    cost_ms: float = 0.0  # of one frame on one thread of low priority: comparable between candidates
-
-    def add(self, task: Task, key: str, answer: dict[str, Array]) -> Stats:
-        """Stores the outputs that comparisons need, and the statistics of the answer."""
-        self.answers[key] = {head.required: answer[head.required] for head in task.heads}
-        self.stats[key] = task.summarize(answer)
-        return self.stats[key]
-
-
-@dataclass
-class Candidate:
-    """`reservation`: its memory, declared until it is live or closed."""
-
-    version: int
-    engine: Engine
-    manifest: dict[str, Any]
-    golden: Golden
-    reservation: Reservation
-    task: Task | None = None
-    frames: dict[str, Array] = field(default_factory=dict)
-    blind: dict[str, Array] = field(default_factory=dict)  # of a foreign network: the inputs that it ran on
-    mixes: str = ""  # why its requests must not share a run
-    notes: list[str] = field(default_factory=list)
-    report: dict[str, Any] = field(default_factory=dict)
-
-    def close(self) -> None:
-        """Closes the engine and releases the memory of a candidate that will not be live."""
-        self.engine.close()
-        self.reservation.release()
 
 
 class Verifier:
