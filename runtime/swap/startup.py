@@ -51,6 +51,9 @@ class Startup:
             return
         recorded = [n for n in (state.get("live"), state.get("previous")) if n]
         excluded = self._retention.excluded_versions()
+        # A damaged number in live.json must not load a version that was never submitted.
+        served = context.repository.last_live(self._model)
+        recorded += [n for n in (served.get("live"), served.get("previous")) if n and n not in excluded]
         newest = [n for n in reversed(context.repository.versions(self._model)) if n not in excluded]
         tried: list[str] = []
         judged = True
