@@ -48,6 +48,11 @@ _REQUIRED: dict[str, type] = {
     "files": dict,
     "digest": str,
 }
+#: What may be left out or null, and has this type where it is there: readers take it for what it should be.
+_OPTIONAL: dict[str, type] = {
+    **dict.fromkeys(("pack", "adaptation", "input"), dict),
+    **dict.fromkeys(("classes", "colours", "edge_classes"), list),
+}
 
 
 def canonical(value: Any) -> bytes:
@@ -484,6 +489,9 @@ def _checked_manifest(manifest: Any, model: str, version: int) -> dict[str, Any]
             raise Refused(
                 "manifest", f"{where} has no '{key}' of type {kind.__name__}; it is foreign to Roadworthy"
             )
+    for key, kind in _OPTIONAL.items():
+        if manifest.get(key) is not None and not isinstance(manifest[key], kind):
+            raise Refused("manifest", f"{where} has a '{key}' that is no {kind.__name__}; rebuild it")
     if manifest["schema"] != SCHEMA:
         raise Refused(
             "manifest", f"{where} has schema {manifest['schema']}, this server reads {SCHEMA}; rebuild it"
@@ -502,8 +510,9 @@ def _checked_manifest(manifest: Any, model: str, version: int) -> dict[str, Any]
     for name, entry in manifest["files"].items():
         if not isinstance(entry, dict) or "/" in name or name in ("", ".", ".."):
             raise Refused("manifest", f"{where} lists a file {name!r} that is not a plain name with its hash")
-    if manifest["engine"].get("file", "model.onnx") not in manifest["files"]:
-        raise Refused("manifest", f"{where} does not list its engine file '{manifest['engine'].get('file')}'")
+    file = manifest["engine"].get("file", "model.onnx")
+    if not isinstance(file, str) or file not in manifest["files"]:
+        raise Refused("manifest", f"{where} does not list its engine file '{file}'")
     return manifest
 
 
