@@ -177,8 +177,11 @@ def names(request: InferRequest, slot: Slot, model: str) -> tuple[str, ...]:
     """The outputs that a request gets, in its order; raises ServiceError for one that is not there."""
     spec = slot.engine.spec
     for output in request.outputs:
-        if spec.output(output.name) is None:
+        tensor = spec.output(output.name)
+        if tensor is None:
             raise _invalid(f"unexpected inference output '{output.name}' for model '{model}'")
+        if output.classification and tensor.datatype == "BYTES":
+            raise _invalid("class result not available for output due to unsupported type 'BYTES'")
         if output.classification and slot.task is not None and slot.task.is_map(output.name):
             raise _invalid(
                 f"{request.label}classification of '{output.name}' for model '{model}' has no "

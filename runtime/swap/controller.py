@@ -205,7 +205,8 @@ class SwapController:
             return
         wanted = [n for n in (state.get("live"), state.get("previous")) if n]
         out = self.out()
-        served = self._repository.last_live(self.model)  # a damaged number must not let in what none submitted
+        # A damaged number must not let in what was never submitted.
+        served = self._repository.last_live(self.model)
         wanted += [n for n in (served.get("live"), served.get("previous")) if n and n not in out]
         newest = [n for n in reversed(self._repository.versions(self.model)) if n not in out]
         tried: list[str] = []
