@@ -140,7 +140,7 @@ def test_text_has_no_highest_values(repository, quick, serve):
         tensor = tc.InferInput("x", [1, 2], "BYTES")
         tensor.set_data_from_numpy(np.array([["a", "b"]], object))
         asked = [tc.InferRequestedOutput("y", class_count=1)]
-        with pytest.raises(Exception, match="class result not available .* unsupported type 'BYTES'"):
+        with pytest.raises(Exception, match="class result not available for output"):
             client.infer("road", [tensor], outputs=asked)
 
 
