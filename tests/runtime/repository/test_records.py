@@ -19,7 +19,7 @@ from runtime.engines.onnxruntime import OnnxRuntimeEngine
 from runtime.errors import Refused, ServiceError
 from runtime.events import Event, State
 from runtime.repository import records
-from runtime.repository.repository import Repository
+from runtime.repository.repository import Repository, digest
 from runtime.service import Service
 from runtime.shared_memory.sweep import sweep
 from tests.runtime import builders as b
@@ -125,6 +125,42 @@ def test_no_damaged_live_json_makes_a_version_live_that_nobody_submitted(reposit
             assert service.models.controller("road").flags.frozen_reason == "drives"
         finally:
             service.close()
+
+
+@pytest.mark.parametrize("damage", [{"live": 99}, {"live": 99, "previous": 98}])
+def test_a_live_version_that_is_not_there_gives_way_to_the_last_one_of_the_history(repository, calm, damage):
+    b.publish(repository)
+    service = started(calm)
+    service.close()
+    b.publish(repository)  # never submitted
+    home = repository.path / "road"
+    record = json.loads((home / "live.json").read_text())
+    (home / "live.json").write_text(json.dumps(record | damage))
+    service = started(calm)
+    assert service.host("road").live.version == 1
+    service.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{key: value} for key in ("pack", "adaptation", "input", "classes", "colours") for value in (7, "x")]
+    + [{"engine": {"kind": "onnxruntime", "file": ["model.onnx"]}}],
+)
+def test_a_manifest_of_other_types_is_refused_by_name_and_hides_no_version(repository, calm, damage):
+    """Its digest is right: whoever wrote it knew the form and not the types."""
+    b.publish(repository)
+    service = started(calm)
+    path = repository.directory("road", b.publish(repository)) / "manifest.json"
+    manifest = {**json.loads(path.read_text()), **damage}
+    path.write_text(json.dumps(manifest | {"digest": digest(manifest)}))
+    event = service.submit("road", 2).result()
+    assert (event.state, event.check) == ("REJECTED", "manifest")
+    (key,) = damage
+    assert key in event.reason
+    service.close()
+    service = started(calm)
+    assert service.host("road").live.version == 1
+    service.close()
 
 
 def test_what_can_be_read_of_a_damaged_record_holds(repository, calm):

@@ -130,6 +130,20 @@ def test_each_output_has_the_labels_of_its_file(repository, quick, serve):
     client.close()
 
 
+def test_text_has_no_highest_values(repository, quick, serve):
+    """Triton's words; the answer was the text itself, as if nothing had been asked."""
+    sides = [[h.make_tensor_value_info(n, T.STRING, ["N", 2])] for n in "xy"]
+    graph = h.make_graph([h.make_node("Identity", ["x"], ["y"])], "g", *sides)
+    content = h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=9).SerializeToString()
+    publish(repository, "max_batch_size: 8", content=content)
+    with tc.InferenceServerClient(serve(quick).target) as client:
+        tensor = tc.InferInput("x", [1, 2], "BYTES")
+        tensor.set_data_from_numpy(np.array([["a", "b"]], object))
+        asked = [tc.InferRequestedOutput("y", class_count=1)]
+        with pytest.raises(Exception, match="class result not available for output"):
+            client.infer("road", [tensor], outputs=asked)
+
+
 @pytest.mark.parametrize(
     "name", ["../secret.txt", "/etc/hostname", "link", "absent", "pipe", "large", ".", "a/../b"]
 )
