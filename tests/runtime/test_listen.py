@@ -230,17 +230,10 @@ def test_a_pipe_where_a_file_belongs_is_refused_and_not_waited_for(repository, q
     server.stop()
     (repository.path / "road" / "history.jsonl").unlink(missing_ok=True)
     os.mkfifo(repository.path / "road" / "history.jsonl")
-<<<<<<< HEAD
-    server = Server(quick).start()  # a history that is none is named in the log, and not used
-    assert server.service.model_ready("road", "")
-    server.stop()
-    assert "history.jsonl: not used" in caplog.text
-=======
     server = Server(quick).start()  # its records are not used, and the log says so
     assert server.service.model_ready("road", "")
     server.stop()
     assert "history.jsonl: not used: not a plain file" in caplog.text
->>>>>>> attack
 
 
 def test_a_mistyped_model_is_named(repository, quick, caplog):

@@ -137,7 +137,7 @@ def test_a_live_version_that_is_not_there_gives_way_to_the_last_one_of_the_histo
     record = json.loads((home / "live.json").read_text())
     (home / "live.json").write_text(json.dumps(record | damage))
     service = started(calm)
-    assert service.host("road").live.version == 1
+    assert service.models.host("road").live.version == 1
     service.close()
 
 
@@ -153,13 +153,13 @@ def test_a_manifest_of_other_types_is_refused_by_name_and_hides_no_version(repos
     path = repository.directory("road", b.publish(repository)) / "manifest.json"
     manifest = {**json.loads(path.read_text()), **damage}
     path.write_text(json.dumps(manifest | {"digest": digest(manifest)}))
-    event = service.submit("road", 2).result()
+    event = service.admin.submit("road", 2).result()
     assert (event.state, event.check) == ("REJECTED", "manifest")
     (key,) = damage
     assert key in event.reason
     service.close()
     service = started(calm)
-    assert service.host("road").live.version == 1
+    assert service.models.host("road").live.version == 1
     service.close()
 
 
