@@ -72,7 +72,7 @@ def on_the_answering_thread(frames: np.ndarray, labels: np.ndarray) -> dict[str,
     monitor.
     """
     from runtime.config import TapConfig
-    from runtime.drift.drift import DriftMonitor
+    from runtime.drift import DriftMonitor
     from runtime.serving.tap import Observation, Tap
 
     tap, monitor = Tap(TapConfig()), DriftMonitor(MODEL, 12)
