@@ -26,7 +26,7 @@ from protos import model_config_pb2
 from runtime.repository.repository import Repository, digest
 from tests.waits import PATIENCE
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 VALUE = helper.make_tensor_value_info
 FLOAT = TensorProto.FLOAT
 

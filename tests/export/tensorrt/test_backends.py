@@ -20,7 +20,7 @@ from export.parity.parity import Thresholds
 from export.tensorrt.builder import BuildOptions, Plan
 from runtime.engines.tensorrt.library import TensorRTError
 
-from .conftest import SIZE, street_like
+from tests.export.conftest import SIZE, street_like
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from export.progress import silent
 from export.quantize import int8, sensitivity
 from export.quantize.sensitivity import Mixer, choose, stricter
 
-from .conftest import SIZE, street_like
+from tests.export.conftest import SIZE, street_like
 
 FRAMES = street_like(4)
 

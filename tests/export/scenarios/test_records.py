@@ -21,7 +21,7 @@ from export.inspect import main as inspect_main
 from export.refit import main as refit_main
 from runtime.repository.repository import digest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GIGABYTES = 2 << 30
 
 

@@ -20,7 +20,7 @@ from export.build import Options, build
 from export.publish.foreign import publish_onnx
 from runtime.repository.repository import Repository
 
-from .conftest import street_like
+from tests.export.conftest import street_like
 
 pytestmark = pytest.mark.peers
 grpc = pytest.importorskip("tritonclient.grpc")
