@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adapt.command import interruptible
 from adapt.data.base import DataError, read_frame
 from adapt.data.pairs import listed
 from adapt.data.reading import Problem, Reading, add_options, reading_of
@@ -26,7 +25,8 @@ from adapt.labels import edge_codec
 from adapt.labels.edges import category_edges
 from adapt.labels.errors import EdgeError
 from adapt.labels.seal import Alignment, Gate, align_details
-from adapt.progress import Bars
+from common.cli import run_command
+from common.progress import ProgressBars
 
 __all__ = ["PRESETS", "Report", "align_classes", "main"]
 
@@ -398,7 +398,7 @@ def _work(a: argparse.Namespace, files: list[Path], out: Path) -> Iterator[Repor
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.align", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.align")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -416,7 +416,7 @@ def _command(argv: list[str] | None) -> int:
             raise EdgeError(f"--out is the labels' own folder {a.out}: the labels would be overwritten")
         a.out.mkdir(parents=True, exist_ok=True)
         summary: dict[str, Any] = {}
-        with Bars(quiet=a.quiet) as bars:
+        with ProgressBars(quiet=a.quiet) as bars:
             reports = _work(a, files, a.out)
             for done, report in enumerate(reports, 1):
                 bars("align", done, len(files))

@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from adapt.command import interruptible
 from adapt.data.base import DataError, Dataset, Resized, Subset, open_dataset, refuse_overlap
 from adapt.data.pairs import Pairs, examine
 from adapt.data.reading import add_options, reading_of
 from adapt.evaluate.truth import Truth, mean_iou, plan
-from adapt.files import write_json
 from adapt.labels.cbst import self_paced
-from adapt.progress import Bars
 from adapt.round.segmentation import RoundConfig, RoundError, adapt
+from common.cli import run_command
+from common.files import write_json
+from common.progress import ProgressBars
 from networks.labels import SPACES
 
 __all__ = ["TABLES", "Table", "row_config", "run"]
@@ -305,7 +305,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.reproduce", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.reproduce")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -316,7 +316,7 @@ def _command(argv: list[str] | None) -> int:
     from networks.pack.pack import PackError
 
     try:
-        with Bars(quiet=arguments.quiet) as bars:
+        with ProgressBars(quiet=arguments.quiet) as bars:
             found = run(arguments, bars)
     except (DataError, PackError, RoundError, ValueError, FloatingPointError, OSError) as error:
         print(f"adapt.reproduce: {' '.join(str(error).split())}", file=sys.stderr)

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adapt.command import interruptible
 from adapt.frames.selection import Rules
 from adapt.frames.store import StoreError
 from adapt.loop.budget import Budget, BudgetError
@@ -20,10 +19,11 @@ from adapt.loop.domain_response import RESPONSES
 from adapt.loop.loop import TRIGGERS, EdgeMember, Loop, LoopConfig, LoopError, Paused
 from adapt.loop.process_priority import be_polite
 from adapt.loop.vehicle import Conditions, VehicleError, open_vehicle
-from adapt.progress import Bars
 from adapt.round.presets import PRESETS, preset
 from adapt.round.segmentation import RoundConfig, RoundError
 from adapt.sources import SourceError
+from common.cli import run_command
+from common.progress import ProgressBars
 
 __all__ = ["Loop", "LoopConfig", "LoopError", "main", "parser", "round_config"]
 
@@ -301,7 +301,7 @@ def loop_config(arguments: argparse.Namespace) -> LoopConfig:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.run", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.run")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -344,12 +344,12 @@ def connect(arguments: argparse.Namespace) -> Any:
     """A client of the server, with the token and the certificate authority that were given."""
     import grpc
 
-    from runtime import files
+    from common import files
     from runtime.client import Client, token
 
     credentials = None
     if arguments.ca is not None:
-        credentials = grpc.ssl_channel_credentials(files.read(arguments.ca))
+        credentials = grpc.ssl_channel_credentials(files.read_file(arguments.ca))
     return Client(arguments.server, token=token.given(file=arguments.token_file), credentials=credentials)
 
 
@@ -416,7 +416,7 @@ def _main(arguments: argparse.Namespace) -> int:
     throttle = None
     if arguments.slow:
         throttle = Throttle(counters_of(client, arguments.model), ThrottleConfig(slow=arguments.slow))
-    with Bars(quiet=arguments.quiet) as bars:
+    with ProgressBars(quiet=arguments.quiet) as bars:
         loop = Loop(
             client, pack, Path(arguments.repository), Path(arguments.workdir), config, progress=bars,
             imports=imports if arguments.imports else None, source=_Nothing() if arguments.imports else None,

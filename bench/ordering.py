@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from adapt.data.base import InMemory, Resized, Subset, read_frame, read_label, resize_frame, resize_label
-from adapt.files import write_json
 from bench import machine
 from bench.real import RealError, command, data_folder, numbers, spread
+from common.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIFTS = ("street:dusk", "street:fog", "street:night", "camvid:dusk", "cityscapes:camvid")

@@ -96,7 +96,7 @@ def measured(arguments: list[str], log: Path, *, refusal: bool = False) -> tuple
 
 def cached(path: Path, work: Any) -> dict[str, Any]:
     """What `work` gave, kept as JSON."""
-    from adapt.files import write_json
+    from common.files import write_json
 
     if not path.is_file():
         start = time.monotonic()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from networks.pack.pack import one_line
+from common.text import one_line
 
 __all__ = ["ExportError", "one_line"]
 

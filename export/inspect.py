@@ -18,15 +18,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto
 
+from common.cli import run_command
 from export.errors import ExportError, one_line
-from export.files import read_file
-from export.graph.functions import check_functions
 from export.graph.lint import lint
+from export.graph.onnx_file import external_tensors, read_onnx
 from export.parity.samples import inputs_of, read_inputs, sample_inputs
-from networks.command import finish
 from networks.pack.pack import PackError, load_pack
 from runtime.checks import golden
 from runtime.config import EngineConfig
@@ -239,7 +237,7 @@ def describe_onnx(
         "operators": dict(Counter(n.op_type for n in graph.node).most_common()),
         "initialisers": len(graph.initializer),
         "parameters": sum(math.prod(i.dims) for i in weights),
-        "external": external(model),
+        "external": external_tensors(model),
         "types": dict(kinds),
         "precision": "int8" if quantised else ("fp16" if kinds.get("FLOAT16") else "fp32"),
         # Weights that keep their names and values can be replaced; quantised ones carry scales with them.
@@ -249,59 +247,6 @@ def describe_onnx(
     if profile:
         report["profile"] = profile_onnx(path, model, inputs=inputs)
     return report
-
-
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """The graph alone; weights in other files are not looked for.  Raises: ExportError."""
-    return parse_onnx(read_file(path), path)
-
-
-def parse_onnx(content: bytes, path: Path) -> onnx.ModelProto:
-    """The graph in the bytes of `path`.  Raises: ExportError for a file that is no ONNX graph."""
-    try:
-        model: onnx.ModelProto = onnx.ModelProto.FromString(content)
-    except (DecodeError, ValueError) as error:
-        raise ExportError(f"{str(path)!r} is not an ONNX file: {one_line(error)[:160]}") from error
-    if not _is_text(model):
-        raise ExportError(f"{str(path)!r} is damaged: it holds names that are not UTF-8")
-    if not model.graph.node or not model.opset_import:
-        raise ExportError(f"{str(path)!r} is not an ONNX file: it holds no graph")
-    try:
-        check_functions(model)
-    except ExportError as error:
-        raise ExportError(f"{str(path)!r} cannot be read: {error}") from error
-    return model
-
-
-def _is_text(message: Message) -> bool:
-    """Whether every text in it is one; protobuf lets others through."""
-    try:
-        fields = message.ListFields()
-    except UnicodeDecodeError:
-        return False
-    for field, value in fields:
-        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
-            continue
-        repeated = not isinstance(value, (str, bytes, Message))
-        for one in value if repeated else [value]:
-            if isinstance(one, bytes) or (isinstance(one, Message) and not _is_text(one)):
-                return False
-    return True
-
-
-def external(model: onnx.ModelProto) -> list[str]:
-    """Names of the tensors whose values are in other files: initialisers, constants, those of subgraphs."""
-    graphs = [model.graph]
-    found: list[str] = []
-    for graph in graphs:  # grows: subgraphs are looked at in their turn
-        held = [*graph.initializer, *(t for s in graph.sparse_initializer for t in (s.values, s.indices))]
-        for node in (*graph.node, *(n for f in model.functions for n in f.node if graph is model.graph)):
-            for a in node.attribute:
-                sparse = [a.sparse_tensor, *a.sparse_tensors]
-                held += [a.t, *a.tensors, *(t for s in sparse for t in (s.values, s.indices))]
-                graphs += [g for g in (a.g, *a.graphs) if g.node or g.initializer]
-        found += [t.name for t in held if t.data_location == TensorProto.EXTERNAL or t.external_data]
-    return found
 
 
 def _value(value: onnx.ValueInfoProto) -> Report:
@@ -536,7 +481,7 @@ def main(argv: list[str] | None = None) -> int:
     args = command.parse_args(argv)
     if args.inputs and not args.profile:
         command.error("--inputs is for --profile; nothing else is run")
-    return finish(lambda: _run(args), (ExportError,))
+    return run_command(lambda: _run(args), (ExportError,))
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import onnx
 
+from common.progress import StepCallback
 from export.errors import ExportError, one_line
 from export.graph import lint, writer
 from export.graph.contract import INPUT, Contract
 from export.graph.half import to_half
 from export.parity import golden, parity
 from export.parity.parity import Thresholds
-from export.progress import Callback
 from export.publish import triton_config
 from export.quantize import int8, sensitivity
 from export.tensorrt.builder import BuildOptions, Plan, build_plan
@@ -131,14 +131,12 @@ def make_graph(
     )
     findings = lint.lint(graph)
     if findings.errors:
-        raise ExportError(
-            f"TensorRT's parser would refuse the graph: {'; '.join(findings.errors[:3])}"
-        )
+        raise ExportError(f"TensorRT's parser would refuse the graph: {'; '.join(findings.errors[:3])}")
     return graph
 
 
 def make_engine(
-    graph: onnx.ModelProto, pack: Pack, contract: Contract, options: Options, progress: Callback
+    graph: onnx.ModelProto, pack: Pack, contract: Contract, options: Options, progress: StepCallback
 ) -> Engine:
     """The float32 graph in the precision and for the backend that was asked for.  Raises: ExportError."""
     facts: dict[str, Any] = {
@@ -174,7 +172,7 @@ def _in_8_bits(
     compared: np.ndarray,
     contract: Contract,
     options: Options,
-    progress: Callback,
+    progress: StepCallback,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The quantised graph and its report; what costs too much stays float, unless the search is off.
 
@@ -210,7 +208,7 @@ def _in_8_bits(
     return found.model, {**found.report, "search": choice.report}
 
 
-def _plan(content: bytes, weights: list[str], options: Options, progress: Callback) -> Plan:
+def _plan(content: bytes, weights: list[str], options: Options, progress: StepCallback) -> Plan:
     batch = options.batch if isinstance(options.batch, tuple) else None
     try:
         return build_plan(
@@ -295,7 +293,7 @@ def compare_engine(
     network: SegmentationNetwork,
     contract: Contract,
     options: Options,
-    progress: Callback,
+    progress: StepCallback,
 ) -> Comparison:
     """An engine file, loaded as the server loads it, beside torch on the golden frames.
 
@@ -316,7 +314,7 @@ def compare_engine(
 
 
 def _answers(
-    built: Engine, contract: Contract, options: Options, frames: np.ndarray, progress: Callback
+    built: Engine, contract: Contract, options: Options, frames: np.ndarray, progress: StepCallback
 ) -> tuple[golden.Answers, float]:
     """What an engine file answers, and its median milliseconds a call."""
     kind, precision = str(built.facts["kind"]), str(built.facts["precision"])

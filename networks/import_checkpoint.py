@@ -25,8 +25,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import networks
+from common.cli import run_command
+from common.text import printable
 from networks.checkpoints import archive
-from networks.command import finish, printable
 from networks.images import ImageError, read_image
 from networks.labels import SPACES
 from networks.pack.pack import Pack, PackError, PackSpec, write_pack
@@ -289,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
         args.mean, args.std = normalisation(args.mean, args.std, of_255=args.of_255)
     except ValueError as error:
         command.error(str(error))
-    return finish(lambda: _run(args), (CheckpointError, PackError))
+    return run_command(lambda: _run(args), (CheckpointError, PackError))
 
 
 def normalisation(

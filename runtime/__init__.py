@@ -5,6 +5,6 @@ vehicle that only serves installs numpy, grpcio, protobuf, an engine library and
 prometheus-client.
 """
 
-from runtime.launch import watch
+from common.launch import watch
 
 watch()

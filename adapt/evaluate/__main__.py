@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from adapt.command import interruptible
 from adapt.data.base import DataError, kinds, open_dataset
 from adapt.data.pairs import examine
 from adapt.data.reading import add_options, reading_of
@@ -21,7 +20,8 @@ from adapt.evaluate.plot import svg
 from adapt.evaluate.protocols import PROTOCOLS
 from adapt.evaluate.tables import markdown
 from adapt.evaluate.truth import Truth, mean_iou, plan
-from adapt.progress import Bars
+from common.cli import run_command
+from common.progress import ProgressBars
 from networks.labels import SPACES
 
 EPILOG = """\
@@ -135,7 +135,7 @@ def _writable(file: str | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.evaluate", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.evaluate")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -159,7 +159,7 @@ def _command(argv: list[str] | None) -> int:
     try:
         _writable(arguments.markdown)
         _writable(arguments.plot)
-        with Bars(quiet=arguments.quiet) as bars:
+        with ProgressBars(quiet=arguments.quiet) as bars:
             scores: list[dict[str, Any]] = []
             for path in arguments.packs:
                 name = Path(path).name

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.command import interruptible
 from adapt.evaluate import edges
 from adapt.evaluate.edge_sets import EdgeSet, Predictions, fit, open_truth
 from adapt.evaluate.edges import EdgeCounts
 from adapt.labels.errors import EdgeError
-from adapt.progress import Bars
+from common.cli import run_command
+from common.progress import ProgressBars
 
 __all__ = ["evaluate", "main", "table"]
 
@@ -255,7 +255,7 @@ def _run(a: argparse.Namespace) -> dict[str, Any]:
         if a.model
         else Predictions(a.predictions, truth.classes)
     )
-    with Bars(quiet=a.quiet) as bars:
+    with ProgressBars(quiet=a.quiet) as bars:
         tables = evaluate(
             truth,
             source.read,
@@ -271,7 +271,7 @@ def _run(a: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.evaluate edges", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.evaluate edges")
 
 
 def _command(argv: list[str] | None) -> int:

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 from adapt.data.base import resize_frame
-from adapt.files import read_json, write_json
 from adapt.frames.selection import Rules
 from adapt.frames.store import FrameStore, StoredFrame, StoreError, confidence_summary
 from adapt.loop.budget import Budget, EnergyMeter, Meter
@@ -46,6 +45,7 @@ from adapt.loop.waiting import words as waiting_words
 from adapt.round.segmentation import RoundConfig, RoundError, RoundPaused, RoundResult, adapt
 from adapt.sources import Captured, Source, SourceError
 from adapt.sources.live import LiveSource
+from common.files import read_json, write_json
 
 __all__ = ["EdgeMember", "Loop", "LoopConfig", "LoopError", "Paused", "build_version"]
 

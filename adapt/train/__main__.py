@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from adapt.command import interruptible
 from adapt.data.base import DataError, Resized, kinds, open_dataset, refuse_overlap
 from adapt.data.pairs import CACHE_MB, Pairs, examine
 from adapt.data.reading import add_options, reading_of
-from adapt.progress import Bars
+from common.cli import run_command
+from common.progress import ProgressBars
 
 EPILOG = """\
 data sets:
@@ -145,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.train", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.train")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -283,7 +283,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint = Path(arguments.checkpoint or f"{out}.checkpoint.pt")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = {"pack": str(out)}
-    with Bars(quiet=arguments.quiet) as bars:
+    with ProgressBars(quiet=arguments.quiet) as bars:
         told = {
             "skip_bad": arguments.skip_bad, "classes": spec.classes, "digests": held is not None,
             "progress": bars,

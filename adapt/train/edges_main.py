@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from adapt.command import interruptible
 from adapt.data.base import DataError, open_dataset, read_frame
 from adapt.data.pairs import CACHE_MB, Cached, Pairs, examine, listed
 from adapt.data.reading import Problem, add_options, reading_of
 from adapt.labels import edge_codec
 from adapt.labels.errors import EdgeError
 from adapt.labels.seal import Gate
-from adapt.progress import Bars
+from common.cli import run_command
+from common.progress import ProgressBars
 
 __all__ = ["main"]
 
@@ -266,7 +266,7 @@ def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.train edges", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.train edges")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -279,7 +279,7 @@ def _command(argv: list[str] | None) -> int:
     from networks.pack.pack import PackError
 
     try:
-        with Bars(quiet=a.quiet) as bars:
+        with ProgressBars(quiet=a.quiet) as bars:
             summary = _run(a, bars)
     except (DataError, EdgeError, PackError, ValueError, FloatingPointError, OSError) as error:
         print(f"adapt.train edges: {' '.join(str(error).split())}", file=sys.stderr)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from common.progress import StepCallback
 from export.errors import ExportError, one_line
 from export.graph.contract import Contract, ServingGraph
-from export.progress import Callback
 from networks.base import SegmentationNetwork
 from networks.images import ImageError, read_image
 from networks.pack.pack import Pack, PackSpec
@@ -70,7 +70,11 @@ def synthetic(size: tuple[int, int], count: int = 2) -> np.ndarray:
 
 
 def answers(
-    network: SegmentationNetwork, spec: PackSpec, contract: Contract, frames: np.ndarray, progress: Callback
+    network: SegmentationNetwork,
+    spec: PackSpec,
+    contract: Contract,
+    frames: np.ndarray,
+    progress: StepCallback,
 ) -> Answers:
     """Torch's answers in float32.
 

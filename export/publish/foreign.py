@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from common.text import printable
 from export.errors import ExportError, one_line
-from export.files import read_file
 from export.graph.contract import Contract
-from export.inspect import describe_onnx, external, parse_onnx
+from export.graph.onnx_file import external_tensors, parse_onnx, read_file
+from export.inspect import describe_onnx
 from export.parity import golden as parity_golden
 from export.parity import parity, rows, samples
 from export.publish import triton_config
 from export.publish.publish import Published, libraries, model_name, publish
-from networks.command import printable
 from runtime.checks import golden as read_golden
 from runtime.checks.task import recognise
 from runtime.config import EngineConfig
@@ -72,7 +72,7 @@ def publish_onnx(
     path, model = Path(file), model_name(name)
     content = read_file(path)  # once: what is looked at is what is published
     graph = parse_onnx(content, path)
-    if outside := external(graph):
+    if outside := external_tensors(graph):
         raise ExportError(
             f"{str(path)!r} keeps {len(outside)} weights in other files; a version is one file: "
             "save it with onnx.save(onnx.load(FILE), NEW)"

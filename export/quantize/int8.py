@@ -34,9 +34,9 @@ import numpy as np
 import onnx
 from PIL import Image
 
+from common.progress import StepCallback, no_progress
 from export.errors import ExportError, one_line
 from export.parity.onnxruntime import Runner
-from export.progress import Callback, silent
 from networks.images import ImageError, read_image
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def quantise(
     operators: Sequence[str] = OPERATORS,
     reduce_range: bool = False,
     threads: int = 1,
-    progress: Callback = silent,
+    progress: StepCallback = no_progress,
 ) -> Quantised:
     """Quantise a graph that `export.graph.writer` wrote.
 
@@ -238,7 +238,7 @@ def _batches(frames: np.ndarray, batch: int | None) -> Iterator[tuple[np.ndarray
         yield np.concatenate([part, filling]), len(part)
 
 
-def _labels(model: onnx.ModelProto, frames: np.ndarray, threads: int, progress: Callback) -> np.ndarray:
+def _labels(model: onnx.ModelProto, frames: np.ndarray, threads: int, progress: StepCallback) -> np.ndarray:
     """uint8 [n,H,W]: what the float32 model answers."""
     runner = Runner(model, threads)
     answers = []

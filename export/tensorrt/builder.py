@@ -22,11 +22,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.cli import run_command
+from common.files import write_bytes
+from common.progress import ProgressBars
 from export.errors import ExportError, one_line
-from export.files import read_file, write_whole
-from export.progress import Bars
+from export.graph.onnx_file import read_file
 from export.tensorrt.options import PlanOptions, add_arguments, from_arguments
-from networks.command import finish
 from runtime.engines.cuda.gate import GATE
 from runtime.engines.tensorrt.engine import refit_engine
 from runtime.engines.tensorrt.library import (
@@ -474,7 +475,8 @@ class _Build:
                     "this build's timings; record the cache again with the same network and options"
                 )
             return
-        write_whole(path, bytes(check(cache.serialize(), "the timing cache", "record it again", self.log)))
+        content = bytes(check(cache.serialize(), "the timing cache", "record it again", self.log))
+        write_bytes(path, content, durable=False)
 
     # ---------------------------------------------------------- inspection
     def _inspected(self, plan: Plan) -> Plan:
@@ -660,17 +662,17 @@ def main(argv: list[str] | None = None) -> int:
         )
     except ValueError as error:
         parser.error(str(error))
-    return finish(lambda: _run(arguments, options), (TensorRTError, ExportError, ValueError))
+    return run_command(lambda: _run(arguments, options), (TensorRTError, ExportError, ValueError))
 
 
 def _run(arguments: argparse.Namespace, options: BuildOptions) -> int:
     content = read_file(arguments.onnx)
-    with Bars(lines=False) as bars:
+    with ProgressBars(lines=False) as bars:
         plan = build_plan(content, options, backend=arguments.backend, progress=bars)
     if arguments.out:
-        write_whole(arguments.out, plan.data)
+        write_bytes(arguments.out, plan.data, durable=False)
     if arguments.layers:
-        write_whole(arguments.layers, json.dumps(plan.layers, indent=1).encode())
+        write_bytes(arguments.layers, json.dumps(plan.layers, indent=1).encode(), durable=False)
     if arguments.json:
         print(json.dumps(plan.manifest()))
     else:

@@ -137,9 +137,7 @@ class TestWhatIsRefused:
 
 def test_a_half_graph_takes_weights_that_fit_and_no_others(pack, adapted):
     """The graph beside a float16 plan; the one converted from the other weights is the reference."""
-    graph, wanted = (
-        to_half(write(p.network(), p.spec, size=p.spec.size, batch=1)) for p in (pack, adapted)
-    )
+    graph, wanted = (to_half(write(p.network(), p.spec, size=p.spec.size, batch=1)) for p in (pack, adapted))
     new = Folding(adapted.network()).weights(adapted.state())
     replace_weights(graph, new)
     assert list(graph.graph.initializer) == list(wanted.graph.initializer)

@@ -7,15 +7,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from common.progress import no_progress
 from export.build import Options, build
 from export.errors import ExportError
 from export.graph.contract import Contract
 from export.graph.writer import write
 from export.parity.parity import Thresholds
-from export.progress import silent
 from export.quantize import int8, sensitivity
 from export.quantize.sensitivity import Mixer, choose, stricter
-
 from tests.export.conftest import SIZE, street_like
 
 FRAMES = street_like(4)
@@ -73,7 +72,7 @@ def test_the_convolution_whose_scale_is_wrong_is_the_first_to_stay_float(pack):
     original, quantised, victim = spoiled(pack)
     contract = Contract("segmentation", pack.spec.classes)
     wanted = Thresholds(agreement=0.85, boundary=0.5, confidence_mean=12.0)
-    found = choose(original, quantised, FRAMES, contract, wanted, progress=silent)
+    found = choose(original, quantised, FRAMES, contract, wanted, progress=no_progress)
     assert found.keep[0] == victim
     assert found.report["missed"]
     assert found.report["automatic"] == len(found.keep) < 5
@@ -98,15 +97,15 @@ def test_a_search_out_of_time_answers_the_best_so_far(pack):
     # Time to measure all of them, and for one step of the bisection.
     budget = (count + 2) / sensitivity.MEASURING
     long = choose(
-        original, quantised, FRAMES, contract, wanted, progress=silent, clock=Clock(), budget=10 * count
+        original, quantised, FRAMES, contract, wanted, progress=no_progress, clock=Clock(), budget=10 * count
     )
     short = choose(
-        original, quantised, FRAMES, contract, wanted, progress=silent, clock=lambda: 0.0, budget=1e-9
+        original, quantised, FRAMES, contract, wanted, progress=no_progress, clock=lambda: 0.0, budget=1e-9
     )
     assert long.report["complete"]
     assert short.keep == long.keep  # a clock that stands still never ends it
     few = choose(
-        original, quantised, FRAMES, contract, wanted, progress=silent, clock=Clock(), budget=budget
+        original, quantised, FRAMES, contract, wanted, progress=no_progress, clock=Clock(), budget=budget
     )
     assert few.report["measured"] == count
     assert victim in few.keep
@@ -118,7 +117,7 @@ def test_a_search_without_time_says_how_far_it_came(pack):
     contract = Contract("segmentation", pack.spec.classes)
     wanted = Thresholds(agreement=0.99999, boundary=0.99999, confidence_mean=0.001)
     with pytest.raises(ExportError, match=r"in float, 2 of them measured.*longer than 4 s \(--int8-budget"):
-        choose(original, quantised, FRAMES, contract, wanted, progress=silent, clock=Clock(), budget=4)
+        choose(original, quantised, FRAMES, contract, wanted, progress=no_progress, clock=Clock(), budget=4)
 
 
 def test_those_measured_first_are_the_ends_and_then_spread_over_all():
@@ -136,7 +135,7 @@ def test_those_measured_first_are_the_ends_and_then_spread_over_all():
 
 def test_nothing_is_kept_where_parity_is_met(graphs, pack):
     little = Thresholds(agreement=0.0, boundary=0.0, confidence_mean=255)
-    found = choose(*graphs, FRAMES, Contract("segmentation", pack.spec.classes), little, progress=silent)
+    found = choose(*graphs, FRAMES, Contract("segmentation", pack.spec.classes), little, progress=no_progress)
     assert found.keep == ()
 
 

@@ -89,9 +89,7 @@ def refused(capsys, tmp_path, model, *words):
     ids=["initialiser", "constant", "branch"],
 )
 @pytest.mark.parametrize("location", ["../../../../etc/passwd", "beside.bin"])
-def test_values_in_other_files_are_refused_wherever_they_hide(
-    model, location, tmp_path, capsys, monkeypatch
-):
+def test_values_in_other_files_are_refused_wherever_they_hide(model, location, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a relative place is looked for here by some
     (tmp_path / "beside.bin").write_bytes(bytes(36))
     text = text_format.MessageToString(model).replace("../../../../etc/passwd", location)
@@ -259,7 +257,7 @@ class TestAKilledBuild:
 import os, signal, sys, time
 from pathlib import Path
 from export.publish import publish
-from networks.command import finish
+from common.cli import run_command
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is put behind them deaf to it
 
@@ -270,7 +268,7 @@ def work():
     publish.Repository.publish = slow
     publish.publish(sys.argv[1], "m", {"model.onnx": b"x"}, {}, "", None)
 
-sys.exit(finish(work, (publish.ExportError,)))
+sys.exit(run_command(work, (publish.ExportError,)))
 """
 
     @pytest.fixture
@@ -289,9 +287,7 @@ sys.exit(finish(work, (publish.ExportError,)))
 
     def begin(self, repository):
         command = [sys.executable, "-c", self.SCRIPT, str(repository)]
-        child = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert child.stdout is not None
         assert child.stdout.readline() == "writing\n"
         return child

@@ -19,7 +19,6 @@ from export.graph.fold import Folding
 from export.parity.parity import Thresholds
 from export.tensorrt.builder import BuildOptions, Plan
 from runtime.engines.tensorrt.library import TensorRTError
-
 from tests.export.conftest import SIZE, street_like
 
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from networks.command import finish
+from common.cli import run_command
 
 
 class Refused(Exception):
@@ -23,8 +23,8 @@ def raising(error):
 
 
 def test_its_own_code_is_passed_on(capsys):
-    assert finish(lambda: 0, (Refused,)) == 0
-    assert finish(lambda: 7, (Refused,)) == 7
+    assert run_command(lambda: 0, (Refused,)) == 0
+    assert run_command(lambda: 7, (Refused,)) == 7
     assert capsys.readouterr().err == ""
 
 
@@ -38,7 +38,7 @@ def test_its_own_code_is_passed_on(capsys):
     ],
 )
 def test_what_ends_it_is_one_line(error, code, line, capsys):
-    assert finish(raising(error), (Refused,)) == code
+    assert run_command(raising(error), (Refused,)) == code
     said = capsys.readouterr().err
     assert said.startswith(line)
     assert said.count("\n") == 1
@@ -46,7 +46,7 @@ def test_what_ends_it_is_one_line(error, code, line, capsys):
 
 def test_a_mistake_of_ours_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
-        finish(raising(ZeroDivisionError()), (Refused,))
+        run_command(raising(ZeroDivisionError()), (Refused,))
 
 
 def test_sigterm_undoes_what_was_begun(capsys):
@@ -60,7 +60,7 @@ def test_sigterm_undoes_what_was_begun(capsys):
         finally:
             undone.append(True)
 
-    assert finish(work, (Refused,)) == 143
+    assert run_command(work, (Refused,)) == 143
     assert undone == [True]
     assert capsys.readouterr().err == "error: terminated\n"
     assert signal.getsignal(signal.SIGTERM) is before
@@ -68,7 +68,12 @@ def test_sigterm_undoes_what_was_begun(capsys):
 
 def test_it_may_be_used_on_any_thread():
     codes = []
-    thread = threading.Thread(target=lambda: codes.append(finish(lambda: 3, (Refused,))))
+    thread = threading.Thread(target=lambda: codes.append(run_command(lambda: 3, (Refused,))))
     thread.start()
     thread.join()
     assert codes == [3]
+
+
+def test_the_name_of_a_command_stands_in_front_of_the_line(capsys):
+    assert run_command(raising(Refused("reason")), (Refused,), name="adapt.view") == 1
+    assert capsys.readouterr().err == "adapt.view: reason\n"
