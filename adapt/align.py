@@ -316,7 +316,7 @@ def _ridges(
             a.probabilities, name, k, (frame.shape[0], frame.shape[1])
         )
     from adapt.labels.edge_probability import edge_probability
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     pack = load_pack(a.model)
     network = pack.network()
@@ -408,7 +408,7 @@ def _command(argv: list[str] | None) -> int:
         p.error("give --model or --probabilities")
     if min(a.jobs, a.tile, a.pictures) < 0:
         p.error("--jobs, --tile and --pictures are 0 or more")
-    from networks.pack.pack import PackError
+    from networks.pack import PackError
 
     try:
         files = _files(a.labels, a.segmentation)

@@ -209,7 +209,7 @@ def run(arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Measure a row; what --json prints and out/row.json keeps."""
     from adapt.evaluate.segmentation import Confusion
     from adapt.train.supervised import score
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     table = TABLES[arguments.table]
     pack = load_pack(arguments.pack)
@@ -313,7 +313,7 @@ def _command(argv: list[str] | None) -> int:
     arguments = command.parse_args(argv)
     if arguments.limit < 0 or arguments.threads < 0 or arguments.seed < 0:
         command.error("--limit, --threads and --seed must not be negative")
-    from networks.pack.pack import PackError
+    from networks.pack import PackError
 
     try:
         with ProgressBars(quiet=arguments.quiet) as bars:

@@ -356,7 +356,7 @@ def connect(arguments: argparse.Namespace) -> Any:
 def _edge_member(arguments: argparse.Namespace) -> EdgeMember:
     """The pack whose edges follow.  Raises LoopError for what every round would decline later."""
     from adapt.round.edges import EdgeRoundError, check_pack
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     pack = load_pack(arguments.edge_pack)
     try:
@@ -385,7 +385,7 @@ def _main(arguments: argparse.Namespace) -> int:
     from adapt.loop.server_latency import counters_of
     from adapt.loop.throttle import Throttle, ThrottleConfig
     from adapt.sources import FileSource, open_source
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     def stop(*_: object) -> None:
         raise _Stopped

@@ -252,7 +252,7 @@ def _live(arguments: argparse.Namespace, recording: Recording) -> int:
     from runtime.client import Client, Rejected
 
     if arguments.pack:
-        from networks.pack.pack import PackError, load_pack
+        from networks.pack import PackError, load_pack
 
         try:
             spec = load_pack(arguments.pack).spec

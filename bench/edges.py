@@ -331,7 +331,7 @@ def real_time(size: tuple[int, int], repeats: int) -> list[dict[str, Any]]:
 
     import networks
     from export.graph.writer import write
-    from networks.pack.pack import PackSpec
+    from networks.pack import PackSpec
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -35,7 +35,7 @@ from bench import machine
 from common.progress import ProgressBars
 from networks.import_checkpoint import IMAGENET_MEAN, IMAGENET_STD, read_state
 from networks.labels import SPACES
-from networks.pack.pack import PackSpec, load_pack, normalise, write_pack
+from networks.pack import PackSpec, load_pack, normalise, write_pack
 
 SIZE = (192, 256)
 

@@ -43,7 +43,7 @@ from export.graph.half import to_half
 from export.graph.writer import write
 from export.tensorrt.builder import BuildOptions, build_plan, refit_plan
 from networks.base import SegmentationNetwork
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 from runtime.config import EngineConfig
 from runtime.engines import load
 from runtime.engines.cuda import context

@@ -39,7 +39,7 @@ from export.quantize import int8, sensitivity
 from export.tensorrt import options as tensorrt_options
 from export.tensorrt.builder import BACKENDS as TENSORRT_BACKENDS
 from export.tensorrt.builder import parse_batch
-from networks.pack.pack import TASKS, Pack, PackError, load_pack
+from networks.pack import TASKS, Pack, PackError, load_pack
 from runtime.repository.repository import Repository
 
 __all__ = ["Checked", "Options", "Published", "build", "check", "main"]

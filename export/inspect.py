@@ -25,7 +25,7 @@ from export.errors import ExportError, one_line
 from export.graph.lint import lint
 from export.graph.onnx_file import external_tensors, read_onnx
 from export.parity.samples import inputs_of, read_inputs, sample_inputs
-from networks.pack.pack import PackError, load_pack
+from networks.pack import PackError, load_pack
 from runtime.checks import golden
 from runtime.config import EngineConfig
 from runtime.engines.cuda.context import CudaError

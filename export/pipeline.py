@@ -27,7 +27,7 @@ from export.quantize import int8, sensitivity
 from export.tensorrt.builder import BuildOptions, Plan, build_plan
 from export.tensorrt.options import PlanOptions
 from networks.base import SegmentationNetwork
-from networks.pack.pack import Pack
+from networks.pack import Pack
 from runtime.config import EngineConfig
 from runtime.engines import load
 from runtime.engines.tensorrt.library import TensorRTError

@@ -45,7 +45,7 @@ from export.publish.publish import Published, from_pack, publish, reference_file
 from export.tensorrt.builder import refit_plan
 from export.tensorrt.options import PlanOptions
 from networks.images import MOST_PIXELS
-from networks.pack.pack import TASKS, Pack, PackError, load_pack
+from networks.pack import TASKS, Pack, PackError, load_pack
 from runtime.engines.tensorrt.library import TensorRTError
 from runtime.errors import Refused
 from runtime.repository.repository import Repository

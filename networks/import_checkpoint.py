@@ -30,7 +30,7 @@ from common.text import printable
 from networks.checkpoints import archive
 from networks.images import ImageError, read_image
 from networks.labels import SPACES
-from networks.pack.pack import Pack, PackError, PackSpec, write_pack
+from networks.pack import Pack, PackError, PackSpec, write_pack
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

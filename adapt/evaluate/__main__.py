@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
 def evaluate(path: str, arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Scores of one pack as plain numbers (0..1)."""
     from adapt.train.supervised import score
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     pack = load_pack(path)
     how = plan(
@@ -152,7 +152,7 @@ def _command(argv: list[str] | None) -> int:
         command.error(f"--plot {arguments.plot}: the picture is an SVG, call it NAME.svg")
     import torch
 
-    from networks.pack.pack import PackError
+    from networks.pack import PackError
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

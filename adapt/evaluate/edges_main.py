@@ -60,7 +60,7 @@ class FromModel:
     """Probability maps made on the fly: a pack's network on the images of a folder."""
 
     def __init__(self, pack: Path, images: Path, classes: int, tile: int) -> None:
-        from networks.pack.pack import load_pack
+        from networks.pack import load_pack
 
         self.pack = load_pack(pack)
         self.network, self.tile = self.pack.network(), tile
@@ -282,7 +282,7 @@ def _command(argv: list[str] | None) -> int:
     if min(a.jobs, a.tile) < 0:
         p.error("--jobs and --tile are 0 or more")
     from adapt.data.base import DataError
-    from networks.pack.pack import PackError
+    from networks.pack import PackError
 
     try:
         result = _run(a)

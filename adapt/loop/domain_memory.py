@@ -36,7 +36,7 @@ from torch import nn
 from adapt import batchnorm, inference
 from adapt.data.base import resize_frame
 from common.files import MAX_JSON_BYTES
-from networks.pack.pack import Pack, normalise
+from networks.pack import Pack, normalise
 
 __all__ = [
     "RELEASED", "Action", "Look", "Probe", "Response", "Road", "RoadConfig", "distance",

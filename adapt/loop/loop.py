@@ -1070,7 +1070,7 @@ def _check_state(state: Any) -> None:
 
 def _finished(folder: Path) -> RoundResult | None:
     """The round in a folder, where it came to its end."""
-    from networks.pack.pack import PackError, load_pack
+    from networks.pack import PackError, load_pack
 
     try:
         report = read_json(folder / "state.json")["report"]

@@ -40,7 +40,7 @@ from adapt.train.augment import Augmentation
 from adapt.train.edges import Draw, EdgeRecipe, EdgeTrainer, Sample, crops_of_segmentation
 from adapt.train.trainer import Progress, atomic_save, silent
 from common.files import read_json, write_json
-from networks.pack.pack import Pack, PackError, load_pack, write_pack
+from networks.pack import Pack, PackError, load_pack, write_pack
 
 __all__ = ["EdgeRoundConfig", "EdgeRoundError", "EdgeRoundResult", "adapt_edges", "check_pack"]
 

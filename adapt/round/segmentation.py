@@ -42,7 +42,7 @@ from adapt.train.augment import Augmentation
 from adapt.train.batches import Mixture, sampler
 from adapt.train.trainer import Optimisation, Progress, Trainer, atomic_save, silent
 from common.files import read_json, write_json
-from networks.pack.pack import Pack, load_pack, normalise, write_pack
+from networks.pack import Pack, load_pack, normalise, write_pack
 
 __all__ = ["RoundConfig", "RoundError", "RoundPaused", "RoundResult", "adapt"]
 

@@ -158,7 +158,7 @@ def _command(argv: list[str] | None) -> int:
     arguments = command.parse_args(argv)
     if arguments.threads < 0 or arguments.batch < 1 or not 0 <= arguments.cache_mb < 1e9:
         command.error("--threads and --cache-mb must not be negative, --batch must be 1 or more")
-    from networks.pack.pack import PackError
+    from networks.pack import PackError
 
     try:
         summary = run(arguments)
@@ -191,7 +191,7 @@ def _begin(arguments: argparse.Namespace) -> tuple[Any, Any]:
     import networks
     from adapt.train import supervised
     from networks.labels import SPACES, mapping
-    from networks.pack.pack import PackSpec, load_pack
+    from networks.pack import PackSpec, load_pack
 
     if arguments.classes not in SPACES:
         raise ValueError(f"label space {arguments.classes!r} is unknown; known: {', '.join(sorted(SPACES))}")
@@ -240,7 +240,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from adapt.evaluate.truth import Truth, training_plan
     from adapt.train import priors, supervised
     from adapt.train.augment import Augmentation
-    from networks.pack.pack import write_pack
+    from networks.pack import write_pack
 
     out = Path(arguments.out)
     if out.exists():

@@ -206,7 +206,7 @@ def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
     import networks
     from adapt.train.edges import train
     from networks.architectures.casenet import MEAN, STD
-    from networks.pack.pack import PackSpec, load_pack, write_pack
+    from networks.pack import PackSpec, load_pack, write_pack
 
     if a.out.exists():
         raise ValueError(f"{a.out} exists: packs are not overwritten, choose another --out")
@@ -276,7 +276,7 @@ def _command(argv: list[str] | None) -> int:
         p.error("give --data, or --labels and --images")
     if not 0 <= a.cache_mb < 1e9:
         p.error("--cache-mb must not be negative")
-    from networks.pack.pack import PackError
+    from networks.pack import PackError
 
     try:
         with ProgressBars(quiet=a.quiet) as bars:

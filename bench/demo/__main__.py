@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     from common.files import write_json
     from common.progress import ProgressBars
     from export.errors import ExportError
-    from networks.pack.pack import PackError, load_pack
+    from networks.pack import PackError, load_pack
     from runtime.client import Rejected, RpcError
 
     settings = replace(

@@ -30,7 +30,7 @@ from adapt.train import priors, supervised
 from adapt.train.augment import Augmentation
 from common.progress import ProgressBars
 from networks.labels import STREET
-from networks.pack.pack import Pack, PackError, PackSpec, load_pack, write_pack
+from networks.pack import Pack, PackError, PackSpec, load_pack, write_pack
 
 TRAIN_SEED, HOLDOUT_SEED, REPLAY_SEED = 100_000, 200_000, 300_000
 GOLDEN, REPLAY, HOLDOUT = 4, 48, 24

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from export.errors import ExportError
 from networks.base import SegmentationNetwork
-from networks.pack.pack import TASKS, PackSpec, normalise
+from networks.pack import TASKS, PackSpec, normalise
 
 INPUT = "frame"
 #: Of each head, in the graph's order.  `COMPARED` are what parity and golden.npz hold.

@@ -28,7 +28,7 @@ from export.graph.contract import INPUT, Contract
 from export.graph.fold import Folding
 from networks.base import SegmentationNetwork
 from networks.images import MOST_PIXELS
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 
 OPSETS = (17, 18, 19, 20)
 DEFAULT_OPSET = 18

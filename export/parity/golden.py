@@ -14,7 +14,7 @@ from export.errors import ExportError, one_line
 from export.graph.contract import Contract, ServingGraph
 from networks.base import SegmentationNetwork
 from networks.images import ImageError, read_image
-from networks.pack.pack import Pack, PackSpec
+from networks.pack import Pack, PackSpec
 
 #: More than this many frames would only make every load of the version slower.
 LARGEST = 8

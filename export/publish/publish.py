@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import ExportError, one_line
-from networks.pack.pack import Pack
+from networks.pack import Pack
 from runtime.errors import Refused
 from runtime.repository.repository import Repository, check_name
 

@@ -40,7 +40,7 @@ from export.parity.onnxruntime import Runner
 from networks.images import ImageError, read_image
 
 if TYPE_CHECKING:
-    from networks.pack.pack import Pack
+    from networks.pack import Pack
 
 TARGETS = ("onnxruntime", "tensorrt")
 METHODS = ("minmax", "percentile")

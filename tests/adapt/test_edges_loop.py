@@ -17,7 +17,7 @@ from adapt.loop.server_channel import Command
 from adapt.loop.vehicle import Conditions
 from adapt.round.edges import adapt_edges
 from adapt.round.segmentation import RoundPaused, RoundResult
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 from tests.adapt.conftest import toy_scene
 from tests.adapt.edges_toys import ANY, quick
 from tests.adapt.test_loop import FAST, Camera, Clock, Line, Server, make

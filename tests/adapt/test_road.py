@@ -14,7 +14,7 @@ import torch
 
 from adapt.data.street import scenes
 from adapt.loop.domain_memory import RELEASED, Look, Probe, Response, RoadConfig, distance
-from networks.pack.pack import load_pack, normalise
+from networks.pack import load_pack, normalise
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from export.build import build
 from export.errors import ExportError
 from export.inspect import _rounds, _show_round, inspect, main, sample_inputs
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 from runtime.repository.repository import Repository
 
 from .conftest import street_like

@@ -17,7 +17,7 @@ from export.graph.fold import Folding
 from export.graph.half import to_half
 from export.graph.writer import write
 from export.refit import main, refit, replace_weights
-from networks.pack.pack import write_pack
+from networks.pack import write_pack
 from runtime.repository.repository import Repository
 
 from .conftest import describe, street_like, weights

@@ -20,7 +20,7 @@ from export.graph.fold import Folding
 from export.graph.lint import lint
 from export.graph.writer import write
 from networks.labels import STREET
-from networks.pack.pack import PackSpec, load_pack, write_pack
+from networks.pack import PackSpec, load_pack, write_pack
 
 ort = pytest.importorskip("onnxruntime")
 

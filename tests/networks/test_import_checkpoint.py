@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import networks
 from networks.import_checkpoint import main
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 
 
 @pytest.fixture

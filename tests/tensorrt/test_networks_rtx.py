@@ -17,7 +17,7 @@ from export.graph.writer import write
 from export.quantize.int8 import quantise
 from export.tensorrt.builder import BuildOptions, build_plan
 from networks.labels import STREET
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 from runtime.engines.tensorrt.library import Library, Log, logger
 
 SIZE = (64, 128)

@@ -9,7 +9,7 @@ import pytest
 
 from adapt.labels import crf
 from adapt.train import edges_main
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from export.graph.contract import ServingGraph
 from export.graph.writer import Graph, adaptive_mean, write
 from networks.base import SegmentationNetwork
 from networks.labels import STREET
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 
 
 def run(model, *outputs, **inputs):

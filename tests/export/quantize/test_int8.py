@@ -22,7 +22,7 @@ from export.quantize import int8
 from export.quantize.int8 import candidates, choose_frames, class_shares, quantise
 from export.tensorrt.builder import BuildOptions, build_plan
 from networks.labels import STREET
-from networks.pack.pack import load_pack, write_pack
+from networks.pack import load_pack, write_pack
 from runtime.engines.tensorrt.library import TensorRTError
 from tests.export.conftest import SIZE, describe, street_like, weights
 

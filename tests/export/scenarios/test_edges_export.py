@@ -26,7 +26,7 @@ from export.graph.writer import write
 from export.parity.parity import Thresholds
 from export.pipeline import contract_of
 from export.refit import refit
-from networks.pack.pack import PackError, PackSpec, load_pack, normalise, write_pack
+from networks.pack import PackError, PackSpec, load_pack, normalise, write_pack
 from runtime.repository.repository import Repository
 
 SIZE = (64, 64)

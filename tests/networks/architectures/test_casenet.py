@@ -271,7 +271,7 @@ def test_the_joint_network_segments_as_espnetv2_does_and_answers_edges_beside():
 
 def test_a_checkpoint_becomes_an_edge_pack(tmp_path):
     from networks.import_checkpoint import main
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     torch.save({"state_dict": small(19).state_dict()}, tmp_path / "casenet.pth")
     arguments = ["casenet", str(tmp_path / "casenet.pth"), "--classes", "cityscapes19", "--size", "64x96"]

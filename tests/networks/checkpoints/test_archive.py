@@ -18,7 +18,7 @@ import torch
 
 from networks.checkpoints.archive import Ignored, records
 from networks.import_checkpoint import CheckpointError, main, normalisation, read_state
-from networks.pack.pack import PackError, load_pack
+from networks.pack import PackError, load_pack
 
 WEIGHTS = {"conv.weight": torch.arange(100.0).reshape(10, 10)}
 

@@ -9,7 +9,7 @@ import networks
 from networks import import_checkpoint
 from networks.architectures.fcn8s import bilinear
 from networks.checkpoints import convert
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 
 
 def fits(name, result):

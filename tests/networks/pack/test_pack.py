@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from networks.pack import PackError, PackSpec, load_pack, normalise, write_pack
 from networks.pack import pack as pack_module
-from networks.pack.pack import PackError, PackSpec, load_pack, normalise, write_pack
+from networks.pack.checks import read_frame
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_what_is_written_is_what_is_read(path, spec, state, frames, replay):
     assert np.array_equal(pack.golden(), frames)
     assert [len(pack.replay(s)) for s in ("train", "holdout", None)] == [2, 1, 3]
     frame, label = pack.replay("holdout")[0]
-    assert np.array_equal(pack_module._read_frame(frame), replay[1][0])
+    assert np.array_equal(read_frame(frame), replay[1][0])
     from PIL import Image
 
     assert np.array_equal(np.asarray(Image.open(label)), replay[1][1])
@@ -216,7 +217,7 @@ class TestWriting:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(pack_module, "_fsync_tree", full)
+        monkeypatch.setattr(pack_module, "sync_tree", full)
         with pytest.raises(PackError, match="cannot be written: No space left on device"):
             write_pack(tmp_path / "p", spec, state)
         assert list(tmp_path.iterdir()) == []
