@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from export.graph import heads
 from export.graph.contract import Contract
 from export.graph.lint import lint
-from export.graph.writer import Graph
+from export.graph.onnx_graph import Graph
 
 CLASSES = 5
 EDGES = Contract("edges", (), tuple("abcde"), (0.1, 0.3, 0.5, 0.7, 0.9))

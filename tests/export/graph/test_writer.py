@@ -14,7 +14,9 @@ from torch import nn
 from export.errors import ExportError
 from export.graph import writer
 from export.graph.contract import ServingGraph
-from export.graph.writer import Graph, adaptive_mean, write
+from export.graph.onnx_graph import Graph
+from export.graph.pooling import adaptive_mean
+from export.graph.writer import write
 from networks.base import SegmentationNetwork
 from networks.labels import STREET
 from networks.pack import PackSpec
