@@ -41,7 +41,7 @@ from common.files import write_bytes
 from export.graph.contract import Contract, ServingGraph
 from export.graph.half import to_half
 from export.graph.writer import write
-from export.tensorrt.builder import BuildOptions, build_plan, refit_plan
+from export.tensorrt import BuildOptions, build_plan, refit_plan
 from networks.base import SegmentationNetwork
 from networks.pack import PackSpec
 from runtime.config import EngineConfig

@@ -37,8 +37,8 @@ from export.pipeline import (
 from export.publish.publish import Published, from_pack, model_name, publish, reference_file
 from export.quantize import int8, sensitivity
 from export.tensorrt import options as tensorrt_options
-from export.tensorrt.builder import BACKENDS as TENSORRT_BACKENDS
-from export.tensorrt.builder import parse_batch
+from export.tensorrt.plan import BACKENDS as TENSORRT_BACKENDS
+from export.tensorrt.plan import parse_batch
 from networks.pack import TASKS, Pack, PackError, load_pack
 from runtime.repository.repository import Repository
 

@@ -24,7 +24,7 @@ from export.parity import golden, parity
 from export.parity.parity import Thresholds
 from export.publish import triton_config
 from export.quantize import int8, sensitivity
-from export.tensorrt.builder import BuildOptions, Plan, build_plan
+from export.tensorrt import BuildOptions, Plan, build_plan
 from export.tensorrt.options import PlanOptions
 from networks.base import SegmentationNetwork
 from networks.pack import Pack

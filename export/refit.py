@@ -42,7 +42,7 @@ from export.pipeline import (
     weight_names,
 )
 from export.publish.publish import Published, from_pack, publish, reference_file
-from export.tensorrt.builder import refit_plan
+from export.tensorrt import refit_plan
 from export.tensorrt.options import PlanOptions
 from networks.images import MOST_PIXELS
 from networks.pack import TASKS, Pack, PackError, load_pack

@@ -20,7 +20,7 @@ from export.graph.writer import write
 from export.parity import parity
 from export.quantize import int8
 from export.quantize.int8 import candidates, choose_frames, class_shares, quantise
-from export.tensorrt.builder import BuildOptions, build_plan
+from export.tensorrt import BuildOptions, build_plan
 from networks.labels import STREET
 from networks.pack import load_pack, write_pack
 from runtime.engines.tensorrt.library import TensorRTError

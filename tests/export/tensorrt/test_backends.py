@@ -17,7 +17,7 @@ from export.errors import ExportError
 from export.graph.contract import Contract, ServingGraph
 from export.graph.fold import Folding
 from export.parity.parity import Thresholds
-from export.tensorrt.builder import BuildOptions, Plan
+from export.tensorrt import BuildOptions, Plan
 from runtime.engines.tensorrt.library import TensorRTError
 from tests.export.conftest import SIZE, street_like
 
