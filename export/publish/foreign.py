@@ -18,10 +18,10 @@ import numpy as np
 import onnx
 
 from common.text import printable
+from export.describe import describe_onnx
 from export.errors import ExportError, one_line
 from export.graph.contract import Contract
 from export.graph.onnx_file import external_tensors, parse_onnx, read_file
-from export.inspect import describe_onnx
 from export.parity import golden as parity_golden
 from export.parity import parity, rows, samples
 from export.publish import triton_config
