@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import networks
-from networks.architectures.casenet import CASENet, enlarge, from_resnet, read_checkpoint
+from networks.architectures.casenet import BLOCKS, CASENet, enlarge, read_checkpoint
 from networks.architectures.casenet_light import CASENetLight
 from networks.architectures.espnetv2_edges import ESPNetv2Edges
+from networks.checkpoints.casenet import DEPTHS, from_resnet
 
 
 def caffe_kernel(size):
@@ -221,6 +222,10 @@ def test_caffes_block_letters_of_a_deep_stage():
     assert "res4b22_branch2c_0" in blobs
     assert "scale3b3_branch2a_1" in blobs
     assert "res5c_branch2b_0" in blobs
+
+
+def test_a_checkpoints_depth_is_that_of_the_network():
+    assert {blocks[2]: depth for depth, blocks in BLOCKS.items()} == DEPTHS
 
 
 def test_a_resnets_weights_start_the_backbone():
