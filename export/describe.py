@@ -1,6 +1,7 @@
 """Facts about a pack, an engine version or any ONNX file, as JSON values.
 
-They are shapes, sizes, hashes, operators, parity and lineage.  This module reads and never writes.  It works on foreign files as far as they go.
+They are shapes, sizes, hashes, operators, parity and lineage.  This module reads and never writes.
+It works on foreign files as far as they go.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ class CASENet(SegmentationNetwork):
     TASK = "edges"
     TASKS: ClassVar[Mapping[str, str]] = {"edges": "forward"}
     EXAMPLES = ({"depth": 14, "width": 8},)
-    #: Parameters that are new for this task: the published recipe gives them ten times the rate (biases twenty).
+    #: Parameters that are new for this task: published at ten times the learning rate (biases at twenty).
     NEW = ("score_", "ce_fusion")
 
     def __init__(self, *, classes: int, depth: int = 101, width: int = 64) -> None:
