@@ -335,8 +335,16 @@ _CHECKS = {
     "ScatterElements": _scatter,
     **dict.fromkeys(
         (
-            "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
-            "ReduceProd", "ReduceSum", "ReduceSumSquare",
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceMax",
+            "ReduceMean",
+            "ReduceMin",
+            "ReduceProd",
+            "ReduceSum",
+            "ReduceSumSquare",
         ),
         _reduce,
     ),
@@ -357,7 +365,7 @@ _CHECKS = {
     "TopK": _topk,
     "QuantizeLinear": _quantise,
     "DequantizeLinear": _quantise,
-}  # fmt: skip
+}
 
 
 def _text(value: Any) -> Any:

@@ -80,9 +80,9 @@ def candidates(pack: Pack, size: tuple[int, int], limit: int = LARGEST_POOL) -> 
     if not images:
         return np.zeros((0, *size, 3), np.uint8)
     wanted = (size[1], size[0])
-    return np.stack([
-        np.asarray(i if i.size == wanted else i.resize(wanted, Image.Resampling.BILINEAR)) for i in images
-    ])  # fmt: skip
+    return np.stack(
+        [np.asarray(i if i.size == wanted else i.resize(wanted, Image.Resampling.BILINEAR)) for i in images]
+    )
 
 
 def class_shares(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -220,9 +220,10 @@ def _matching(model: onnx.ModelProto, patterns: Sequence[str]) -> set[str]:
         except re.error as error:
             raise ExportError(f"int8: {pattern!r} is not a regular expression: {error}") from error
         names = {
-            n.name for n in model.graph.node
+            n.name
+            for n in model.graph.node
             if any(expression.search(name) for name in (n.name, *(weights & set(n.input))))
-        }  # fmt: skip
+        }
         if not names:
             raise ExportError(f"int8: nothing to keep is called {pattern!r}; see export.inspect for names")
         found |= names

@@ -160,8 +160,10 @@ def test_which_round_broke_it(tmp_path, capsys):
         home.append_history("road", line)
     found = rounds_of(home, "road")
     assert [(r["version"], r["round"], r["state"], r["check"]) for r in found] == [
-        (1, "", "", ""), (2, "aaaa", "ROLLED_BACK", "watch-confidence"), (3, "bbbb", "REJECTED", "golden"),
-    ]  # fmt: skip
+        (1, "", "", ""),
+        (2, "aaaa", "ROLLED_BACK", "watch-confidence"),
+        (3, "bbbb", "REJECTED", "golden"),
+    ]
     assert "source mIoU 60.0 -> 41.0" in show_round(found[1])
     assert "moved 2.0%" in show_round(found[1])
     assert "the released pack" in show_round(found[0])

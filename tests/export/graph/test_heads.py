@@ -23,8 +23,9 @@ def session(kind, form, shape, size, contract=EDGES):
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *shape])
     model = helper.make_model(
         helper.make_graph(graph.nodes, "head", [x], outputs, list(graph.initialisers.values())),
-        opset_imports=[helper.make_opsetid("", 18)], ir_version=8,
-    )  # fmt: skip
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=8,
+    )
     onnx.checker.check_model(model, full_check=True)
     assert not lint(model).errors
     return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

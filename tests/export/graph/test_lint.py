@@ -49,8 +49,10 @@ def calls(name, *functions):
 def reduced(nodes=(), axes="a", constants=None, inputs=()):
     return model(
         [*nodes, node("ReduceMean", ["x", axes], ["y"])],
-        [("x", F32, (1, 4)), *inputs], [("y", F32, None)], {"i": np.int64([1]), **(constants or {})},
-    )  # fmt: skip
+        [("x", F32, (1, 4)), *inputs],
+        [("y", F32, None)],
+        {"i": np.int64([1]), **(constants or {})},
+    )
 
 
 def sparse(read):
@@ -79,7 +81,10 @@ LEGAL = {
     "uint8 cast to float": lambda: unary("Cast", kind=U8, to=F32),
     "float cast to uint8": lambda: unary("Cast", out=U8, to=U8),
     "resize linear": lambda: unary(
-        "Resize", {"s": np.float32([1, 1, 2, 2])}, ["", "s"], mode="linear",
+        "Resize",
+        {"s": np.float32([1, 1, 2, 2])},
+        ["", "s"],
+        mode="linear",
         coordinate_transformation_mode="half_pixel",
     ),
     "symmetric int8": lambda: unary(
@@ -87,9 +92,11 @@ LEGAL = {
     ),
     "topk": lambda: model(
         [node("TopK", ["x", "k"], ["v", "i"])],
-        [("x", F32, (1, 5000))], [("v", F32, None), ("i", I64, None)], {"k": np.int64([10])},
+        [("x", F32, (1, 5000))],
+        [("v", F32, None), ("i", I64, None)],
+        {"k": np.int64([10])},
     ),
-}  # fmt: skip
+}
 
 ILLEGAL = {
     "operator not supported by TensorRT's parser": lambda: calls(
@@ -100,60 +107,79 @@ ILLEGAL = {
     "sparse_value is refused": lambda: model(
         [
             node(
-                "Constant", [], ["c"],
+                "Constant",
+                [],
+                ["c"],
                 sparse_value=helper.make_sparse_tensor(
                     array(np.float32([1]), "v"), array(np.int64([1]), "p"), [4]
                 ),
             ),
             node("Add", ["x", "c"], ["y"]),
         ],
-        [("x", F32, (4,))], [("y", F32, None)],
+        [("x", F32, (4,))],
+        [("y", F32, None)],
     ),
     "is of the type STRING": lambda: model(
         [
             node("Constant", [], ["c"], value=helper.make_tensor("c", TensorProto.STRING, [1], [b"a"])),
             node("Gather", ["c", "x"], ["y"]),
         ],
-        [("x", I64, (1,))], [("y", TensorProto.STRING, None)],
+        [("x", I64, (1,))],
+        [("y", TensorProto.STRING, None)],
     ),
     "'unread' is of the type INT16": lambda: unary("Relu", {"unread": np.int16([1])}),
     "'c' is of the type UINT32": lambda: model(
         [node("Cast", ["x"], ["c"], to=TensorProto.UINT32), node("Cast", ["c"], ["y"], to=F32)],
-        [("x", F32, (1, 3))], [("y", F32, None)],
+        [("x", F32, (1, 3))],
+        [("y", F32, None)],
     ),
     "axes must be an initialiser": lambda: reduced(inputs=[("a", I64, (1,))]),
     "the parser computes none": lambda: reduced([node("Neg", ["i"], ["a"])]),
     "axes that come with a request": lambda: model(
-        [node("Unsqueeze", ["x", "a"], ["y"])], [("x", F32, (4,)), ("a", I64, (1,))], [("y", F32, None)],
+        [node("Unsqueeze", ["x", "a"], ["y"])],
+        [("x", F32, (4,)), ("a", I64, (1,))],
+        [("y", F32, None)],
     ),
     "scales that come with a request": lambda: model(
         [node("Resize", ["x", "", "s"], ["y"])],
-        [("x", F32, (1, 1, 4, 4)), ("s", F32, (4,))], [("y", F32, None)],
+        [("x", F32, (1, 1, 4, 4)), ("s", F32, (4,))],
+        [("y", F32, None)],
     ),
     "only its first output is taken": lambda: model(
         [node("LayerNormalization", ["x", "s"], ["y", "m"])],
-        [("x", F32, (1, 4))], [("y", F32, None), ("m", F32, None)], {"s": np.ones(4, np.float32)},
+        [("x", F32, (1, 4))],
+        [("y", F32, None), ("m", F32, None)],
+        {"s": np.ones(4, np.float32)},
     ),
     "p must be 1 or 2": lambda: unary("LpPool", kernel_shape=[2, 2], p=3),
     "a reduction is refused": lambda: unary(
-        "ScatterElements", {"i": np.zeros((1, 3, 8, 8), np.int64), "u": np.zeros((1, 3, 8, 8), np.float32)},
-        ["i", "u"], reduction="max",
+        "ScatterElements",
+        {"i": np.zeros((1, 3, 8, 8), np.int64), "u": np.zeros((1, 3, 8, 8), np.float32)},
+        ["i", "u"],
+        reduction="max",
     ),
     "activation 'Affine' is refused": lambda: model(
         [node("LSTM", ["x", "w", "r"], ["y"], hidden_size=2, activations=["Affine", "Tanh", "Tanh"])],
-        [("x", F32, (3, 1, 4))], [("y", F32, None)],
+        [("x", F32, (3, 1, 4))],
+        [("y", F32, None)],
         {"w": np.ones((1, 8, 4), np.float32), "r": np.ones((1, 8, 2), np.float32)},
     ),
     "fractions need fmod=1": lambda: unary("Mod", more=["x"]),
     "training_mode must be an initialiser": lambda: model(
         [node("Dropout", ["x", "r", "t"], ["y"])],
-        [("x", F32, (1, 4)), ("t", TensorProto.BOOL, ())], [("y", F32, None)], {"r": np.float32(0.5)},
+        [("x", F32, (1, 4)), ("t", TensorProto.BOOL, ())],
+        [("y", F32, None)],
+        {"r": np.float32(0.5)},
     ),
     "operator not supported": lambda: unary("Det", shape=(8, 8), result=None),
     "only a Cast may": lambda: unary("Transpose", kind=U8, out=U8, perm=[0, 2, 3, 1]),
     "coordinate mode 'half_pixel_symmetric'": lambda: unary(
-        "Resize", {"s": np.float32([1, 1, 2, 2])}, ["", "s"], mode="linear",
-        coordinate_transformation_mode="half_pixel_symmetric", opset=19,
+        "Resize",
+        {"s": np.float32([1, 1, 2, 2])},
+        ["", "s"],
+        mode="linear",
+        coordinate_transformation_mode="half_pixel_symmetric",
+        opset=19,
     ),
     "antialias": lambda: unary(
         "Resize", {"s": np.float32([1, 1, 2, 2])}, ["", "s"], mode="linear", antialias=1
@@ -164,21 +190,26 @@ ILLEGAL = {
     ),
     "K may be 3840 at most": lambda: model(
         [node("TopK", ["x", "k"], ["v", "i"])],
-        [("x", F32, (1, 5000))], [("v", F32, None), ("i", I64, None)], {"k": np.int64([4000])},
+        [("x", F32, (1, 5000))],
+        [("v", F32, None), ("i", I64, None)],
+        {"k": np.int64([4000])},
     ),
     "Indices output": lambda: model(
         [node("MaxPool", ["x"], ["y", "i"], kernel_shape=[2, 2])],
-        [("x", F32, (1, 3, 8, 8))], [("y", F32, None), ("i", I64, None)],
+        [("x", F32, (1, 3, 8, 8))],
+        [("y", F32, None), ("i", I64, None)],
     ),
     "domain 'com.microsoft'": lambda: model(
         [node("FusedConv", ["x"], ["y"], domain="com.microsoft")],
-        [("x", F32, (1, 3, 8, 8))], [("y", F32, None)],
+        [("x", F32, (1, 3, 8, 8))],
+        [("y", F32, None)],
     ),
     "UINT8 tensor 'c' inside the graph": lambda: model(
         [node("Cast", ["x"], ["c"], to=U8), node("Cast", ["c"], ["y"], to=F32)],
-        [("x", F32, (1, 3))], [("y", F32, None)],
+        [("x", F32, (1, 3))],
+        [("y", F32, None)],
     ),
-}  # fmt: skip
+}
 
 
 #: Taken, and named because it is not documented or becomes something else.
@@ -188,7 +219,7 @@ WARNED = {
         "QuantizeLinear", {"s": np.float32(0.1), "z": np.uint8(0)}, ["s", "z"], out=U8
     ),
     "opset 27": lambda: unary("Relu", opset=27),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("reason", WARNED)
@@ -226,6 +257,7 @@ def test_plugins_are_warned_of(op):
 def test_argmax_straight_to_uint8_is_warned_of():
     probe = model(
         [node("ArgMax", ["x"], ["a"], axis=1), node("Cast", ["a"], ["y"], to=U8)],
-        [("x", F32, (1, 3, 8))], [("y", U8, None)],
-    )  # fmt: skip
+        [("x", F32, (1, 3, 8))],
+        [("y", U8, None)],
+    )
     assert any("INT64 to UINT8 is outside" in warning for warning in lint(probe).warnings)

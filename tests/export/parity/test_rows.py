@@ -93,9 +93,17 @@ def summed_downwards():
 
 
 def reversed_rows():
-    return [node("Slice", ["x", "a", "b", "c", "d"], ["y"])], [X], [Y], {
-        "a": np.int64([-1]), "b": np.int64([-100]), "c": np.int64([0]), "d": np.int64([-1]),
-    }  # fmt: skip
+    return (
+        [node("Slice", ["x", "a", "b", "c", "d"], ["y"])],
+        [X],
+        [Y],
+        {
+            "a": np.int64([-1]),
+            "b": np.int64([-100]),
+            "c": np.int64([0]),
+            "d": np.int64([-1]),
+        },
+    )
 
 
 def looked_up_by_place():
@@ -251,11 +259,30 @@ def random_answers():
 
 
 DEPENDENT = [
-    norm_over_batch, mean_over_rows, softmax_over_rows, training_batch_norm, top_of_all, sorted_rows,
-    largest_of_all, summed_downwards, reversed_rows, looked_up_by_place, counted, only_at_five, folded_rows,
-    pairs_of_rows, static_reshape, kept_rows, kept_rows_in_a_function, best_neighbour,
-    neighbours_of_whole_numbers, any_of_all, attention_over_rows, quantised_over_all, random_answers,
-]  # fmt: skip
+    norm_over_batch,
+    mean_over_rows,
+    softmax_over_rows,
+    training_batch_norm,
+    top_of_all,
+    sorted_rows,
+    largest_of_all,
+    summed_downwards,
+    reversed_rows,
+    looked_up_by_place,
+    counted,
+    only_at_five,
+    folded_rows,
+    pairs_of_rows,
+    static_reshape,
+    kept_rows,
+    kept_rows_in_a_function,
+    best_neighbour,
+    neighbours_of_whole_numbers,
+    any_of_all,
+    attention_over_rows,
+    quantised_over_all,
+    random_answers,
+]
 
 
 def matrices():
@@ -288,17 +315,24 @@ def normalised_within_a_row():
 
 def words():
     table = RNG.standard_normal((20, 6)).astype(np.float32)
-    return [
-        node("Gather", ["table", "ids"], ["e"]),
-        node("Cast", ["mask"], ["f"], to=F),
-        node("Unsqueeze", ["f", "two"], ["u"]),
-        node("Mul", ["e", "u"], ["w"]),
-        node("ReduceSum", ["w", "one"], ["s"], keepdims=0),
-        node("ReduceSum", ["f", "one"], ["c"], keepdims=1),
-        node("Div", ["s", "c"], ["y"]),
-    ], [("ids", I64, ["n", "t"]), ("mask", I64, ["n", "t"])], [("y", F, ["n", 6])], {
-        "table": table, "one": np.int64([1]), "two": np.int64([2]),
-    }  # fmt: skip
+    return (
+        [
+            node("Gather", ["table", "ids"], ["e"]),
+            node("Cast", ["mask"], ["f"], to=F),
+            node("Unsqueeze", ["f", "two"], ["u"]),
+            node("Mul", ["e", "u"], ["w"]),
+            node("ReduceSum", ["w", "one"], ["s"], keepdims=0),
+            node("ReduceSum", ["f", "one"], ["c"], keepdims=1),
+            node("Div", ["s", "c"], ["y"]),
+        ],
+        [("ids", I64, ["n", "t"]), ("mask", I64, ["n", "t"])],
+        [("y", F, ["n", 6])],
+        {
+            "table": table,
+            "one": np.int64([1]),
+            "two": np.int64([2]),
+        },
+    )
 
 
 def masked_in_place():

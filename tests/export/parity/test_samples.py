@@ -120,12 +120,15 @@ def sound():
 
 def picture_and_mask():
     """Equal names are equal sides, whatever comes first."""
-    return [
-        node("Unsqueeze", ["mask", "one"], ["m"]),
-        node("Mul", ["x", "m"], ["y"]),
-    ], [("mask", F, ["n", "h", "w"]), ("x", F, ["n", 3, "h", "w"])], [("y", F, ["n", 3, "h", "w"])], {
-        "one": np.int64([1])
-    }  # fmt: skip
+    return (
+        [
+            node("Unsqueeze", ["mask", "one"], ["m"]),
+            node("Mul", ["x", "m"], ["y"]),
+        ],
+        [("mask", F, ["n", "h", "w"]), ("x", F, ["n", 3, "h", "w"])],
+        [("y", F, ["n", 3, "h", "w"])],
+        {"one": np.int64([1])},
+    )
 
 
 def minus_one():
@@ -143,12 +146,22 @@ GIVEN = {
     "texts in bytes": (texts, {"x": np.array(["straße".encode(), b"kerb"])}),
     "condition": (choice, {"x": np.ones((1, 2), np.float32), "c": np.array(False)}),
     "in Fortran's order": (even_sides, {"x": np.asfortranarray(FRAME)}),
-}  # fmt: skip
+}
 SCALARS = (F, I64, I32, B, TensorProto.UINT8, TensorProto.FLOAT16)
 MADE_UP = [
-    ids, masked_attention, texts, numbers_in_texts, choice, even_sides, sound, picture_and_mask, minus_one,
-    lambda: ids(2), lambda: ids(1), *(lambda kind=kind: scalars(kind) for kind in SCALARS),
-]  # fmt: skip
+    ids,
+    masked_attention,
+    texts,
+    numbers_in_texts,
+    choice,
+    even_sides,
+    sound,
+    picture_and_mask,
+    minus_one,
+    lambda: ids(2),
+    lambda: ids(1),
+    *(lambda kind=kind: scalars(kind) for kind in SCALARS),
+]
 
 
 def live(repository):
@@ -237,7 +250,7 @@ WRONG = {
     "does not exist": lambda p: p.with_name("absent.npz"),
     "is no plain file": lambda p: os.mkfifo(p) or p,
     "does not run on given inputs": lambda p: npz(p, ids=np.full((1, 8), 99)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("reason", WRONG)

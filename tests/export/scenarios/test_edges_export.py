@@ -48,12 +48,21 @@ def make(case, seed=0, **changes):
             if "score" in key or "ce_fusion" in key:
                 p.add_(0.2 * torch.randn(p.shape))
     fields = {
-        "name": "city", "version": "1.0.0", "network": name, "arguments": arguments, "task": task,
-        "classes": tuple(f"c{k}" for k in range(classes)), "colours": ((0, 0, 0),) * classes, "size": SIZE,
-        "mean": (0.41, 0.46, 0.48), "std": (1 / 255,) * 3 if name == "casenet" else (0.2,) * 3,
-        "channel_order": "bgr", "training": "none", "licence": "Apache-2.0",
+        "name": "city",
+        "version": "1.0.0",
+        "network": name,
+        "arguments": arguments,
+        "task": task,
+        "classes": tuple(f"c{k}" for k in range(classes)),
+        "colours": ((0, 0, 0),) * classes,
+        "size": SIZE,
+        "mean": (0.41, 0.46, 0.48),
+        "std": (1 / 255,) * 3 if name == "casenet" else (0.2,) * 3,
+        "channel_order": "bgr",
+        "training": "none",
+        "licence": "Apache-2.0",
         "edge_classes": ("kerb", "pole") if "other" in case else (),
-    }  # fmt: skip
+    }
     return network, PackSpec(**{**fields, **changes})
 
 
@@ -273,13 +282,17 @@ class TestWhatIsRefused:
 
     def test_thresholds_of_a_segmentation(self, pack_of, tmp_path):
         self.refused(
-            "what is served is a segmentation", pack_of("joint"), tmp_path,
-            task="segmentation", edge_thresholds=0.5,
-        )  # fmt: skip
+            "what is served is a segmentation",
+            pack_of("joint"),
+            tmp_path,
+            task="segmentation",
+            edge_thresholds=0.5,
+        )
 
     def test_a_task_the_network_does_not_have(self, pack_of, tmp_path):
-        self.refused("casenet cannot be served for 'joint'; it has: edges", pack_of("casenet"), tmp_path,
-                     task="joint")  # fmt: skip
+        self.refused(
+            "casenet cannot be served for 'joint'; it has: edges", pack_of("casenet"), tmp_path, task="joint"
+        )
 
     def test_more_classes_than_bits(self, pack_of, tmp_path, monkeypatch):
         monkeypatch.setitem(CASES, "many", ("casenet", {"depth": 14, "width": 8}, 32, "edges"))
@@ -288,8 +301,9 @@ class TestWhatIsRefused:
     def test_edge_classes_without_names(self, pack_of, tmp_path):
         self.refused(
             "answers 2 edge classes and the pack names 4",
-            pack_of("joint, other edges", edge_classes=()), tmp_path,
-        )  # fmt: skip
+            pack_of("joint, other edges", edge_classes=()),
+            tmp_path,
+        )
 
     def test_a_size_the_network_cannot_take(self, pack_of, tmp_path):
         self.refused("must be a multiple of 8", pack_of("casenet"), tmp_path, size=(50, 64))

@@ -172,10 +172,19 @@ def test_every_tensorrt_option_reaches_the_builder(pack, tmp_path, monkeypatch, 
     (options,) = asked
     assert "classify.bias" in options.refit
     assert options == BuildOptions(
-        precision="fp16", batch=(1, 2, 4), refit=options.refit, workspace=64 << 20, optimisation_level=5,
-        timing_cache=Path("times"), replay=True, version_compatible=True, hardware="ampere+", dla=0,
-        gpu_fallback=False, tf32=True,
-    )  # fmt: skip
+        precision="fp16",
+        batch=(1, 2, 4),
+        refit=options.refit,
+        workspace=64 << 20,
+        optimisation_level=5,
+        timing_cache=Path("times"),
+        replay=True,
+        version_compatible=True,
+        hardware="ampere+",
+        dla=0,
+        gpu_fallback=False,
+        tf32=True,
+    )
     assert not (tmp_path / "r").exists()
 
 

@@ -30,17 +30,30 @@ def filled() -> collections.defaultdict[str, list[int]]:
 
 
 BESIDE = {
-    "float64": np.float64(0.5), "float32": np.float32(0.5), "int64": np.int64(3), "bool": np.bool_(True),
-    "str": np.str_("best"), "array": np.eye(3), "Fortran's": np.asfortranarray(np.ones((2, 3))),
-    "objects": np.array([1, "a"], object), "records": np.zeros(2, [("a", "f4")]),
+    "float64": np.float64(0.5),
+    "float32": np.float32(0.5),
+    "int64": np.int64(3),
+    "bool": np.bool_(True),
+    "str": np.str_("best"),
+    "array": np.eye(3),
+    "Fortran's": np.asfortranarray(np.ones((2, 3))),
+    "objects": np.array([1, "a"], object),
+    "records": np.zeros(2, [("a", "f4")]),
     "dtype": np.dtype("float32"),
-    "type": np.float32, "day": np.datetime64("2026-01-01"), "state": np.random.RandomState(0).get_state(),
-    "generator": np.random.default_rng(0), "arguments": argparse.Namespace(lr=0.1, sizes=[1, 2]),
-    "namespace": types.SimpleNamespace(a=1), "time": datetime.datetime(2026, 1, 1),
+    "type": np.float32,
+    "day": np.datetime64("2026-01-01"),
+    "state": np.random.RandomState(0).get_state(),
+    "generator": np.random.default_rng(0),
+    "arguments": argparse.Namespace(lr=0.1, sizes=[1, 2]),
+    "namespace": types.SimpleNamespace(a=1),
+    "time": datetime.datetime(2026, 1, 1),
     "path": pathlib.Path("runs/1"),
-    "defaults": filled(), "ordered": collections.OrderedDict(a=1), "counter": collections.Counter("aab"),
-    "set": {1, 2}, "complex": 1j,
-}  # fmt: skip
+    "defaults": filled(),
+    "ordered": collections.OrderedDict(a=1),
+    "counter": collections.Counter("aab"),
+    "set": {1, 2},
+    "complex": 1j,
+}
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older format"])
@@ -260,11 +273,15 @@ class TestHeads:
     @pytest.mark.parametrize(
         ("network", "arguments"),
         [
-            ("roadnet", {"width": 8}), ("ddrnet", {"width": 8, "pyramid": 8}), ("casenet_light", {}),
-            ("pidnet", {"width": 8, "pyramid": 8, "head": 8}), ("fcn8s", {"width": 2}),
-            ("deeplabv2", {"depth": 50, "width": 8}), ("espnetv2_edges", {"scale": 0.5}),
+            ("roadnet", {"width": 8}),
+            ("ddrnet", {"width": 8, "pyramid": 8}),
+            ("casenet_light", {}),
+            ("pidnet", {"width": 8, "pyramid": 8, "head": 8}),
+            ("fcn8s", {"width": 2}),
+            ("deeplabv2", {"depth": 50, "width": 8}),
+            ("espnetv2_edges", {"scale": 0.5}),
         ],
-    )  # fmt: skip
+    )
     @pytest.mark.parametrize("more", [1, -1])
     def test_other_networks_refuse_too(self, network, arguments, more, tmp_path, capsys):
         import networks

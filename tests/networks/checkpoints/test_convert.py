@@ -110,8 +110,10 @@ def both(w, blocks):
     """What DDRNet and PIDNet publish under the same names."""
     state = basic("layer1.0", w, w) | basic("layer1.1", w, w)
     for stage, inputs, outputs, count in (
-        (2, w, 2 * w, 2), (3, 2 * w, 4 * w, blocks), (4, 4 * w, 8 * w, blocks),
-    ):  # fmt: skip
+        (2, w, 2 * w, 2),
+        (3, 2 * w, 4 * w, blocks),
+        (4, 4 * w, 8 * w, blocks),
+    ):
         for i in range(count):
             state |= basic(f"layer{stage}.{i}", inputs if i == 0 else outputs, outputs)
     state |= bottleneck("layer5.0", 8 * w, 8 * w) | shortcut("layer5.0", 8 * w, 16 * w)
@@ -174,9 +176,20 @@ def test_the_widths_of_the_larger_forms_are_read_from_the_file(name, published, 
 
 # torchvision's VGG-16, "features": index of each convolution, its inputs and outputs.
 VGG = [
-    (0, 3, 64), (2, 64, 64), (5, 64, 128), (7, 128, 128), (10, 128, 256), (12, 256, 256), (14, 256, 256),
-    (17, 256, 512), (19, 512, 512), (21, 512, 512), (24, 512, 512), (26, 512, 512), (28, 512, 512),
-]  # fmt: skip
+    (0, 3, 64),
+    (2, 64, 64),
+    (5, 64, 128),
+    (7, 128, 128),
+    (10, 128, 256),
+    (12, 256, 256),
+    (14, 256, 256),
+    (17, 256, 512),
+    (19, 512, 512),
+    (21, 512, 512),
+    (24, 512, 512),
+    (26, 512, 512),
+    (28, 512, 512),
+]
 CAFFE = ["1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "4_1", "4_2", "4_3", "5_1", "5_2", "5_3"]
 
 
@@ -195,8 +208,12 @@ def test_imagenet_vgg16_becomes_the_trunk_of_fcn8s():
     missing, unexpected = network.load_state_dict(state, strict=False)
     assert not unexpected
     assert {name.split(".")[0] for name in missing} == {
-        "score_fr", "score_pool4", "score_pool3", "upscore2", "upscore_pool4",
-    }  # fmt: skip
+        "score_fr",
+        "score_pool4",
+        "score_pool3",
+        "upscore2",
+        "upscore_pool4",
+    }
     # The convolution answers at the centre of a 7x7 map what the fully connected layer answers for it.
     x = torch.randn(1, 32, 7, 7)
     with torch.inference_mode():
@@ -213,9 +230,12 @@ def published_fcn8s(classes=5):
         theirs[f"conv{where}.weight"] = torch.randn(outputs, inputs, 3, 3)
         theirs[f"conv{where}.bias"] = torch.randn(outputs)
     for name, inputs, outputs, kernel in (
-        ("fc6", 32, 256, 7), ("fc7", 256, 256, 1),
-        ("score_fr", 256, classes, 1), ("score_pool4", 32, classes, 1), ("score_pool3", 16, classes, 1),
-    ):  # fmt: skip
+        ("fc6", 32, 256, 7),
+        ("fc7", 256, 256, 1),
+        ("score_fr", 256, classes, 1),
+        ("score_pool4", 32, classes, 1),
+        ("score_pool3", 16, classes, 1),
+    ):
         theirs[f"{name}.weight"] = torch.randn(outputs, inputs, kernel, kernel)
         theirs[f"{name}.bias"] = torch.randn(outputs)
     for name, kernel in (("upscore2", 4), ("upscore_pool4", 4), ("upscore8", 16)):
@@ -253,9 +273,13 @@ def published_resnet38(w=4, classes=5):
     }
     inputs = w
     for stage, count, widths, kernels in (
-        (2, 3, (2, 2), (3, 3)), (3, 3, (4, 4), (3, 3)), (4, 6, (8, 8), (3, 3)), (5, 3, (8, 16), (3, 3)),
-        (6, 1, (8, 16, 32), (1, 3, 1)), (7, 1, (16, 32, 64), (1, 3, 1)),
-    ):  # fmt: skip
+        (2, 3, (2, 2), (3, 3)),
+        (3, 3, (4, 4), (3, 3)),
+        (4, 6, (8, 8), (3, 3)),
+        (5, 3, (8, 16), (3, 3)),
+        (6, 1, (8, 16, 32), (1, 3, 1)),
+        (7, 1, (16, 32, 64), (1, 3, 1)),
+    ):
         for i in range(count):
             name = f"{stage}a" if i == 0 else f"{stage}b{i}"
             channels = inputs
