@@ -365,7 +365,7 @@ def _run(
     args: argparse.Namespace, plan: tensorrt_options.PlanOptions, progress: StepCallback
 ) -> Published | Checked:
     if args.onnx:
-        from export.publish.foreign import publish_onnx
+        from export.publish import publish_onnx
 
         labels = golden.read_lines(Path(args.labels)) if args.labels else None
         return publish_onnx(

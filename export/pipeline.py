@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 
 from common.progress import StepCallback
-from export.errors import ExportError, one_line
+from common.text import one_line, shorten
+from export.errors import ExportError
 from export.graph import lint, writer
 from export.graph.contract import INPUT, Contract
 from export.graph.half import to_half
@@ -336,7 +337,7 @@ def _answers(
             try:
                 answer = engine.run({INPUT: feed}, contract.outputs)
             except Exception as error:  # every library raises its own
-                why = one_line(error)[:200]
+                why = shorten(error, 200)
                 raise ExportError(f"the engine cannot answer golden frame {index}: {why}") from error
             seconds.append(time.perf_counter() - start)
             if not all(np.isfinite(a).all() for a in answer.values() if a.dtype.kind == "f"):

@@ -24,8 +24,9 @@ import torch
 
 from common.cli import run_command
 from common.progress import ProgressBars, StepCallback, no_progress
+from common.text import one_line
 from export.build import add_thresholds, show, thresholds
-from export.errors import ExportError, one_line
+from export.errors import ExportError
 from export.graph.fold import Folding
 from export.graph.onnx_file import parse_onnx
 from export.parity import golden

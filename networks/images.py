@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from common.text import one_line
+
 #: Pixels of a picture or frame at most: 8192x8192.  A few bytes of PNG can promise any number.
 MOST_PIXELS = 1 << 26
 _ORIENTATION = 0x0112  # EXIF's tag, and what undoes each of its values (EXIF 2.32, 4.6.4 A)
@@ -78,7 +80,7 @@ def read_image(file: Path, size: tuple[int, int] | None = None) -> np.ndarray:
             rgb = to_rgb(image)
     except _BROKEN as error:
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "no known format" if unknown else " ".join(str(error).split())
+        reason = "no known format" if unknown else one_line(error)
         raise ImageError(f"{str(file)!r} cannot be read as an image: {reason}") from error
     if size is not None and rgb.size != (size[1], size[0]):
         rgb = rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR)

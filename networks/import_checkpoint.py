@@ -26,7 +26,7 @@ from torch import Tensor
 
 import networks
 from common.cli import run_command
-from common.text import printable
+from common.text import one_line, printable
 from networks.checkpoints import archive
 from networks.images import ImageError, read_image
 from networks.labels import SPACES
@@ -90,7 +90,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _why(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if type(error) is ValueError and text.startswith(("is damaged", "cannot be read", "unpacks")):
         return text
     # A function of Python's own is named without its module.

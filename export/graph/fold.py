@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from export.errors import ExportError, one_line
+from common.text import one_line
+from export.errors import ExportError
 
 
 @dataclass(frozen=True)

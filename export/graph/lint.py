@@ -22,7 +22,8 @@ import onnx
 import onnx.inliner
 from onnx import TensorProto, helper, numpy_helper
 
-from export.errors import ExportError, one_line
+from common.text import shorten
+from export.errors import ExportError
 from export.graph.functions import check_functions
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -78,7 +79,7 @@ def _inlined(model: onnx.ModelProto, found: Findings) -> onnx.ModelProto:
     try:
         return onnx.inliner.inline_local_functions(model)
     except Exception as error:  # onnx raises several types
-        raise ExportError(f"the local functions cannot be expanded: {one_line(error)[:160]}") from error
+        raise ExportError(f"the local functions cannot be expanded: {shorten(error, 160)}") from error
 
 
 class _Facts:

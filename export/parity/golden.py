@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from common.progress import StepCallback
-from export.errors import ExportError, one_line
+from common.text import shorten
+from export.errors import ExportError
 from export.graph.contract import Contract, ServingGraph
 from networks.base import SegmentationNetwork
 from networks.images import ImageError, read_image
@@ -89,7 +90,7 @@ def answers(
                 logits = graph.logits(torch.from_numpy(frame.copy())[None])
                 given = graph.answers(logits, frame.shape[:2])
         except RuntimeError as error:  # too little memory, most of all
-            why = one_line(error)[:200]
+            why = shorten(error, 200)
             raise ExportError(f"torch cannot run the network on golden frame {index}: {why}") from error
         if not all(bool(torch.isfinite(part).all()) for part in logits):
             raise ExportError(f"the network's answer to golden frame {index} is not finite; train it again")

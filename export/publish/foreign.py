@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from common.text import printable
+from common.text import printable, shorten
 from export.describe import describe_onnx
-from export.errors import ExportError, one_line
+from export.errors import ExportError
 from export.graph.contract import Contract
 from export.graph.onnx_file import external_tensors, parse_onnx, read_file
 from export.parity import golden as parity_golden
@@ -87,7 +87,7 @@ def publish_onnx(
     try:
         onnx.checker.check_model(graph)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"{str(path)!r} is not a valid graph: {one_line(error)[:200]}") from error
+        raise ExportError(f"{str(path)!r} is not a valid graph: {shorten(error, 200)}") from error
     known = {i.name for i in graph.graph.initializer}
     taken = triton_config.tensors([v for v in graph.graph.input if v.name not in known])
     outputs = triton_config.tensors(graph.graph.output)
@@ -200,7 +200,7 @@ def _apart(content: bytes, tried: _Tried) -> dict[str, float]:
     try:
         truth = _plain(content).run(names, tried.feed)
     except Exception as error:  # onnxruntime raises types of its own
-        raise ExportError(f"the graph runs optimised only: {one_line(error)[:200]}") from error
+        raise ExportError(f"the graph runs optimised only: {shorten(error, 200)}") from error
     found = {}
     for name, wanted in zip(names, truth, strict=True):
         answer = tried.answers[name]
@@ -272,7 +272,7 @@ def _served(content: bytes) -> OnnxRuntimeEngine:
         )
         engine = candidate.promoted()
     except Exception as error:  # Refused, and what onnxruntime raises of its own
-        raise ExportError(f"ONNX Runtime refuses the graph: {one_line(error)[:300]}") from error
+        raise ExportError(f"ONNX Runtime refuses the graph: {shorten(error, 300)}") from error
     if engine is not candidate:
         same = engine.spec.inputs == candidate.spec.inputs and engine.spec.outputs == candidate.spec.outputs
         candidate.close()
@@ -310,7 +310,7 @@ def _first_run(
             remedy = "give --size where its sides are open, or inputs that it takes, --inputs FILE.npz"
             wrong = wrong or ExportError(
                 f"the graph does not run on {origin.replace(' ', '-')} inputs {shapes}: "
-                f"{one_line(error)[:200]}" + (f"; {remedy}" if origin != "given" else "")
+                f"{shorten(error, 200)}" + (f"; {remedy}" if origin != "given" else "")
             )
             continue
         seconds = time.perf_counter() - start

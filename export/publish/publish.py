@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.errors import ExportError, one_line
+from common.text import one_line
+from export.errors import ExportError
 from networks.pack import Pack
 from runtime.errors import Refused
 from runtime.repository.repository import Repository, check_name

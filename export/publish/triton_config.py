@@ -12,7 +12,8 @@ import onnx
 from google.protobuf import text_format
 from onnx import TensorProto
 
-from export.errors import ExportError, one_line
+from common.text import shorten
+from export.errors import ExportError
 from protos import model_config_pb2 as pb
 from runtime.serving.batching import check
 
@@ -114,7 +115,7 @@ def _parsed(given: str, file: str) -> pb.ModelConfig:
         mine = text_format.Parse(given, pb.ModelConfig())
         check(mine)
     except (text_format.ParseError, ValueError) as error:
-        raise ExportError(f"{file!r} is no config.pbtxt of Triton: {one_line(error)[:200]}") from error
+        raise ExportError(f"{file!r} is no config.pbtxt of Triton: {shorten(error, 200)}") from error
     return mine  # type: ignore[no-any-return]
 
 

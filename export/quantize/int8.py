@@ -35,7 +35,8 @@ import onnx
 from PIL import Image
 
 from common.progress import StepCallback, no_progress
-from export.errors import ExportError, one_line
+from common.text import shorten
+from export.errors import ExportError
 from export.parity.onnxruntime import Runner
 from networks.images import ImageError, read_image
 
@@ -304,14 +305,14 @@ def _quantise(
                 )
             result = onnx.load(after)
         except (OSError, RuntimeError, ValueError, AttributeError, TypeError) as error:
-            raise ExportError(f"int8 calibration failed: {one_line(error)[:200]}") from error
+            raise ExportError(f"int8 calibration failed: {shorten(error, 200)}") from error
     del result.metadata_props[:]
     result.metadata_props.extend(model.metadata_props)
     result.producer_name = model.producer_name
     try:
         onnx.checker.check_model(result, full_check=True)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"the int8 graph is not valid ONNX: {one_line(error)[:300]}") from error
+        raise ExportError(f"the int8 graph is not valid ONNX: {shorten(error, 300)}") from error
     return result
 
 

@@ -219,7 +219,7 @@ class _Build:
             error = parser.get_error(index)
             if error is not None:
                 node = f"node '{error.node_name()}' ({error.node_operator()})"
-                reasons.append(f"{node}: {' '.join(error.desc().split())}")
+                reasons.append(f"{node}: {one_line(error.desc())}")
         first = reasons[0] if reasons else self.log.why()
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise TensorRTError(

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from common.text import shorten
+
 #: How torch recognises a zip file.
 _ZIP = b"PK\x03\x04"
 #: Bytes that records may unpack to, for each byte of the file and beside that: torch compresses none, and
@@ -123,11 +125,9 @@ def check_archive(path: Path) -> None:
     except ValueError:
         raise
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(
-            f"cannot be read (truncated or damaged): {' '.join(str(error).split())[:160]}"
-        ) from error
+        raise ValueError(f"cannot be read (truncated or damaged): {shorten(error, 160)}") from error
     except Exception as error:  # zlib's own
-        raise ValueError(f"is damaged: {' '.join(str(error).split())[:160]}") from error
+        raise ValueError(f"is damaged: {shorten(error, 160)}") from error
     if wrong is not None:
         raise ValueError(
             f"is damaged: record {wrong!r} does not have its checksum; fetch it again, or save it with "

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.build import main, show
 from export.errors import ExportError
-from export.publish.foreign import publish_onnx
+from export.publish import publish_onnx
 from protos import model_config_pb2 as pb
 
 F, I64, B, S = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING

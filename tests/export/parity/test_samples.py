@@ -14,7 +14,7 @@ from export.build import main
 from export.errors import ExportError
 from export.inspect import inspect
 from export.parity import samples
-from export.publish.foreign import publish_onnx
+from export.publish import publish_onnx
 from runtime.checks import golden
 from runtime.config import EngineConfig, ServerConfig, WatchConfig
 from runtime.engines.onnxruntime import OnnxRuntimeEngine

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.build import main, show
 from export.errors import ExportError
-from export.publish.foreign import publish_onnx
+from export.publish import publish_onnx
 from runtime.config import EngineConfig
 from runtime.engines import load
 from runtime.repository.repository import Repository

@@ -17,7 +17,7 @@ import pytest
 
 from bench.peers import environments, triton
 from export.build import Options, build
-from export.publish.foreign import publish_onnx
+from export.publish import publish_onnx
 from runtime.repository.repository import Repository
 from tests.export.conftest import street_like
 
