@@ -1,4 +1,4 @@
-"""From a pack to the bytes of an engine, and what that engine answers: graph, precision, backend, comparison.
+"""From a pack to the bytes of an engine, and its answers: graph, precision, backend, comparison.
 
 Knows packs, ONNX and the loaders of the server; nothing of repositories.
 """
@@ -88,7 +88,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Engine:
-    """A file that an engine is loaded from, and what the manifest says of it."""
+    """The file of an engine and its entry in the manifest."""
 
     content: bytes
     facts: dict[str, Any]
@@ -98,7 +98,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The parity report, and what it was measured on."""
+    """The parity report and the frames that it was measured on."""
 
     report: dict[str, Any]
     frames: np.ndarray
@@ -119,7 +119,7 @@ def contract_of(pack: Pack, network: SegmentationNetwork, options: Options) -> C
 def make_graph(
     pack: Pack, network: SegmentationNetwork, contract: Contract, options: Options
 ) -> onnx.ModelProto:
-    """The pack's float32 ONNX graph, linted.  Raises: ExportError."""
+    """Write the pack's float32 ONNX graph and lint it.  Raises ExportError."""
     graph = writer.write(
         network,
         pack.spec,
@@ -139,7 +139,7 @@ def make_graph(
 def make_engine(
     graph: onnx.ModelProto, pack: Pack, contract: Contract, options: Options, progress: StepCallback
 ) -> Engine:
-    """The float32 graph in the precision and for the backend that was asked for.  Raises: ExportError."""
+    """Convert the float32 graph to the precision and the backend of the options.  Raises ExportError."""
     facts: dict[str, Any] = {
         "kind": options.backend,
         "precision": options.precision,
@@ -236,7 +236,7 @@ def configuration(model: str, backend: str, graph: onnx.ModelProto) -> str:
 def describe(
     pack: Pack, network: SegmentationNetwork, contract: Contract, options: Options
 ) -> dict[str, Any]:
-    """What a manifest says of a contract: it is what a refit leaves as it is."""
+    """Return the manifest entries of a contract: a refit does not change them."""
     height, width = options.size or pack.spec.size
     facts: dict[str, Any] = {
         "task": contract.task,
@@ -253,7 +253,7 @@ def describe(
 
 
 def metadata(pack: Pack, contract: Contract) -> dict[str, str]:
-    """What a graph says about itself wherever it is copied to."""
+    """Return the metadata that stays with a graph wherever it is copied to."""
     found = {
         "roadworthy.schema": "1",
         "roadworthy.pack": f"{pack.spec.name} {pack.spec.version}",
@@ -317,7 +317,7 @@ def compare_engine(
 def _answers(
     built: Engine, contract: Contract, options: Options, frames: np.ndarray, progress: StepCallback
 ) -> tuple[golden.Answers, float]:
-    """What an engine file answers, and its median milliseconds a call."""
+    """Return the answers of an engine file and its median milliseconds per call."""
     kind, precision = str(built.facts["kind"]), str(built.facts["precision"])
     # A plan that was built a moment ago may bring its own host code.
     config = EngineConfig(threads=options.threads, host_code=options.plan.version_compatible)

@@ -192,7 +192,7 @@ def _check_skeleton(graph: onnx.ModelProto, pack: Pack) -> None:
 
 
 def _check_described(model: str, version: int, manifest: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width), once the manifest says what a refit takes from it."""
+    """Return (height, width) of the version.  Raises ExportError if the manifest lacks what a refit needs."""
     size = manifest.get("input")
     sides: list[Any] = [size.get(key) for key in ("height", "width")] if isinstance(size, dict) else []
     limits = manifest.get("edge_thresholds")

@@ -1,4 +1,4 @@
-"""Pictures from elsewhere as arrays: one reader, which refuses what is damaged, endless or absurdly large.
+"""Pictures from other programs as arrays: one reader, which refuses damaged, endless and huge files.
 
 Knows files and arrays; nothing of packs or frames' meaning.
 """
@@ -36,7 +36,7 @@ class ImageError(ValueError):
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The decoded picture turned and mirrored as its EXIF orientation asks.  Raises what Pillow raises."""
+    """Decode a picture and turn it as its EXIF orientation asks.  Raises what Pillow raises."""
     image.load()  # a cut-off file raises here, whatever its mode
     with contextlib.suppress(Exception):  # EXIF that is absent or damaged asks for nothing
         image = image.transpose(_TURNS[image.getexif()[_ORIENTATION]])
@@ -67,7 +67,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(file: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """uint8 [H,W,3] RGB, enlarged or reduced to (height, width) `size` if given.  Raises: ImageError."""
+    """Read a picture as uint8 [H,W,3] RGB, resized to (height, width) `size` if given.  Raises ImageError."""
     try:
         if not file.is_file():
             raise ValueError("it is no plain file")

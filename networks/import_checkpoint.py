@@ -1,4 +1,4 @@
-"""Turn a released checkpoint into a model pack, without ever executing what is in it.
+"""Turn a released checkpoint into a model pack without executing any code in it.
 
     python -m networks.import_checkpoint espnetv2 espnetv2_s_1.0_city_1024x512.pth \\
                                          --classes cityscapes19 --out packs/e
@@ -197,7 +197,7 @@ def _with_counters(state: dict[str, Tensor], spec: PackSpec) -> dict[str, Tensor
 
 
 def read_frames(files: list[Path], size: tuple[int, int]) -> np.ndarray | None:
-    """uint8 [n,H,W,3] RGB, resized to `size`; None for an empty list.  Raises: CheckpointError."""
+    """Read uint8 [n,H,W,3] RGB frames, resized to `size`; None for an empty list.  Raises CheckpointError."""
     try:
         frames = [read_image(file, size) for file in files]
     except ImageError as error:

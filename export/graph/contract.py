@@ -135,7 +135,7 @@ class ServingGraph(nn.Module):
     def __init__(
         self, network: SegmentationNetwork, spec: PackSpec, contract: Contract | None = None
     ) -> None:
-        """`contract`: None for what the pack is for.  Raises: ExportError."""
+        """Make the module that serves a network; `contract` None: that of the pack.  Raises ExportError."""
         super().__init__()
         self.network = network.eval()
         self.spec = spec

@@ -48,7 +48,7 @@ class Folding:
     """
 
     def __init__(self, network: nn.Module, method: str = "forward") -> None:
-        """Trace one method of a network.  Raises: ExportError where torch.fx cannot."""
+        """Trace one method of a network.  Raises ExportError if torch.fx cannot."""
         graph = _trace(network, method)
         modules = dict(network.named_modules())
         self._norms = _plan(graph, modules)

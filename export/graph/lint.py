@@ -65,7 +65,7 @@ def lint(model: onnx.ModelProto) -> Findings:
 
 
 def _inlined(model: onnx.ModelProto, found: Findings) -> onnx.ModelProto:
-    """The graph with local functions expanded.  Raises: ExportError where they cannot be."""
+    """Return the graph with local functions expanded.  Raises ExportError if they cannot be expanded."""
     if not model.functions:
         return model
     check_functions(model)

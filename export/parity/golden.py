@@ -1,4 +1,4 @@
-"""Golden frames and torch's answers to them: what an engine is compared with, here and on the vehicle."""
+"""Golden frames and torch's answers to them: the reference of an engine, here and on the vehicle."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def read_folder(folder: Path, size: tuple[int, int], most: int) -> np.ndarray:
 
 
 def read_text(file: Path) -> str:
-    """Raises: ExportError for what is no readable text."""
+    """Read a text file.  Raises ExportError if it is not a readable text."""
     try:
         if not file.is_file():  # a pipe would be waited for
             raise FileNotFoundError("it is no plain file")
@@ -130,7 +130,7 @@ def read_text(file: Path) -> str:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a text file that are not empty.  Raises: ExportError."""
+    """Return the lines of a text file that are not empty.  Raises ExportError."""
     return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 

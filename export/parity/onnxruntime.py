@@ -15,7 +15,7 @@ from export.errors import ExportError
 
 
 class Runner:
-    """One graph under the graph contract, ready to be asked.  Raises: ExportError where it is refused.
+    """One loaded graph under the graph contract.  Raises ExportError if ONNX Runtime refuses it.
 
     `optimise` False: sooner ready, for a graph that is asked once or twice.
     """

@@ -71,7 +71,7 @@ DEFAULTS = {
 
 
 def wanted(precision: str, chosen: Thresholds | Mapping[str, float] | None = None) -> Thresholds:
-    """What an engine of a precision must reach; `chosen` replaces all of it, or what a mapping names."""
+    """Return the thresholds of a precision; `chosen` replaces all of them, or those that a mapping names."""
     if isinstance(chosen, Thresholds):
         return chosen
     return replace(DEFAULTS[precision], **(chosen or {}))

@@ -169,7 +169,7 @@ def _variant(
 
 
 def _among_others(run: Run, rows: _Rows, most: int) -> str:
-    """Why rows in a batch are not what they are alone, or ""."""
+    """Return why rows in a batch have other answers than alone, or ""."""
     scale = _largest(rows.alone)
     for order in _orders(len(rows.feeds), most):
         together = {name: np.concatenate([rows.feeds[k][name] for k in order]) for name in rows.feeds[0]}

@@ -265,7 +265,7 @@ def _try(
 
 
 def _served(content: bytes) -> OnnxRuntimeEngine:
-    """The engine as a server has it in the end: a candidate that was promoted.  Raises: ExportError."""
+    """Load the engine as a server does: as a candidate that is promoted.  Raises ExportError."""
     try:
         candidate = OnnxRuntimeEngine.load(
             content, "fp32", EngineConfig(threads=2, concurrency=1), candidate=True

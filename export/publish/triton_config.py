@@ -106,7 +106,7 @@ def _quoted(text: str) -> str:
 
 
 def asked(given: str, file: str) -> int:
-    """The max_batch_size of somebody's own config.pbtxt; 0 where it names none.  Raises: ExportError."""
+    """Return the max_batch_size of a given config.pbtxt; 0 if it has none.  Raises ExportError."""
     return int(_parsed(given, file).max_batch_size)
 
 
@@ -120,7 +120,7 @@ def _parsed(given: str, file: str) -> pb.ModelConfig:
 
 
 def merged(given: str, file: str, generated: str, *, dependence: str = "") -> str:
-    """Somebody's own config.pbtxt, completed by what the graph says, as Triton completes it.
+    """Return a given config.pbtxt, completed from the graph as Triton completes it.
 
     Args:
         given: the text of `file`.

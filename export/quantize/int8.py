@@ -144,7 +144,7 @@ def quantise(
         operators: which of `KNOWN_OPERATORS` are quantised.
         reduce_range: 7-bit weights, for x86 processors without VNNI, whose 16-bit sums can overflow.
         threads: of the float32 model, while it looks at the candidates.
-        progress: told of the stages "frames" and "calibrate".
+        progress: called during the stages "frames" and "calibrate".
     Returns:
         the quantised model, checked, with the original's metadata, inputs and outputs; and the report:
         target, method, reduce_range, candidates, frames (indices of the chosen), least_share (of the rarest
@@ -241,7 +241,7 @@ def _batches(frames: np.ndarray, batch: int | None) -> Iterator[tuple[np.ndarray
 
 
 def _labels(model: onnx.ModelProto, frames: np.ndarray, threads: int, progress: StepCallback) -> np.ndarray:
-    """uint8 [n,H,W]: what the float32 model answers."""
+    """Return the labels of the float32 model: uint8 [n,H,W]."""
     runner = Runner(model, threads)
     answers = []
     for done, frame in enumerate(frames, 1):

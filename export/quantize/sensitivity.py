@@ -38,7 +38,7 @@ MARGIN = 0.85
 
 @dataclass(frozen=True)
 class Choice:
-    """`keep`: names of the convolutions that stay float.  `report` is JSON: what was measured."""
+    """`keep` has the names of the convolutions that stay float, `report` the measurements as JSON values."""
 
     keep: tuple[str, ...]
     report: dict[str, Any]
