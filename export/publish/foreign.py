@@ -345,7 +345,7 @@ def _as_declared(outputs: Sequence[triton_config.Tensor], answers: samples.Feed)
     for tensor in outputs:
         shape = answers[tensor.name].shape
         if len(shape) != len(tensor.shape) or any(
-            said not in (-1, got) for said, got in zip(tensor.shape, shape, strict=True)
+            declared not in (-1, got) for declared, got in zip(tensor.shape, shape, strict=True)
         ):
             raise ExportError(
                 f"output {tensor.name!r} is declared as {list(tensor.shape)} and has the shape "

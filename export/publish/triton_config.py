@@ -132,9 +132,9 @@ def merged(given: str, file: str, generated: str, *, dependence: str = "") -> st
     mine = _parsed(given, file)
     graph = text_format.Parse(generated, pb.ModelConfig())
     for field in ("name", "backend", "platform"):
-        said, true = getattr(mine, field), getattr(graph, field)
-        if said not in ("", true):
-            raise ExportError(f"{file!r} says {field} {said!r}, this model's is {true!r}; change it")
+        declared, true = getattr(mine, field), getattr(graph, field)
+        if declared not in ("", true):
+            raise ExportError(f"{file!r} says {field} {declared!r}, this model's is {true!r}; change it")
         setattr(mine, field, true)
     tensors_named = mine.input or mine.output
     if mine.max_batch_size and dependence:
