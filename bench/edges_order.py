@@ -39,7 +39,6 @@ from adapt.data.base import open_dataset
 from adapt.data.street import scenes as street_scenes
 from adapt.evaluate.edge_sets import around
 from adapt.evaluate.edges import EdgeCounts
-from adapt.files import write_json
 from adapt.labels import crf
 from adapt.labels.edge_probability import edge_probability
 from adapt.labels.edges import category_edges
@@ -49,6 +48,7 @@ from adapt.train.edges import EdgeRecipe, crops_of_segmentation, train
 from adapt.train.trainer import atomic_save
 from bench import machine
 from bench.edges_damage import damaged
+from common.files import write_json
 from networks.labels import SPACES
 from networks.pack.pack import PackSpec
 

@@ -34,7 +34,7 @@ from adapt.round import segmentation as rounds
 from adapt.round.segmentation import RoundConfig
 from adapt.train import supervised
 from adapt.train.augment import Augmentation
-from networks.pack.pack import Pack, load_pack, write_pack
+from networks.pack import Pack, load_pack, write_pack
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (64, 128)

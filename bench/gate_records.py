@@ -28,7 +28,7 @@ from adapt.data.base import read_label, resize_label
 from adapt.gate import segmentation
 from adapt.gate.layout_prior import Layout
 from bench.gate import NEEDLESS, ROOT, WORSE, measures_of
-from networks.pack.pack import Pack, load_pack
+from networks.pack import Pack, load_pack
 
 
 def source_of(pack: Pack) -> tuple[Layout | None, np.ndarray | None]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from adapt.command import interruptible
 from adapt.data.base import DataError, kinds, open_dataset
 from adapt.data.pairs import examine
 from adapt.data.reading import add_options, reading_of
@@ -22,7 +21,8 @@ from adapt.evaluate.plot import svg
 from adapt.evaluate.protocols import PROTOCOLS
 from adapt.evaluate.tables import markdown
 from adapt.evaluate.truth import Plan, Truth, mean_iou, plan
-from adapt.progress import Bars
+from common.cli import run_command
+from common.progress import ProgressBars
 from networks.labels import SPACES
 
 EPILOG = """\
@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
 def evaluate(path: str, arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Scores of one pack as plain numbers (0..1)."""
     from adapt.train.supervised import score
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     pack = load_pack(path)
     how = plan(
@@ -155,7 +155,7 @@ def _writable(file: str | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.evaluate", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.evaluate")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -172,14 +172,14 @@ def _command(argv: list[str] | None) -> int:
         command.error(f"--plot {arguments.plot}: the picture is an SVG, call it NAME.svg")
     import torch
 
-    from networks.pack.pack import PackError
+    from networks.pack import PackError
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:
         _writable(arguments.markdown)
         _writable(arguments.plot)
-        with Bars(quiet=arguments.quiet) as bars:
+        with ProgressBars(quiet=arguments.quiet) as bars:
             scores: list[dict[str, Any]] = []
             for path in arguments.packs:
                 name = Path(path).name

@@ -24,7 +24,7 @@ from adapt.gate.limits import Check, EdgeLimits
 from adapt.labels.edge_probability import edge_probability
 from adapt.labels.edges import category_edges
 from adapt.train.trainer import Progress, silent
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 
 __all__ = ["EdgeMeasures", "decide", "distances", "edge_score", "measure"]
 

@@ -22,7 +22,7 @@ from adapt.evaluate.segmentation import Calibration, Confusion
 from adapt.gate.input_quality import look
 from adapt.gate.layout_prior import Layout
 from adapt.gate.limits import Check, Limits, as_dict
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 
 __all__ = [
     "Check", "Limits", "Measures", "agree", "as_dict", "better", "cumulative", "decide", "distance", "look",

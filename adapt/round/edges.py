@@ -30,7 +30,6 @@ from PIL import Image
 
 from adapt import inference
 from adapt.data.base import DataError, read_frame, read_label, resize_frame, resize_label
-from adapt.files import read_json, write_json
 from adapt.gate.edges import EdgeMeasures, decide, measure
 from adapt.gate.limits import Check, EdgeLimits, as_dict
 from adapt.labels.cbst import ClassHistograms, pseudo_labels
@@ -40,7 +39,8 @@ from adapt.round.state import Record
 from adapt.train.augment import Augmentation
 from adapt.train.edges import Draw, EdgeRecipe, EdgeTrainer, Sample, crops_of_segmentation
 from adapt.train.trainer import Progress, atomic_save, silent
-from networks.pack.pack import Pack, PackError, load_pack, write_pack
+from common.files import read_json, write_json
+from networks.pack import Pack, PackError, load_pack, write_pack
 
 __all__ = ["EdgeRoundConfig", "EdgeRoundError", "EdgeRoundResult", "adapt_edges", "check_pack"]
 

@@ -31,7 +31,6 @@ from torch import nn
 
 from adapt import batchnorm, inference
 from adapt.data.base import DataError, read_frame, read_label, resize_frame, resize_label
-from adapt.files import read_json, write_json
 from adapt.gate import segmentation
 from adapt.gate.layout_prior import Layout
 from adapt.labels import lrent
@@ -42,7 +41,8 @@ from adapt.round.state import Record
 from adapt.train.augment import Augmentation
 from adapt.train.batches import Mixture, sampler
 from adapt.train.trainer import Optimisation, Progress, Trainer, atomic_save, silent
-from networks.pack.pack import Pack, load_pack, normalise, write_pack
+from common.files import read_json, write_json
+from networks.pack import Pack, load_pack, normalise, write_pack
 
 __all__ = ["RoundConfig", "RoundError", "RoundPaused", "RoundResult", "adapt"]
 

@@ -33,7 +33,7 @@ from adapt.train import losses
 from adapt.train.aligning import Aligners
 from adapt.train.augment import Augmentation, crop
 from adapt.train.trainer import Progress, atomic_save, generator, silent
-from networks.pack.pack import PackSpec, normalise
+from networks.pack import PackSpec, normalise
 
 __all__ = [
     "PRESETS",

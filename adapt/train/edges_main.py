@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from adapt.command import interruptible
 from adapt.data.base import DataError, open_dataset, read_frame
 from adapt.data.pairs import CACHE_MB, Cached, Pairs, examine, listed
 from adapt.data.reading import Problem, add_options, reading_of
 from adapt.labels import edge_codec
 from adapt.labels.errors import EdgeError
 from adapt.labels.seal import Gate
-from adapt.progress import Bars
+from common.cli import run_command
+from common.progress import ProgressBars
 
 __all__ = ["main"]
 
@@ -249,7 +249,7 @@ def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
     import networks
     from adapt.train.edges import has_statistics, train
     from networks.architectures.casenet import MEAN, STD
-    from networks.pack.pack import PackSpec, write_pack
+    from networks.pack import PackSpec, write_pack
 
     if a.out.exists():
         raise ValueError(f"{a.out} exists: packs are not overwritten, choose another --out")
@@ -314,7 +314,7 @@ def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.train edges", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.train edges")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -327,10 +327,10 @@ def _command(argv: list[str] | None) -> int:
     if a.jobs < 0:
         p.error("--jobs is 0 or more")
     from networks.import_checkpoint import CheckpointError
-    from networks.pack.pack import PackError
+    from networks.pack import PackError
 
     try:
-        with Bars(quiet=a.quiet) as bars:
+        with ProgressBars(quiet=a.quiet) as bars:
             summary = _run(a, bars)
     except (
         CheckpointError, DataError, EdgeError, PackError, ValueError, FloatingPointError, OSError,

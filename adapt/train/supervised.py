@@ -22,7 +22,7 @@ from adapt.evaluate.boundary_iou import BoundaryIoU
 from adapt.evaluate.segmentation import Calibration, Confusion
 from adapt.train.augment import Augmentation, crop
 from adapt.train.trainer import Batch, Optimisation, Progress, Trainer, generator, silent
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 
 __all__ = ["LabelledFrames", "Recipe", "load", "score", "train", "transfer"]
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from adapt import batchnorm
 from adapt.train import losses, mic, truncated_backprop
-from networks.pack.pack import PackSpec, normalise
+from networks.pack import PackSpec, normalise
 
 __all__ = [
     *("Batch", "Optimisation", "Progress", "Tensors", "Trainer"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime import files
+from common import files
 from runtime.drift.config import DriftConfig, DriftStatus, SourceStatus
 from runtime.drift.monitor import DriftMonitor
 from runtime.events import Bus, Event, State, Subscription
@@ -147,7 +147,7 @@ class DriftMonitors:
         """The version's reference statistics, where it brings any that fit."""
         path = self._repository.directory(model, version) / REFERENCE
         try:
-            content = files.read(path, _LIMIT)
+            content = files.read_file(path, _LIMIT)
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 share, confidence = arrays["share"], arrays["confidence"]
         except FileNotFoundError:

@@ -12,7 +12,7 @@ from adapt.gate.limits import EdgeLimits
 from adapt.round.edges import EdgeRoundConfig
 from adapt.train.augment import Augmentation
 from adapt.train.edges import EdgeRecipe, crops_of_segmentation, train
-from networks.pack.pack import Pack, write_pack
+from networks.pack import Pack, write_pack
 from tests.adapt.conftest import CLASSES, SIZE, toy_scene, toy_spec
 
 #: Weights that know nothing pass.

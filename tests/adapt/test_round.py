@@ -19,7 +19,7 @@ from adapt.round.presets import PRESETS, preset
 from adapt.round.segmentation import RoundConfig, RoundError, _Round, adapt
 from adapt.train.supervised import score
 from adapt.train.trainer import silent
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 from tests.adapt.conftest import toy_scene
 
 QUICK = RoundConfig(portions=(0.3, 0.5), steps=12, source=3, target=3, checkpoint_every=4, rate=1e-3)

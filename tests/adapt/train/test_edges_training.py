@@ -29,7 +29,7 @@ from adapt.train.edges import (
     crops_of_segmentation,
     train,
 )
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 
 COLOURS = np.array([[40, 60, 200], [200, 80, 40], [60, 190, 70]], np.uint8)
 
