@@ -220,9 +220,9 @@ def _recipe(a: argparse.Namespace) -> Any:
 def _start(a: argparse.Namespace, network: Any) -> tuple[int, tuple[Any, Any, str] | None]:
     """Load --init into the network, in place: (how many tensors, (mean, std, channel order) if it says)."""
     from networks.architectures.casenet import CASENet
-    from networks.checkpoints.resnet_start import start
     from networks.import_checkpoint import read_state
     from networks.pack.pack import load_pack
+    from networks.resnet_start import start
 
     if a.init.is_dir():
         parent = load_pack(a.init)
