@@ -22,7 +22,7 @@ from adapt.evaluate.truth import Truth, mean_iou, plan
 from adapt.files import write_json
 from adapt.labels.cbst import self_paced
 from adapt.progress import Bars
-from adapt.round.segmentation import RoundConfig, RoundError, adapt
+from adapt.round import RoundConfig, RoundError, adapt
 
 __all__ = ["TABLES", "Table", "row_config", "run"]
 

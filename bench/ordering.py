@@ -294,7 +294,7 @@ def settings(shift: Shift, variant: str, seed: int) -> Any:
         key, _, text = change.partition("=")
         value = json.loads(text)
         told[key] = tuple(value) if isinstance(value, list) else value
-    from adapt.round.segmentation import RoundConfig
+    from adapt.round import RoundConfig
 
     return RoundConfig(**{**told, "seed": seed})
 
@@ -307,7 +307,7 @@ def adapted(shift: Shift, variant: str, seed: int, folder: Path) -> dict[str, An
     """A round, and every stage of it scored."""
     import torch
 
-    from adapt.round.segmentation import adapt
+    from adapt.round import adapt
 
     config = settings(shift, variant, seed)
     out = folder / "rounds" / _file_name(variant)
@@ -593,7 +593,7 @@ def main(argv: list[str] | None = None) -> int:
         p.error("--seeds is 1 or more, --seed 0 or more")
     import torch
 
-    from adapt.round.segmentation import RoundError
+    from adapt.round import RoundError
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     start, before = time.monotonic(), machine.describe()

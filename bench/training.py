@@ -29,8 +29,8 @@ from adapt import inference
 from adapt.data.street.scenes import render
 from adapt.labels import lrent
 from adapt.labels.cbst import ClassHistograms, pseudo_labels
+from adapt.round import RoundConfig
 from adapt.round.presets import PRESETS
-from adapt.round.segmentation import RoundConfig
 from adapt.train import truncated_backprop
 from adapt.train.batches import sampler
 from adapt.train.trainer import Optimisation, Tensors, Trainer, loss_of

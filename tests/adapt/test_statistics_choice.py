@@ -7,8 +7,8 @@ import pytest
 
 from adapt import batchnorm
 from adapt.gate import segmentation
-from adapt.round.segmentation import RoundConfig, RoundError, _Round
-from adapt.train.trainer import silent
+from adapt.round import RoundConfig, RoundError, SegmentationRound
+from adapt.round.batch_statistics import TargetStatistics
 
 
 def measures(share: list[float], *, flip: float = 0.8, variety: float = 3.0) -> segmentation.Measures:
@@ -52,18 +52,19 @@ DUSK = {1.0: (0.424, 0.870), 0.25: (0.448, 0.875), 0.5: (0.462, 0.866)}
 CITYSCAPES = {1.0: (0.217, 0.926), 0.25: (0.206, 0.923), 0.5: (0.225, 0.934)}
 
 
-def a_round(pack, frames, out, monkeypatch, seen, **settings) -> _Round:
-    """One whose looks at statistics find what `seen` says: {kept share: (translated, flip)}."""
+def choice_of(pack, frames, out, seen, **settings) -> TargetStatistics:
+    """That of a round whose measurements of statistics are `seen`: {kept share: (translated, flip)}."""
     shares = iter((1.0, *settings.get("adabn_keep", RoundConfig().adabn_keep)))
 
-    def look(self, network, statistics):
+    def measure(network):
         translated, flip = seen[next(shares)]
         found = measures([0.25] * 4, flip=flip)
         found.translated = translated
         return found
 
-    monkeypatch.setattr(_Round, "_look", look)
-    return _Round(pack, frames, RoundConfig(**settings), out, silent, None, None)
+    statistics = SegmentationRound(pack, frames, RoundConfig(**settings), out).statistics
+    statistics.measure = measure
+    return statistics
 
 
 @pytest.mark.parametrize(
@@ -75,38 +76,37 @@ def a_round(pack, frames, out, monkeypatch, seen, **settings) -> _Round:
     ],
 )
 def test_new_statistics_are_taken_unless_translated_frames_veto_them(
-    toy_pack, dark_frames, tmp_path, monkeypatch, seen, kept, words
+    toy_pack, dark_frames, tmp_path, seen, kept, words
 ):
-    ours = a_round(toy_pack, dark_frames, tmp_path, monkeypatch, seen)
-    assert ours.adabn_by == "veto"
+    ours = choice_of(toy_pack, dark_frames, tmp_path, seen)
+    assert ours.choice == "veto"
     network = toy_pack.network()
     before = batchnorm.statistics(network)
-    assert ours._choose_statistics(network, "statistics") == kept, words
+    assert ours.choose(network, "statistics") == kept, words
     moved = any(not t.equal(before[n]) for n, t in batchnorm.statistics(network).items() if "mean" in n)
     assert moved == (kept < 1)
 
 
 def test_without_a_labelled_holdout_agreement_decides(
-    toy_pack_without_replay, dark_frames, tmp_path, monkeypatch
+    toy_pack_without_replay, dark_frames, tmp_path
 ):
-    ours = a_round(toy_pack_without_replay, dark_frames, tmp_path, monkeypatch, CITYSCAPES)
-    assert ours.adabn_by == "mirror"
-    assert ours._choose_statistics(toy_pack_without_replay.network(), "statistics") == 0.5
+    ours = choice_of(toy_pack_without_replay, dark_frames, tmp_path, CITYSCAPES)
+    assert ours.choice == "mirror"
+    assert ours.choose(toy_pack_without_replay.network(), "statistics") == 0.5
     for by in ("veto", "translated"):
-        other = a_round(toy_pack_without_replay, dark_frames, tmp_path, monkeypatch, CITYSCAPES, adabn_by=by)
+        other = choice_of(toy_pack_without_replay, dark_frames, tmp_path, CITYSCAPES, adabn_by=by)
         with pytest.raises(RoundError, match=f"adabn_by is {by} and the pack has no source hold-out"):
-            other._choose_statistics(toy_pack_without_replay.network(), "statistics")
+            other.choose(toy_pack_without_replay.network(), "statistics")
 
 
 @pytest.mark.parametrize("kept", [0.25, 1.0])
-def test_after_a_training_the_share_found_before_it_holds(toy_pack, dark_frames, tmp_path, monkeypatch, kept):
-    ours = a_round(toy_pack, dark_frames, tmp_path, monkeypatch, {})  # no look is taken
-    ours.state["stages"] = {"adabn": {"kept": kept}}
+def test_after_a_training_the_share_found_before_it_holds(toy_pack, dark_frames, tmp_path, kept):
+    ours = choice_of(toy_pack, dark_frames, tmp_path, {})  # no look is taken
     network = toy_pack.network()
     trained = batchnorm.statistics(network)
-    assert ours._again(network, "after") == kept
+    assert ours.after_training(network, "after", kept) == kept
     found = batchnorm.statistics(network)
-    target = ours._of_target(network, "alone")
+    target = ours.estimate(network, "alone")
     for name in (n for n in trained if n.endswith(("mean", "var"))):
         wanted = (1 - kept) * target[name] + kept * trained[name]
         np.testing.assert_allclose(found[name].numpy(), wanted.numpy(), rtol=1e-5, atol=1e-6)

@@ -10,7 +10,7 @@ import pytest
 
 from adapt import view
 from adapt.files import write_json
-from adapt.report.round import keep_pictures
+from adapt.round.pictures import keep_pictures
 
 
 def a_workdir(path):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import networks
 from adapt.labels import cbst, lrent
 from adapt.labels.cbst import pseudo_labels
-from adapt.round.segmentation import RoundConfig, RoundError, adapt
+from adapt.round import RoundConfig, RoundError, adapt
 from adapt.train import losses, mic, truncated_backprop
 from adapt.train.augment import Augmentation, crop
 from adapt.train.batches import Mixture, sampler
