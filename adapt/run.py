@@ -20,8 +20,8 @@ from adapt.loop.loop import TRIGGERS, EdgeMember, Loop, LoopConfig, LoopError, P
 from adapt.loop.process_priority import be_polite
 from adapt.loop.vehicle import Conditions, VehicleError, open_vehicle
 from adapt.progress import Bars
+from adapt.round import RoundConfig, RoundError
 from adapt.round.presets import PRESETS, preset
-from adapt.round.segmentation import RoundConfig, RoundError
 from adapt.sources import SourceError
 
 __all__ = ["Loop", "LoopConfig", "LoopError", "main", "parser", "round_config"]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapt.frames.store import StoredFrame, StoreError
 from adapt.loop.domain_memory import RELEASED, Action, Look, Probe, Response
-from adapt.round.segmentation import RoundConfig, RoundResult
+from adapt.round import RoundConfig, RoundResult
 from adapt.sources import Captured
 
 if TYPE_CHECKING:

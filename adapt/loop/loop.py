@@ -40,7 +40,7 @@ from adapt.loop.process_priority import Starvation, gpu_background
 from adapt.loop.server_channel import Command, Silent
 from adapt.loop.throttle import Throttle
 from adapt.loop.vehicle import Conditions, Vehicle
-from adapt.round.segmentation import RoundConfig, RoundError, RoundPaused, RoundResult, adapt
+from adapt.round import RoundConfig, RoundError, RoundPaused, RoundResult, adapt
 from adapt.sources import Captured, Source, SourceError
 from adapt.sources.live import LiveSource
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,30 +35,17 @@ from adapt.round.config import RoundConfig
 from adapt.round.inputs import RoundInputs, Tags
 from adapt.round.judge import Baseline, Candidate, GateJudge, Judge
 from adapt.round.labelling import ClassBalancedLabels, Labeller, Labels, LabelTask
+from adapt.round.lineage import distance_from_release, for_manifest, release_baseline
 from adapt.round.measurement import HoldoutMeasurement
-from adapt.round.outcome import RoundError, RoundPaused, RoundResult
+from adapt.round.outcome import RoundError, RoundResult
 from adapt.round.pictures import keep_pictures
-from adapt.train.batches import sampler
-from adapt.train.trainer import Progress, Trainer, atomic_save, silent
+from adapt.round.student import first_and_last, train_student
+from adapt.train.trainer import Progress, atomic_save, silent
 from networks.pack.pack import Pack
 
 __all__ = ["SegmentationRound", "adapt"]
 
 GOLDEN = 8  # golden frames of a pack at most
-#: What of the report goes into the pack, and from there into the engine's manifest: decisions, no times.
-_FOR_MANIFEST = (
-    "round",
-    "chosen",
-    "source_free",
-    "frames",
-    "config",
-    "stages",
-    "distance",
-    "released",
-    "gate",
-    "torch",
-    "threads",
-)
 
 
 def adapt(
@@ -220,7 +207,7 @@ class SegmentationRound(AdaptationRound):
         self.parent_state = {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
         with self.state.timed("measure"):
             measures = self.measurement.full(network, "measure parent")
-        source, distance = _release_baseline(self.spec.adaptation, measures.source)
+        source, distance = release_baseline(self.spec.adaptation, measures.source)
         return Baseline(
             self.spec,
             measures,
@@ -293,79 +280,54 @@ class SegmentationRound(AdaptationRound):
         labeller = self.labeller or ClassBalancedLabels.of(self.config, inputs.prior())
         return self._stored_labels(key, folder, len(inputs.target), lambda: labeller.label(task))
 
-    # ------------------------------------------------------------------------------------------ training
     def _train(self, network: nn.Module, labels: Labels, stage: int, portion: float) -> gate.Measures:
         """Train, or load what was trained, and measure it."""
-        key = f"train-{stage + 1}"
+        key, config = f"train-{stage + 1}", self.config
         weights, comparison = self.out / f"{key}.pt", self.out / f"{key}.twin.pt"
-        record: dict[str, Any] | None = None
-        cut: dict[str, Any] = {}
-        if key in self.state.stages:
+        record: dict[str, Any] = {}
+        freeze_point: dict[str, Any] = {}
+        if "measures" in self.state.stages.get(key, {}):
             network.load_state_dict(torch.load(weights, weights_only=True))
         else:
-            trainer, kept = self._run_training(network, labels, stage, portion)
+            with self.state.timed("train"):
+                trainer = train_student(
+                    network,
+                    labels,
+                    stage,
+                    inputs=self.inputs,
+                    config=config,
+                    parent=self.parent_state,
+                    keep_statistics=config.bn == "frozen" and self.uses_statistics,
+                    checkpoint=self.out / "checkpoint.pt",
+                    identity=self.identity,
+                    progress=self.progress,
+                    name=f"train p={portion:g}",
+                )
+            record = {
+                "portion": portion,
+                "steps": config.steps_of(stage),
+                "statistics_kept": self._update_statistics(network, f"batch statistics p={portion:g}"),
+                **first_and_last(trainer.history),
+            }
+            freeze_point = {} if trainer.cut is None else {"cut": trainer.cut.words()}
             if trainer.twin is not None:
                 atomic_save(comparison, trainer.twin)
             atomic_save(weights, network.state_dict())
-            record = {
-                "portion": portion,
-                "steps": self.config.steps_of(stage),
-                "statistics_kept": kept,
-                **_first_and_last(trainer.history),
-            }
-            cut = {} if trainer.cut is None else {"cut": trainer.cut.words()}
         other = torch.load(comparison, weights_only=True) if comparison.is_file() else None
         with self.state.timed("measure"):
             measures = self.measurement.full(network, f"measure p={portion:g}", other)
-        if record is not None:
-            self.state.stages[key] = {**record, "measures": measures.numbers(), **cut}
+        if record:
+            self.state.stages[key] = {**record, "measures": measures.numbers(), **freeze_point}
             self.state.save()
         return measures
 
-    def _run_training(
-        self, network: nn.Module, labels: Labels, stage: int, portion: float
-    ) -> tuple[Trainer, float]:
-        """Returns the trainer after its run, and the share of batch statistics kept after it."""
-        config, inputs = self.config, self.inputs
-        if config.from_parent:
-            statistics = batchnorm.statistics(network)
-            network.load_state_dict(self.parent_state)
-            if config.bn == "frozen" and self.uses_statistics:
-                network.load_state_dict({**network.state_dict(), **statistics})
-        draw = sampler(
-            inputs.replay,
-            list(zip(inputs.target, labels.maps, strict=True)),
-            config.mixture(self.source_free, self.spec.size),
-            len(self.spec.classes),
-            config.seed,
-            stage,
-            soft=labels.soft,
-            valid=inputs.valid,
-        )
-        trainer = Trainer(
-            network,
-            self.spec,
-            config.optimisation(stage),
-            draw,
-            seed=config.seed * 101 + stage,
-            checkpoint=self.out / "checkpoint.pt",
-            every=config.checkpoint_every,
-            identity=f"{self.identity} train-{stage + 1}",
-        )
-        try:
-            with self.state.timed("train"):
-                trainer.run(self.progress, f"train p={portion:g}")
-        except RoundPaused:
-            trainer.save()
-            raise
-        if config.keep_parent:
-            _pull_towards(network, self.parent_state, config.keep_parent)
-        kept = 1.0
-        if self.uses_statistics and config.bn != "frozen":
-            before = float(self.state.stages["adabn"]["kept"])
-            with self.state.timed("adabn"):
-                kept = self.statistics.after_training(network, f"batch statistics p={portion:g}", before)
-        return trainer, kept
+    def _update_statistics(self, network: nn.Module, stage: str) -> float:
+        """Update batch statistics after a training; returns the share that stays of those it ended with."""
+        if not self.uses_statistics or self.config.bn == "frozen":
+            return 1.0
+        before = float(self.state.stages["adabn"]["kept"])
+        with self.state.timed("adabn"):
+            return self.statistics.after_training(network, stage, before)
 
     # -------------------------------------------------------------------------------------------- finish
     def _finish(self, chosen: _Stage, reference: gate.Measures) -> RoundResult:
@@ -391,7 +353,9 @@ class SegmentationRound(AdaptationRound):
             "reference_measures": reference.numbers(),
             "candidate_measures": candidate.measures.numbers(),
             "distance": round(candidate.weight_distance, 5),
-            "released": _distance_from_release(baseline, candidate.weight_distance),
+            "released": distance_from_release(
+                baseline.released_source, baseline.released_distance + candidate.weight_distance
+            ),
             "gate": as_dict(chosen.checks),
             "seconds": self._seconds(),
             "resumed": self.state.resumed,
@@ -448,16 +412,12 @@ class SegmentationRound(AdaptationRound):
 
     def _write(self, candidate: Candidate, report: dict[str, Any]) -> Pack:
         def make() -> dict[str, Any]:
-            adaptation: dict[str, Any] = {k: report[k] for k in _FOR_MANIFEST}
-            adaptation["measures"] = {
-                k: report[f"{k}_measures"] for k in ("parent", "reference", "candidate")
-            }
             return {
                 "spec": replace(
                     self.spec,
                     version=self.name or f"{self.spec.version}.r{self.identity[:8]}",
                     parent=self.pack.sha256,
-                    adaptation=adaptation,
+                    adaptation=for_manifest(report),
                 ),
                 "state": candidate.state,
                 "golden": self.golden(),
@@ -466,41 +426,3 @@ class SegmentationRound(AdaptationRound):
             }
 
         return self._write_pack(make)
-
-
-def _release_baseline(adaptation: Mapping[str, Any] | None, parent_source: float) -> tuple[float, float]:
-    """(source mIoU of the released pack on the same hold-out, or NaN; weight distance from it to the parent).
-
-    Args:
-        adaptation: of the parent's spec; empty for a released pack.
-    """
-    if not adaptation:
-        return parent_source, 0.0
-    way = adaptation.get("released") or {}
-    first = (adaptation.get("measures") or {}).get("parent") or {}
-    source = way.get("source", first.get("source"))
-    distance = float(way.get("distance", adaptation.get("distance", 0.0)))
-    return float("nan") if source is None else float(source), distance
-
-
-def _distance_from_release(baseline: Baseline, moved: float) -> dict[str, float]:
-    """For the manifest: what is known of the released pack, with this round added."""
-    source = baseline.released_source
-    known = {"source": round(source, 5)} if np.isfinite(source) else {}
-    return {**known, "distance": round(baseline.released_distance + moved, 5)}
-
-
-def _first_and_last(losses: Sequence[float]) -> dict[str, float]:
-    """Mean loss of the first and of the last tenth of a training."""
-    tenth = max(1, len(losses) // 10)
-    return {
-        "loss_first": round(float(np.mean(losses[:tenth])), 4) if losses else 0.0,
-        "loss_last": round(float(np.mean(losses[-tenth:])), 4) if losses else 0.0,
-    }
-
-
-@torch.no_grad()
-def _pull_towards(network: nn.Module, parent: Mapping[str, torch.Tensor], share: float) -> None:
-    """Weights (not statistics) become share·parent + (1−share)·student."""
-    for name, weight in network.named_parameters():
-        weight.lerp_(parent[name].to(weight.device), share)

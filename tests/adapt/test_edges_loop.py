@@ -15,8 +15,8 @@ from adapt.loop.budget import Budget
 from adapt.loop.loop import EdgeMember, Paused
 from adapt.loop.server_channel import Command
 from adapt.loop.vehicle import Conditions
+from adapt.round import RoundPaused, RoundResult
 from adapt.round.edges import adapt_edges
-from adapt.round.segmentation import RoundPaused, RoundResult
 from networks.pack.pack import load_pack
 from tests.adapt.conftest import toy_scene
 from tests.adapt.edges_toys import ANY, quick
@@ -277,7 +277,7 @@ def test_frames_that_go_while_it_was_killed_do_not_cost_the_finished_round(
 def test_one_network_under_both_heads_is_adapted_as_one(joint_pack, tmp_path):
     """The edges follow on the pack that came out of the segmentation's round."""
     from adapt.gate.segmentation import Limits
-    from adapt.round.segmentation import RoundConfig
+    from adapt.round import RoundConfig
 
     lenient = Limits(
         source_drop=1.0, kept=0.0, variety=0.0, flip_drop=1.0, parent_flip_drop=1.0, teacher=0.0,

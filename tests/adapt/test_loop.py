@@ -15,7 +15,7 @@ from adapt.loop.budget import Budget, BudgetError, EnergyMeter, Meter
 from adapt.loop.loop import Loop, LoopConfig, LoopError, Paused
 from adapt.loop.server_channel import Command, Silent
 from adapt.loop.vehicle import Conditions, FileVehicle, VehicleError, open_vehicle
-from adapt.round.segmentation import RoundConfig, RoundPaused, adapt
+from adapt.round import RoundConfig, RoundPaused, adapt
 from tests.adapt.conftest import toy_scene
 
 QUICK = RoundConfig(portions=(0.3, 0.5), steps=6, source=2, target=2, checkpoint_every=100, rate=1e-3)

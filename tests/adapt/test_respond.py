@@ -15,7 +15,7 @@ from adapt.loop.budget import Budget
 from adapt.loop.domain_memory import RELEASED
 from adapt.loop.loop import Loop, LoopConfig, LoopError
 from adapt.loop.vehicle import Conditions
-from adapt.round.segmentation import RoundError
+from adapt.round import RoundError
 from runtime.client import Rejected
 from runtime.repository.repository import Repository
 from tests.adapt.conftest import toy_scene
