@@ -217,7 +217,7 @@ def test_the_attacks_keep_size_and_number(dusk):
 
 def test_a_round_declines_and_says_why(toy_pack, tmp_path):
     from adapt.round import adapt
-    from tests.adapt.test_round import QUICK
+    from tests.adapt.round.test_segmentation import QUICK
 
     frames = ATTACKS["sticker-3%"][0](drive("day"), np.random.default_rng(0))
     result = adapt(toy_pack, frames, config=QUICK, out=tmp_path)

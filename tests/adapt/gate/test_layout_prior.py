@@ -11,7 +11,7 @@ from adapt.gate.layout_prior import Layout
 from adapt.gate.limits import Limits
 from adapt.train.priors import class_shares, spatial_prior
 from tests.adapt.conftest import toy_spec
-from tests.adapt.test_batchnorm_and_gate import measures
+from tests.adapt.gate.test_segmentation import measures
 
 CLASSES = len(scenes.CLASSES)
 
