@@ -31,7 +31,8 @@ from adapt.gate.limits import EdgeLimits
 from adapt.progress import Bars
 from adapt.round.edges import EdgeRoundConfig, adapt_edges
 from adapt.train.augment import Augmentation
-from adapt.train.edges import EdgeRecipe, crops_of_segmentation, train
+from adapt.train.edge_recipes import EdgeRecipe
+from adapt.train.edges import crops_of_segmentation, train
 from bench import machine
 from networks.import_checkpoint import IMAGENET_MEAN, IMAGENET_STD, read_state
 from networks.labels import SPACES

@@ -371,7 +371,7 @@ def bound(shift: Shift, seed: int) -> dict[str, Any]:
     from adapt.train import supervised
     from adapt.train.augment import Augmentation
     from adapt.train.batches import Mixture, sampler
-    from adapt.train.trainer import Optimisation, Trainer
+    from adapt.train.segmentation import SegmentationTrainer, TrainConfig
 
     told, spec = shift.settings, shift.pack.spec
     replay = [
@@ -389,10 +389,10 @@ def bound(shift: Shift, seed: int) -> dict[str, Any]:
     for fold, (pairs, scored) in enumerate(folds):
         light = Augmentation(tuple(told.get("crop") or spec.size), told["scale"])
         mixture = Mixture(told["source"], told["target"], light)
-        how = Optimisation(told["steps"], rate=PLAIN["rate"], bn=told.get("bn", "batch"))
+        how = TrainConfig(told["steps"], rate=PLAIN["rate"], bn=told.get("bn", "batch"))
         network = shift.pack.network()
         draw = sampler(replay, pairs, mixture, len(spec.classes), seed, 90 + fold)
-        Trainer(network, spec, how, draw, seed=seed + fold).run()
+        SegmentationTrainer(network, spec, how, draw, seed=seed + fold).run()
         with_statistics(shift, network, seed)
         part, _ = supervised.score(network, spec, Subset(shift.evaluation, scored))
         total.merge(part)
@@ -408,7 +408,7 @@ def near_parent(shift: Shift, seed: int) -> dict[str, Any]:
     from adapt.labels.cbst import ClassHistograms, pseudo_labels
     from adapt.train.augment import Augmentation
     from adapt.train.batches import Mixture, sampler
-    from adapt.train.trainer import Optimisation, Trainer
+    from adapt.train.segmentation import SegmentationTrainer, TrainConfig
 
     told, spec, classes = shift.settings, shift.pack.spec, len(shift.pack.spec.classes)
     network = with_statistics(shift, shift.pack.network(), seed)
@@ -422,8 +422,8 @@ def near_parent(shift: Shift, seed: int) -> dict[str, Any]:
     light = Augmentation(tuple(told.get("crop") or spec.size), told["scale"])
     mixture = Mixture(0, told["source"] + told["target"], light)
     draw = sampler([], list(zip(shift.frames, labels, strict=True)), mixture, classes, seed, 0)
-    how = Optimisation(told["steps"], rate=PLAIN["rate"], bn="frozen")
-    Trainer(network, spec, how, draw, seed=seed * 101).run()
+    how = TrainConfig(told["steps"], rate=PLAIN["rate"], bn="frozen")
+    SegmentationTrainer(network, spec, how, draw, seed=seed * 101).run()
     student = {name: w.detach().clone() for name, w in network.named_parameters()}
     found = {}
     for keep in (0.0, 0.25, 0.5, 0.75, 0.9):

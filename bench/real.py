@@ -210,7 +210,7 @@ class Seed:
         from adapt.train import supervised
         from adapt.train.augment import Augmentation
         from adapt.train.batches import Mixture, sampler
-        from adapt.train.trainer import Optimisation, Trainer
+        from adapt.train.segmentation import SegmentationTrainer, TrainConfig
         from networks.pack.pack import normalise
 
         pack = self.source_pack()
@@ -229,7 +229,9 @@ class Seed:
             network = pack.network()
             mixture = Mixture(3, 3, Augmentation(CROP))
             draw = sampler(replay, pairs, mixture, len(spec.classes), self.seed, 90 + fold)
-            trainer = Trainer(network, spec, Optimisation(STEPS, rate=5e-4), draw, seed=self.seed + fold)
+            trainer = SegmentationTrainer(
+                network, spec, TrainConfig(STEPS, rate=5e-4), draw, seed=self.seed + fold
+            )
             trainer.run()
             frames = self.dusk()
             batchnorm.reestimate(

@@ -10,7 +10,7 @@ from adapt.labels.published import CODES
 from adapt.round.outcome import RoundError
 from adapt.train.augment import Augmentation
 from adapt.train.batches import Mixture
-from adapt.train.trainer import Optimisation
+from adapt.train.segmentation import TrainConfig
 
 __all__ = ["RoundConfig"]
 
@@ -44,7 +44,7 @@ class RoundConfig:
         source, target: replayed source frames and target frames in a batch.
         crop, scale, flip, brightness, colour, blur, noise: see `adapt.train.augment`; crop None = frame.
         rate, weight_decay, schedule, warm, bn, mrkld, ema, mic, clip, amp, compile, memory_mb: see
-            `adapt.train.trainer.Optimisation`.
+            `adapt.train.segmentation.TrainConfig`.
         rare, rare_target, classmix: see `adapt.train.batches.Mixture`.
         lrent: CRST's soft labels with this weight of the entropy (published: 0.25), 0 = CBST's.
         policy: "cbst" (one λ_c per class) or "st" (one λ).
@@ -70,7 +70,7 @@ class RoundConfig:
         golden: hold-out frames that the new pack brings as golden ones, before its parent's; 0: no frame of
             the road goes into a pack.  The server then compares a version with the live one on frames of its
             own road too: on the source's frames alone a version for night may lack what it sees at night.
-        judge: decay of the mean of the weights that the gate compares a student with (`Optimisation.judge`).
+        judge: decay of the mean of the weights that the gate compares a student with (`TrainConfig.judge`).
         absent: names of classes that cannot be here (a map, a geofence): no frame gets a label of them.
         ignore_bottom, ignore_border: rows at the bottom (own bonnet) and pixels at every edge without labels.
         checkpoint_every: steps between checkpoints.
@@ -186,9 +186,9 @@ class RoundConfig:
         """Optimiser steps of the training number `stage`."""
         return self.steps[stage] if isinstance(self.steps, tuple) else self.steps
 
-    def optimisation(self, stage: int) -> Optimisation:
+    def optimisation(self, stage: int) -> TrainConfig:
         """The optimisation of the training number `stage`."""
-        return Optimisation(
+        return TrainConfig(
             steps=self.steps_of(stage),
             rate=self.rate,
             weight_decay=self.weight_decay,

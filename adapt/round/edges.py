@@ -33,7 +33,8 @@ from adapt.round.base import AdaptationRound, array_digest, refuse_evaluation_fr
 from adapt.round.labelling import ClassBalancedLabels, Labeller, LabelTask
 from adapt.round.outcome import RoundPaused, RoundResult
 from adapt.train.augment import Augmentation
-from adapt.train.edges import Draw, EdgeRecipe, EdgeTrainer, Sample, crops_of_segmentation
+from adapt.train.edge_recipes import EdgeRecipe
+from adapt.train.edges import Draw, EdgeTrainer, Sample, crops_of_segmentation
 from adapt.train.trainer import Progress, atomic_save, silent
 from networks.pack.pack import Pack
 

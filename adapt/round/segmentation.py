@@ -309,9 +309,9 @@ class SegmentationRound(AdaptationRound):
                 "statistics_kept": self._update_statistics(network, f"batch statistics p={portion:g}"),
                 **first_and_last(trainer.history),
             }
-            freeze_point = {} if trainer.cut is None else {"cut": trainer.cut.words()}
-            if trainer.twin is not None:
-                atomic_save(comparison, trainer.twin)
+            freeze_point = {} if trainer.freeze_point is None else {"cut": trainer.freeze_point.words()}
+            if trainer.comparison_weights is not None:
+                atomic_save(comparison, trainer.comparison_weights)
             atomic_save(weights, network.state_dict())
         other = torch.load(comparison, weights_only=True) if comparison.is_file() else None
         with self.state.timed("measure"):

@@ -15,7 +15,8 @@ from adapt.round.inputs import RoundInputs
 from adapt.round.labelling import Labels
 from adapt.round.outcome import RoundPaused
 from adapt.train.batches import sampler
-from adapt.train.trainer import Progress, Trainer
+from adapt.train.segmentation import SegmentationTrainer
+from adapt.train.trainer import Progress
 
 __all__ = ["first_and_last", "train_student"]
 
@@ -33,7 +34,7 @@ def train_student(
     identity: str,
     progress: Progress,
     name: str,
-) -> Trainer:
+) -> SegmentationTrainer:
     """Train in place, or continue from the checkpoint; returns the trainer after its run.
 
     Args:
@@ -64,7 +65,7 @@ def train_student(
         soft=labels.soft,
         valid=inputs.valid,
     )
-    trainer = Trainer(
+    trainer = SegmentationTrainer(
         network,
         spec,
         config.optimisation(stage),

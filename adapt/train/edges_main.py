@@ -56,7 +56,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def parser() -> argparse.ArgumentParser:
-    from adapt.train.edges import PRESETS
+    from adapt.train.edge_recipes import PRESETS
 
     p = argparse.ArgumentParser(
         prog="python -m adapt.train edges",
@@ -110,7 +110,8 @@ def _space(text: str) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]
 def _draw(a: argparse.Namespace, classes: int, progress: Any) -> Any:
     from adapt.labels import crf
     from adapt.train.augment import Augmentation
-    from adapt.train.edges import SCALES, crops_of_edges, crops_of_segmentation
+    from adapt.train.edge_recipes import SCALES
+    from adapt.train.edges import crops_of_edges, crops_of_segmentation
 
     if a.data:
         dataset = open_dataset(a.data)
@@ -139,7 +140,7 @@ def _draw(a: argparse.Namespace, classes: int, progress: Any) -> Any:
 
 
 def _recipe(a: argparse.Namespace) -> Any:
-    from adapt.train.edges import PRESETS, EdgeRecipe
+    from adapt.train.edge_recipes import PRESETS, EdgeRecipe
 
     recipe = PRESETS[a.preset] if a.preset else EdgeRecipe(1000, frozen_bn=bool(a.init))
     given = {k: v for k in ("steps", "batch", "round", "rate") if (v := getattr(a, k)) is not None}

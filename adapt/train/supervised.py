@@ -19,7 +19,8 @@ from adapt import inference
 from adapt.data.base import Dataset
 from adapt.evaluate.segmentation import Calibration, Confusion
 from adapt.train.augment import Augmentation, crop
-from adapt.train.trainer import Batch, Optimisation, Progress, Trainer, generator, silent
+from adapt.train.segmentation import Batch, SegmentationTrainer, TrainConfig
+from adapt.train.trainer import Progress, generator, silent
 from networks.pack.pack import PackSpec
 
 __all__ = ["LabelledFrames", "Recipe", "load", "score", "train", "transfer"]
@@ -45,9 +46,9 @@ class Recipe:
     def __post_init__(self) -> None:
         self.optimisation(1)  # says what cannot be before any frame is read
 
-    def optimisation(self, frames: int) -> Optimisation:
+    def optimisation(self, frames: int) -> TrainConfig:
         """How weights move over that many frames."""
-        return Optimisation(
+        return TrainConfig(
             steps=self.steps(frames), rate=self.rate, weight_decay=self.weight_decay, bn=self.bn,
             ema=self.ema, amp=self.amp, compile=self.compile, memory_mb=self.memory_mb,
         )  # fmt: skip
@@ -137,7 +138,7 @@ def train(
     """Train in place; continues from `checkpoint` where it holds the same recipe and seed."""
     how = recipe.optimisation(len(frames))
     identity = repr((asdict(recipe), seed, len(frames), spec.name))
-    trainer = Trainer(
+    trainer = SegmentationTrainer(
         network, spec, how, sampler(frames, recipe, seed),
         seed=seed, checkpoint=checkpoint, every=every, identity=identity,
     )  # fmt: skip

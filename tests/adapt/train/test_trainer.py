@@ -11,7 +11,7 @@ import networks
 from adapt.train import losses, priors, supervised
 from adapt.train.augment import Augmentation, crop
 from adapt.train.batches import Mixture, class_mix, rare_class_chances, sampler
-from adapt.train.trainer import Batch, Optimisation, Trainer, learning_rate
+from adapt.train.segmentation import Batch, SegmentationTrainer, TrainConfig, learning_rate
 from tests.adapt.conftest import SIZE, toy_scene, toy_spec
 
 PAIRS = [toy_scene(i) for i in range(6)]
@@ -30,10 +30,10 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 @pytest.mark.parametrize("extra", [{}, {"ema": 0.9, "mrkld": 0.05, "bn": "split", "clip": 1.0}])
 def test_stopped_anywhere_and_resumed_gives_the_same_weights(tmp_path, extra):
     spec = toy_spec()
-    how = Optimisation(steps=8, rate=2e-3, **extra)
+    how = TrainConfig(steps=8, rate=2e-3, **extra)
     draw = sampler(PAIRS[:3], PAIRS[3:], Mixture(2, 2, Augmentation(SIZE)), 4, seed=1, stage=0)
     whole = small_network()
-    Trainer(whole, spec, how, draw, seed=5).run()
+    SegmentationTrainer(whole, spec, how, draw, seed=5).run()
 
     class Stop(Exception):
         pass
@@ -48,11 +48,13 @@ def test_stopped_anywhere_and_resumed_gives_the_same_weights(tmp_path, extra):
     checkpoint = tmp_path / "c.pt"
     for step in (3, 6):
         with pytest.raises(Stop):
-            Trainer(
+            SegmentationTrainer(
                 small_network(), spec, how, draw, seed=5, checkpoint=checkpoint, every=2, identity="x"
             ).run(stop_at(step))
     resumed = small_network()
-    trainer = Trainer(resumed, spec, how, draw, seed=5, checkpoint=checkpoint, every=2, identity="x")
+    trainer = SegmentationTrainer(
+        resumed, spec, how, draw, seed=5, checkpoint=checkpoint, every=2, identity="x"
+    )
     assert trainer.step == 4
     trainer.run()
     assert same(whole, resumed)
@@ -62,12 +64,29 @@ def test_stopped_anywhere_and_resumed_gives_the_same_weights(tmp_path, extra):
 def test_a_damaged_or_foreign_checkpoint_is_not_used(tmp_path):
     spec, checkpoint = toy_spec(), tmp_path / "c.pt"
     draw = supervised.sampler(PAIRS, RECIPE, 0)
-    how = Optimisation(steps=2)
-    Trainer(small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, every=1, identity="a").run()
-    assert Trainer(small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, identity="a").step == 2
-    assert Trainer(small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, identity="b").step == 0
+    how = TrainConfig(steps=2)
+    SegmentationTrainer(
+        small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, every=1, identity="a"
+    ).run()
+    assert (
+        SegmentationTrainer(
+            small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, identity="a"
+        ).step
+        == 2
+    )
+    assert (
+        SegmentationTrainer(
+            small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, identity="b"
+        ).step
+        == 0
+    )
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
-    assert Trainer(small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, identity="a").step == 0
+    assert (
+        SegmentationTrainer(
+            small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, identity="a"
+        ).step
+        == 0
+    )
 
 
 def test_the_recipe_learns_the_bands():
@@ -98,25 +117,27 @@ def test_a_loss_that_is_no_number_stops_the_training():
     with torch.no_grad():
         next(network.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        Trainer(network, toy_spec(), Optimisation(steps=1), lambda step: batch, seed=0).run()
+        SegmentationTrainer(network, toy_spec(), TrainConfig(steps=1), lambda step: batch, seed=0).run()
 
 
 def test_only_the_named_parts_move():
     network, still = small_network(), small_network()
     names = [n for n, _ in network.named_parameters()]
     part = names[-1].rpartition(".")[0]
-    how = Optimisation(steps=2, parts=(part,), bn="frozen")
-    Trainer(network, toy_spec(), how, supervised.sampler(PAIRS, RECIPE, 0), seed=0).run()
+    how = TrainConfig(steps=2, parts=(part,), bn="frozen")
+    SegmentationTrainer(network, toy_spec(), how, supervised.sampler(PAIRS, RECIPE, 0), seed=0).run()
     before = dict(still.named_parameters())
     moved = {n for n, p in network.named_parameters() if not torch.equal(p, before[n])}
     assert moved
     assert all(n.startswith(part) for n in moved)
     with pytest.raises(ValueError, match="no parameter"):
-        Trainer(network, toy_spec(), Optimisation(steps=1, parts=("nothing",)), lambda s: None, seed=0)
+        SegmentationTrainer(
+            network, toy_spec(), TrainConfig(steps=1, parts=("nothing",)), lambda s: None, seed=0
+        )
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_nought():
-    how = Optimisation(steps=100, rate=1.0)
+    how = TrainConfig(steps=100, rate=1.0)
     rates = [learning_rate(how, s) for s in range(100)]
     torch_optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     reference = torch.optim.lr_scheduler.OneCycleLR(

@@ -19,17 +19,8 @@ from adapt.labels.edge_probability import edge_probability
 from adapt.labels.edges import category_edges
 from adapt.labels.seal import Gate
 from adapt.train.augment import Augmentation
-from adapt.train.edges import (
-    PRESETS,
-    SCALES,
-    EdgeRecipe,
-    EdgeTrainer,
-    Sample,
-    align_sample,
-    crops_of_edges,
-    crops_of_segmentation,
-    train,
-)
+from adapt.train.edge_recipes import PRESETS, SCALES, EdgeRecipe
+from adapt.train.edges import EdgeTrainer, Sample, align_sample, crops_of_edges, crops_of_segmentation, train
 from networks.pack.pack import PackSpec
 
 COLOURS = np.array([[40, 60, 200], [200, 80, 40], [60, 190, 70]], np.uint8)
