@@ -28,8 +28,11 @@ import torch
 
 from adapt import batchnorm, inference
 from adapt.data.street import scenes
-from adapt.gate import segmentation as gate_segmentation
+from adapt.gate.checks import Check
 from adapt.gate.layout_prior import Layout
+from adapt.gate.limits import Limits
+from adapt.gate.measures import Measures, measure, pixel_agreement, share_distance, source_score
+from adapt.gate.segmentation import decide
 from adapt.round import RoundConfig, SegmentationRound
 from adapt.round.judge import Baseline, Candidate, GateJudge
 from adapt.round.labelling import ClassBalancedLabels, CorruptedLabels
@@ -208,20 +211,20 @@ def frames_of(case: Case) -> list[np.ndarray]:
 class RecordingJudge(GateJudge):
     """The gate, with every candidate that it judged stored by its name."""
 
-    def __init__(self, limits: gate_segmentation.Limits) -> None:
+    def __init__(self, limits: Limits) -> None:
         super().__init__(limits)
         self.candidates: dict[str, Candidate] = {}
         self.baseline: Baseline | None = None
 
     def candidate(
-        self, candidate: Candidate, reference: gate_segmentation.Measures, baseline: Baseline
-    ) -> list[gate_segmentation.Check]:
+        self, candidate: Candidate, reference: Measures, baseline: Baseline
+    ) -> list[Check]:
         self.candidates[candidate.name], self.baseline = candidate, baseline
         return super().candidate(candidate, reference, baseline)
 
 
 def miou(network: Any, spec: Any, pairs: Sequence[Pair]) -> float:
-    return gate_segmentation.source_score(network, spec, pairs, batch=8)
+    return source_score(network, spec, pairs, batch=8)
 
 
 def source_pack(out: Path) -> Pack:
@@ -274,7 +277,7 @@ def run_case(pack: Pack, case: Case, out: Path) -> dict[str, Any]:
         record[name] = {
             "miou": miou(network, pack.spec, pairs), "moved": found.weight_distance,
             "measures": found.measures.numbers(),
-            "agree": gate_segmentation.agree(found.measures, kept["statistics"].measures),
+            "agree": pixel_agreement(found.measures, kept["statistics"].measures),
             "extra": extra(network, pack, work.inputs.holdout, baseline.source_share),
         }  # fmt: skip
         days = inference.as_tensor([x for x, _ in own])
@@ -310,26 +313,26 @@ def extra(
         q = (near / 0.05).softmax(1)
         density += float(-(q * q.clamp_min(1e-12).log()).sum(1).sum())
         pixels += len(rows)
-    shares = gate_segmentation.measure(network, spec, frames).share
+    shares = measure(network, spec, frames).share
     return {
         "augmented": same / total, "density": density / pixels,
-        "shares": -float(gate_segmentation.share_distance(shares, source)),
+        "shares": -float(share_distance(shares, source)),
     }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ the table
 def verdict(
-    record: dict[str, Any], limits: gate_segmentation.Limits, spec: Any
-) -> list[gate_segmentation.Check]:
+    record: dict[str, Any], limits: Limits, spec: Any
+) -> list[Check]:
     """What the gate, with these limits, says of a record's last stage."""
     stage = record.get("train-1")
     if stage is None:
-        return [gate_segmentation.Check("finite", 0.0, 1.0, False, "training broke off")]
+        return [Check("finite", 0.0, 1.0, False, "training broke off")]
     candidate, reference, parent = (
         measures_of(m) for m in (stage["measures"], record["statistics"]["measures"], record["parent"])
     )
     layout = Layout(np.zeros((1, 1, 1)), *record["layout"]) if record.get("layout") else None
-    checks = gate_segmentation.decide(
+    checks = decide(
         candidate, reference, parent, stage["moved"], spec, limits,
         source_share=np.array(record["source_share"]), layout=layout,
     )  # fmt: skip
@@ -340,10 +343,10 @@ def verdict(
     ]  # fmt: skip
 
 
-def measures_of(numbers: dict[str, Any]) -> gate_segmentation.Measures:
+def measures_of(numbers: dict[str, Any]) -> Measures:
     told = {k: v for k, v in numbers.items() if k not in ("share", "source_iou", "layouts")}
     layouts = np.array(numbers["layouts"]) if "layouts" in numbers else None
-    return gate_segmentation.Measures(share=np.array(numbers["share"]), layouts=layouts, **told)
+    return Measures(share=np.array(numbers["share"]), layouts=layouts, **told)
 
 
 def truth(record: dict[str, Any]) -> str:
@@ -381,7 +384,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     return float(spearmanr(x, y).statistic)
 
 
-def table(records: list[dict[str, Any]], limits: gate_segmentation.Limits, spec: Any) -> dict[str, Any]:
+def table(records: list[dict[str, Any]], limits: Limits, spec: Any) -> dict[str, Any]:
     """Print the confusion of both halves, the kinds, and the worth of each signal; the numbers."""
     summary: dict[str, Any] = {"rounds": len(records), "halves": {}, "kinds": {}, "signals": {}}
     rows = []
@@ -486,7 +489,7 @@ def main(argv: list[str] | None = None) -> int:
         with file.open("a") as out:
             out.write(json.dumps(record) + "\n")
         print(f"{case.key}: {truth(record)}, {record['seconds']:.1f} s", file=sys.stderr, flush=True)
-    summary = table(done, gate_segmentation.Limits(), pack.spec)
+    summary = table(done, Limits(), pack.spec)
     print(json.dumps(summary))
     return 0
 

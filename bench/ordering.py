@@ -273,7 +273,7 @@ def with_statistics(shift: Shift, network: Any, seed: int) -> Any:
 
 def settings(shift: Shift, variant: str, seed: int) -> Any:
     """The RoundConfig of a variant: plain algorithms pinned, presets as they ship at the shift's size."""
-    from adapt.gate.segmentation import Limits
+    from adapt.gate.limits import Limits
     from adapt.round.presets import PRESETS as SHIPPED
 
     name, *changes = variant.split("+")

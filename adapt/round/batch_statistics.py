@@ -11,7 +11,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from adapt import batchnorm
-from adapt.gate import segmentation as gate
+from adapt.gate.measures import Measures
+from adapt.gate.preference import (
+    prefer_by_class_shares,
+    prefer_by_flip_consistency,
+    prefer_by_translated_source,
+)
 from adapt.round.config import RoundConfig
 from adapt.round.measurement import normalised_batches
 from adapt.round.outcome import RoundError
@@ -47,7 +52,7 @@ class TargetStatistics:
         spec: PackSpec,
         config: RoundConfig,
         choice: str,
-        measure: Callable[[nn.Module], gate.Measures],
+        measure: Callable[[nn.Module], Measures],
         *,
         source_share: np.ndarray | None,
         source_holdout: bool,
@@ -57,7 +62,7 @@ class TargetStatistics:
         self.measure, self.progress = measure, progress
         self.source_share, self.source_holdout = source_share, source_holdout
 
-    def choose(self, network: nn.Module, stage: str, before: gate.Measures | None = None) -> float:
+    def choose(self, network: nn.Module, stage: str, before: Measures | None = None) -> float:
         """Load the best mix of target and present statistics into the network.
 
         Args:
@@ -117,15 +122,15 @@ class TargetStatistics:
         batchnorm.reestimate(network, batches())
         return batchnorm.statistics(network)
 
-    def _measure_with(self, network: nn.Module, statistics: dict[str, Tensor]) -> gate.Measures:
+    def _measure_with(self, network: nn.Module, statistics: dict[str, Tensor]) -> Measures:
         batchnorm.load(network, statistics)
         return self.measure(network)
 
-    def _wins(self, measures: gate.Measures, best: gate.Measures) -> bool:
+    def _wins(self, measures: Measures, best: Measures) -> bool:
         limits = self.config.limits
         if self.choice in BY_SOURCE_FRAMES:
-            return gate.more_right(measures, best, limits)
+            return prefer_by_translated_source(measures, best, limits)
         if self.choice == "shares":
             assert self.source_share is not None
-            return gate.nearer(measures, best, self.source_share, limits)
-        return gate.better(measures, best, limits)
+            return prefer_by_class_shares(measures, best, self.source_share, limits)
+        return prefer_by_flip_consistency(measures, best, limits)

@@ -26,8 +26,9 @@ import torch
 from numpy.typing import NDArray
 
 from adapt.data.base import read_frame, read_label, resize_frame, resize_label
+from adapt.gate.checks import Check, as_dict
 from adapt.gate.edges import EdgeMeasures, decide, measure
-from adapt.gate.limits import Check, EdgeLimits, as_dict
+from adapt.gate.limits import EdgeLimits
 from adapt.labels.seal import Gate
 from adapt.round.base import AdaptationRound, array_digest, refuse_evaluation_frames, spread
 from adapt.round.labelling import ClassBalancedLabels, Labeller, LabelTask

@@ -12,9 +12,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from adapt.gate import segmentation as gate
+from adapt.gate.checks import Check
+from adapt.gate.input_quality import check_frames
 from adapt.gate.layout_prior import Layout
-from adapt.gate.limits import Check, Limits
+from adapt.gate.limits import Limits
+from adapt.gate.measures import Measures
+from adapt.gate.segmentation import cumulative, decide
 from networks.pack.pack import PackSpec
 
 __all__ = ["Baseline", "Candidate", "GateJudge", "Judge"]
@@ -32,7 +35,7 @@ class Candidate:
 
     name: str
     state: dict[str, torch.Tensor]
-    measures: gate.Measures
+    measures: Measures
     weight_distance: float
 
 
@@ -52,7 +55,7 @@ class Baseline:
     """
 
     spec: PackSpec
-    parent: gate.Measures
+    parent: Measures
     source_share: np.ndarray | None
     layout: Layout | None
     refreshed: bool
@@ -67,7 +70,7 @@ class Judge(Protocol):
         """Checks of the frames uint8 [H,W,3]; `sizes` are those their cameras delivered."""
         ...
 
-    def candidate(self, candidate: Candidate, reference: gate.Measures, baseline: Baseline) -> list[Check]:
+    def candidate(self, candidate: Candidate, reference: Measures, baseline: Baseline) -> list[Check]:
         """Checks of a candidate; `reference` was measured before any weight moved."""
         ...
 
@@ -79,10 +82,10 @@ class GateJudge:
         self.limits = limits
 
     def frames(self, frames: Sequence[np.ndarray], sizes: Sequence[tuple[int, ...]]) -> list[Check]:
-        return gate.look(frames, self.limits, sizes=sizes)
+        return check_frames(frames, self.limits, sizes=sizes)
 
-    def candidate(self, candidate: Candidate, reference: gate.Measures, baseline: Baseline) -> list[Check]:
-        checks = gate.decide(
+    def candidate(self, candidate: Candidate, reference: Measures, baseline: Baseline) -> list[Check]:
+        checks = decide(
             candidate.measures,
             reference,
             baseline.parent,
@@ -94,5 +97,5 @@ class GateJudge:
         )
         if baseline.refreshed:
             distance = baseline.released_distance + candidate.weight_distance
-            checks += gate.cumulative(candidate.measures, baseline.released_source, distance, self.limits)
+            checks += cumulative(candidate.measures, baseline.released_source, distance, self.limits)
         return checks

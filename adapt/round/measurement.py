@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt import batchnorm, inference
-from adapt.gate import segmentation as gate
+from adapt.gate.measures import Measures, measure, pixel_agreement, scores, source_score, translated
 from adapt.round.base import Pair, spread
 from adapt.round.config import RoundConfig
 from adapt.round.inputs import RoundInputs
@@ -41,7 +41,7 @@ class HoldoutMeasurement:
 
     def full(
         self, network: nn.Module, stage: str, comparison_weights: Mapping[str, Tensor] | None = None
-    ) -> gate.Measures:
+    ) -> Measures:
         """Everything the gate asks for.
 
         Args:
@@ -51,7 +51,7 @@ class HoldoutMeasurement:
         """
         self.progress(stage, 0, 1)
         inputs, batch = self.inputs, self.config.infer_batch
-        measures = gate.measure(
+        measures = measure(
             network,
             self.spec,
             inputs.holdout,
@@ -64,42 +64,42 @@ class HoldoutMeasurement:
         state = {k: v.clone() for k, v in network.state_dict().items()}
         if comparison_weights is not None:
             network.load_state_dict({**state, **comparison_weights})
-            other = gate.measure(network, self.spec, inputs.holdout, batch=batch)
-            measures.teacher = gate.agree(measures, other)
+            other = measure(network, self.spec, inputs.holdout, batch=batch)
+            measures.teacher = pixel_agreement(measures, other)
             network.load_state_dict(state)
         if inputs.labelled:
-            measures.labelled = gate.source_score(network, self.spec, inputs.labelled, batch=batch)
+            measures.labelled = source_score(network, self.spec, inputs.labelled, batch=batch)
         if inputs.source_holdout:
             self._source(network, state, measures)
         self.progress(stage, 1, 1)
         return measures
 
-    def quick(self, network: nn.Module, *, translated: bool) -> gate.Measures:
+    def quick(self, network: nn.Module, *, translated: bool) -> Measures:
         """What a choice between batch statistics asks for.
 
         Args:
             translated: measure on the source hold-out in the target's colours too.
         """
         batch = self.config.infer_batch
-        measures = gate.measure(network, self.spec, self.inputs.holdout, batch=batch)
+        measures = measure(network, self.spec, self.inputs.holdout, batch=batch)
         if translated:
-            measures.translated = gate.source_score(network, self.spec, self._translated(), batch=batch)
+            measures.translated = source_score(network, self.spec, self._translated(), batch=batch)
         return measures
 
-    def _source(self, network: nn.Module, state: Mapping[str, Tensor], measures: gate.Measures) -> None:
+    def _source(self, network: nn.Module, state: Mapping[str, Tensor], measures: Measures) -> None:
         """Score the source hold-out as served, in the target's colours, and with the source's statistics."""
         inputs, batch = self.inputs, self.config.infer_batch
-        served, calibration = gate.scores(network, self.spec, inputs.source_holdout, batch=batch)
+        served, calibration = scores(network, self.spec, inputs.source_holdout, batch=batch)
         measures.source = measures.source_served = served.miou()
         measures.calibration, measures.source_iou = calibration.ece(), served.iou()
-        measures.translated = gate.source_score(network, self.spec, self._translated(), batch=batch)
+        measures.translated = source_score(network, self.spec, self._translated(), batch=batch)
         if not self.config.adabn or not batchnorm.has_statistics(network):
             return
         size = self.config.adabn_batch
         frames = [x for x, _ in spread(inputs.replay or inputs.source_holdout, 4 * size)]
         batches = normalised_batches(frames, self.spec, size, self.config.device)
         batchnorm.reestimate(network, (x for x, _ in batches))
-        own, calibration = gate.scores(network, self.spec, inputs.source_holdout, batch=batch)
+        own, calibration = scores(network, self.spec, inputs.source_holdout, batch=batch)
         measures.source, measures.source_iou = own.miou(), own.iou()
         measures.calibration = calibration.ece()
         network.load_state_dict(state)
@@ -108,8 +108,7 @@ class HoldoutMeasurement:
         """The source hold-out in the colours of the target hold-out; the labels stay true."""
         styles = self.inputs.holdout
         return [
-            (gate.translated(x, styles[i % len(styles)]), y)
-            for i, (x, y) in enumerate(self.inputs.source_holdout)
+            (translated(x, styles[i % len(styles)]), y) for i, (x, y) in enumerate(self.inputs.source_holdout)
         ]
 
     def confidence(self, state: Mapping[str, torch.Tensor], network: nn.Module) -> dict[str, np.ndarray]:

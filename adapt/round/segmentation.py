@@ -27,8 +27,8 @@ from torch import nn
 
 from adapt import batchnorm
 from adapt.data.base import read_label, resize_frame
-from adapt.gate import segmentation as gate
-from adapt.gate.limits import Check, as_dict
+from adapt.gate.checks import Check, as_dict
+from adapt.gate.measures import Measures, weight_distance
 from adapt.round.base import AdaptationRound, Pair
 from adapt.round.batch_statistics import BY_SOURCE_FRAMES, TargetStatistics, resolve_choice
 from adapt.round.config import RoundConfig
@@ -218,7 +218,7 @@ class SegmentationRound(AdaptationRound):
             distance,
         )
 
-    def _adapt_statistics(self, network: nn.Module) -> gate.Measures:
+    def _adapt_statistics(self, network: nn.Module) -> Measures:
         """Load batch statistics of the target unless they make things worse; returns the new measures."""
         assert self.baseline is not None
         before = after = self.baseline.parent
@@ -250,7 +250,7 @@ class SegmentationRound(AdaptationRound):
         self.state.save()
         return after
 
-    def _statistics_candidate(self, network: nn.Module, reference: gate.Measures) -> _Stage:
+    def _statistics_candidate(self, network: nn.Module, reference: Measures) -> _Stage:
         """Batch statistics alone, the first candidate: no weight has moved."""
         found = self._evaluate_candidate("statistics", network, reference, reference)
         kept = float(self.state.stages["adabn"]["kept"])
@@ -262,11 +262,11 @@ class SegmentationRound(AdaptationRound):
         return found
 
     def _evaluate_candidate(
-        self, name: str, network: nn.Module, measures: gate.Measures, reference: gate.Measures
+        self, name: str, network: nn.Module, measures: Measures, reference: Measures
     ) -> _Stage:
         assert self.baseline is not None
         state = {k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}
-        candidate = Candidate(name, state, measures, gate.distance(state, self.parent_state))
+        candidate = Candidate(name, state, measures, weight_distance(state, self.parent_state))
         checks = self.judge.candidate(candidate, reference, self.baseline)
         return _Stage(candidate, self.frame_checks + checks)
 
@@ -280,7 +280,7 @@ class SegmentationRound(AdaptationRound):
         labeller = self.labeller or ClassBalancedLabels.of(self.config, inputs.prior())
         return self._stored_labels(key, folder, len(inputs.target), lambda: labeller.label(task))
 
-    def _train(self, network: nn.Module, labels: Labels, stage: int, portion: float) -> gate.Measures:
+    def _train(self, network: nn.Module, labels: Labels, stage: int, portion: float) -> Measures:
         """Train, or load what was trained, and measure it."""
         key, config = f"train-{stage + 1}", self.config
         weights, comparison = self.out / f"{key}.pt", self.out / f"{key}.twin.pt"
@@ -330,7 +330,7 @@ class SegmentationRound(AdaptationRound):
             return self.statistics.after_training(network, stage, before)
 
     # -------------------------------------------------------------------------------------------- finish
-    def _finish(self, chosen: _Stage, reference: gate.Measures) -> RoundResult:
+    def _finish(self, chosen: _Stage, reference: Measures) -> RoundResult:
         inputs, baseline, candidate = self.inputs, self.baseline, chosen.candidate
         assert baseline is not None
         accepted = not chosen.failed
@@ -393,7 +393,7 @@ class SegmentationRound(AdaptationRound):
             "colours": [list(c) for c in self.spec.colours],
         }
 
-    def _keep_pictures(self, parent: gate.Measures, candidate: gate.Measures) -> None:
+    def _keep_pictures(self, parent: Measures, candidate: Measures) -> None:
         """Store a few frames with answers before and after, and with their last pseudo-labels."""
         answers = {"before": parent.labels, "after": candidate.labels}
         last = max((int(k.split("-")[1]) for k in self.state.stages if k.startswith("label-")), default=0)

@@ -12,7 +12,7 @@ import torch
 
 import networks
 from adapt.data.street import scenes
-from adapt.gate.segmentation import Limits
+from adapt.gate.limits import Limits
 from bench import continual
 from bench import gate as bench
 from networks.labels import STREET

@@ -6,38 +6,13 @@ import numpy as np
 import pytest
 
 from adapt import batchnorm
-from adapt.gate import segmentation
+from adapt.gate.measures import Measures
 from adapt.round import RoundConfig, RoundError, SegmentationRound
 from adapt.round.batch_statistics import TargetStatistics
 
 
-def measures(share: list[float], *, flip: float = 0.8, variety: float = 3.0) -> segmentation.Measures:
-    return segmentation.Measures(np.array(share), confidence=0.8, flip=flip, variety=variety, information=1.0)
-
-
-def test_distance_of_shares_is_the_kullback_leibler_divergence() -> None:
-    from scipy.stats import entropy
-
-    source, share = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.2, 0.6])
-    assert segmentation.share_distance(share, source) == pytest.approx(entropy(source, share))
-    assert segmentation.share_distance(source, source) == pytest.approx(0.0)
-    # A class the source lacks does not count; one that vanished counts much, and is finite.
-    assert np.isfinite(segmentation.share_distance(np.array([1.0, 0.0, 0.0]), np.array([0.5, 0.5, 0.0])))
-
-
-def test_shares_near_the_source_win_over_confident_agreement() -> None:
-    source = np.array([0.4, 0.4, 0.2])
-    sky_lost = measures([0.6, 0.4, 0.0], flip=0.9)
-    sky_found = measures([0.45, 0.4, 0.15], flip=0.85)
-    assert segmentation.nearer(sky_found, sky_lost, source, segmentation.Limits())
-    assert not segmentation.nearer(sky_lost, sky_found, source, segmentation.Limits())
-    assert not segmentation.better(sky_found, sky_lost, segmentation.Limits())
-
-
-def test_a_collapse_never_wins() -> None:
-    source = np.array([0.9, 0.05, 0.05])
-    collapsed = measures([0.9, 0.05, 0.05], variety=1.0)
-    assert not segmentation.nearer(collapsed, measures([0.4, 0.3, 0.3]), source, segmentation.Limits())
+def measures(share: list[float], *, flip: float = 0.8, variety: float = 3.0) -> Measures:
+    return Measures(np.array(share), confidence=0.8, flip=flip, variety=variety, information=1.0)
 
 
 def test_an_unknown_way_to_choose_is_refused() -> None:
@@ -87,9 +62,7 @@ def test_new_statistics_are_taken_unless_translated_frames_veto_them(
     assert moved == (kept < 1)
 
 
-def test_without_a_labelled_holdout_agreement_decides(
-    toy_pack_without_replay, dark_frames, tmp_path
-):
+def test_without_a_labelled_holdout_agreement_decides(toy_pack_without_replay, dark_frames, tmp_path):
     ours = choice_of(toy_pack_without_replay, dark_frames, tmp_path, CITYSCAPES)
     assert ours.choice == "mirror"
     assert ours.choose(toy_pack_without_replay.network(), "statistics") == 0.5
