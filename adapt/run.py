@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from adapt.command import interruptible
 from adapt.frames.selection import Rules
 from adapt.frames.store import StoreError
 from adapt.loop.budget import Budget, BudgetError
@@ -43,9 +44,9 @@ What is in WORKDIR: frames/ (the frame store: python -m adapt.frames WORKDIR/fra
 pseudo-labels, report.json, pack/), loop.json (where the loop is), budget.json (what was spent). Give the same
 WORKDIR after a crash and the loop goes on from there. docs/loop.md says what happens when.
 
-exit codes: 0 the refreshed version is live (with --once; otherwise ended by SIGINT or SIGTERM), 1 refused by
-the gate or by the server, or failed (one line on stderr says why), 2 wrong usage, 3 paused: the budget is
-spent before the round was done (with --once; the same command goes on with it)
+exit codes: 0 the refreshed version is live (with --once; otherwise ended by SIGTERM), 1 refused by the
+gate or by the server, or failed (one line on stderr says why), 2 wrong usage, 3 paused: the budget is spent
+before the round was done (with --once; the same command goes on with it), 130 interrupted (Ctrl-C)
 """
 
 FIRST_CONTACT = 10.0  # seconds in which the server must answer once
@@ -300,6 +301,10 @@ def loop_config(arguments: argparse.Namespace) -> LoopConfig:
 
 
 def main(argv: list[str] | None = None) -> int:
+    return interruptible("adapt.run", lambda: _command(argv))
+
+
+def _command(argv: list[str] | None) -> int:
     command = parser()
     arguments = command.parse_args(argv)
     if arguments.threads < 1 or arguments.frames < 1:
@@ -319,7 +324,7 @@ def main(argv: list[str] | None = None) -> int:
         command.error("--edge-pack, --edge-model and --group belong together")
     try:
         return _main(arguments)
-    except KeyboardInterrupt:
+    except _Stopped:
         return 0 if not arguments.once else 1
     except Paused as pause:
         print(f"adapt.run: paused, {pause}; the same command goes on with it", file=sys.stderr)
@@ -383,7 +388,7 @@ def _main(arguments: argparse.Namespace) -> int:
     from networks.pack.pack import load_pack
 
     def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise _Stopped
 
     signal.signal(signal.SIGTERM, stop)
     torch.set_num_threads(arguments.threads)
@@ -416,6 +421,7 @@ def _main(arguments: argparse.Namespace) -> int:
             client, pack, Path(arguments.repository), Path(arguments.workdir), config, progress=bars,
             imports=imports if arguments.imports else None, source=_Nothing() if arguments.imports else None,
             vehicle=vehicle, throttle=throttle, edges=edges, once=arguments.once,
+            quiet=arguments.quiet,
         )  # fmt: skip
         try:
             if loop.state["phase"] == "collect":  # a round that was begun needs no server until it submits
@@ -425,6 +431,10 @@ def _main(arguments: argparse.Namespace) -> int:
         finally:
             loop.remote.close()
             loop.close()
+
+
+class _Stopped(BaseException):
+    """SIGTERM: the usual end of a loop that is left running."""
 
 
 class _Nothing:

@@ -8,7 +8,6 @@ rounds and the service leave; changes nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -19,7 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from adapt.command import interruptible
 from adapt.data.base import BROKEN
+from adapt.files import read_json
 
 __all__ = ["Recording", "ViewError", "live", "main", "rounds"]
 
@@ -119,9 +120,9 @@ def rounds(workdir: Path, recording: Recording) -> int:
     found = (p.parent for p in workdir.glob("round-*/report.json"))
     folders = sorted(p for p in found if p.name.removeprefix("round-").isdigit())
     for number, folder in enumerate(folders, 1):
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = read_json(folder / "report.json")
         file = folder / "loop.json"
-        loop = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        loop = read_json(file) if file.is_file() else {}
         recording.at(round=number)
         names = [str(n) for n in report.get("classes") or []]
         if names:
@@ -207,6 +208,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    return interruptible("adapt.view", lambda: _command(argv))
+
+
+def _command(argv: list[str] | None) -> int:
     arguments = parser().parse_args(argv)
     began = time.monotonic()
     save: Path | None = arguments.save

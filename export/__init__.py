@@ -2,3 +2,7 @@
 
 May import `networks` and `runtime`; knows nothing of adaptation.  Importing `export` costs nothing.
 """
+
+from networks.launch import watch
+
+watch()

@@ -185,6 +185,7 @@ def parser() -> argparse.ArgumentParser:
       --timing-cache gpu.cache
   python -m export.build packs/city --backend tensorrt-rtx            # parse and build only
   python -m export.build --onnx depth.onnx --name depth --repository repo
+  python -m export.build --onnx text.onnx --name text --repository repo --inputs ids_and_mask.npz
 
 exit codes: 0 published (tensorrt-rtx: built), 1 refused (one line on stderr says why; nothing was
 published), 2 wrong usage, 130 interrupted, 143 terminated (nothing was published)""",
@@ -196,6 +197,11 @@ published), 2 wrong usage, 130 interrupted, 143 terminated (nothing was publishe
     add("--name", metavar="NAME", help="with --onnx: name of the model")
     add("--labels", metavar="FILE", help="with --onnx: a text file with one class name a line")
     add("--config", metavar="FILE", help="with --onnx: a config.pbtxt of your own (batching, queues)")
+    given = (
+        "with --onnx: inputs that the graph takes, as numpy.savez writes them, one array for each input by "
+        "name (made up: random numbers, small ones, ones, zeros); build, parity and server run them"
+    )
+    add("--inputs", metavar="FILE.npz", help=given)
     add("--repository", metavar="DIR", help="engine repository; made if absent")
     add("--model", metavar="NAME", help="name of the model in the repository (the pack's)")
     add("--size", type=parse_size, metavar="HxW", help="size of the frames (the pack's)")
@@ -285,6 +291,9 @@ def show(result: Published | Checked) -> str:
         f"{result.model} version {result.version}: {result.path}",
         *_show_parity(result.manifest["parity"]),
     ]
+    batching = result.manifest.get("batching", {})
+    if why := batching.get("reason"):
+        lines.append(f"  batching is off: {why}")
     if seconds := result.manifest.get("seconds"):
         parts = ", ".join(f"{stage} {spent} s" for stage, spent in seconds.items())
         lines.append(f"  built in {result.manifest['build_seconds']} s: {parts}")
@@ -292,6 +301,9 @@ def show(result: Published | Checked) -> str:
 
 
 def _show_parity(report: dict[str, Any] | None) -> list[str]:
+    if report and report.get("largest_difference"):
+        parts = ", ".join(f"{name} {value:.3g}" for name, value in report["largest_difference"].items())
+        return [f"  on {report['inputs']} inputs it differs from {report['reference']} by at most: {parts}"]
     if not report or not report.get("frames"):
         return ["  parity with torch was not measured"]
     reference = report.get("reference", "torch")
@@ -357,7 +369,13 @@ def _run(
 
         labels = golden.read_lines(Path(args.labels)) if args.labels else None
         return publish_onnx(
-            args.onnx, args.repository, args.name, labels=labels, size=args.size, config=args.config
+            args.onnx,
+            args.repository,
+            args.name,
+            labels=labels,
+            size=args.size,
+            config=args.config,
+            inputs=args.inputs,
         )
     pack = load_pack(args.pack)
     options = _options(args, pack, plan)
@@ -367,7 +385,7 @@ def _run(
 
 
 #: What `--onnx` takes besides; everything else is about building.
-_FOR_FILES = {"onnx", "name", "labels", "config", "repository", "size", "json"}
+_FOR_FILES = {"onnx", "name", "labels", "config", "inputs", "repository", "size", "json"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -379,6 +397,8 @@ def main(argv: list[str] | None = None) -> int:
         command.error("--onnx needs --name NAME")
     if args.config and not args.onnx:
         command.error("--config is for --onnx FILE; of a pack it is written")
+    if args.inputs and not args.onnx:
+        command.error("--inputs is for --onnx FILE; a pack brings golden frames")
     if args.onnx:
         given = [name for name, value in vars(args).items() if value != command.get_default(name)]
         if extra := sorted(set(given) - _FOR_FILES):

@@ -22,13 +22,13 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of an ONNX file.  Raises: ExportError for what cannot be one."""
+def read_file(path: Path, what: str = "an ONNX file", largest: int = LARGEST_FILE) -> bytes:
+    """The bytes of `what`.  Raises: ExportError for what cannot be one."""
     try:
         if not path.is_file():  # a pipe or device would be read for ever
             raise ExportError(f"{str(path)!r} " + ("is no plain file" if path.exists() else "does not exist"))
-        if path.stat().st_size > LARGEST_FILE:
-            raise ExportError(f"{str(path)!r} has more than {LARGEST_FILE >> 20} MiB, which no ONNX file can")
+        if path.stat().st_size > largest:
+            raise ExportError(f"{str(path)!r} has more than {largest >> 20} MiB, too many for {what}")
         return path.read_bytes()
     except OSError as error:
         raise ExportError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error

@@ -19,13 +19,16 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, Message
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from export.errors import ExportError, one_line
 from export.files import read_file
+from export.graph.functions import check_functions
 from export.graph.lint import lint
+from export.parity.samples import inputs_of, read_inputs, sample_inputs
 from networks.command import finish
 from networks.pack.pack import PackError, load_pack
+from runtime.checks import golden
 from runtime.config import EngineConfig
 from runtime.engines.cuda.context import CudaError
 from runtime.engines.tensorrt.engine import TensorRTEngine
@@ -35,16 +38,17 @@ from runtime.repository.repository import Repository
 from runtime.tensors import DTYPES
 
 Report = dict[str, Any]
-#: Values of one made-up input: 256 Mi, an open batch of one frame is far below.
-MOST_VALUES = 1 << 28
 
 
-def inspect(path: Path | str, *, lineage: bool = False, profile: bool = False) -> Report:
+def inspect(
+    path: Path | str, *, lineage: bool = False, profile: bool = False, inputs: Path | str | None = None
+) -> Report:
     """Facts about a pack, a version directory or an ONNX file, as JSON values; "kind" says which.
 
     Args:
         lineage: for a version: where its weights come from, and what became of it.
         profile: run the ONNX graph in ONNX Runtime and add the time of each kind of operator.
+        inputs: an .npz of the arrays to run it on; None: made-up ones.
     Raises:
         ExportError: none of the three, or one that is damaged.
     """
@@ -52,9 +56,9 @@ def inspect(path: Path | str, *, lineage: bool = False, profile: bool = False) -
     if (target / "model.toml").is_file():
         return inspect_pack(target)
     if (target / "manifest.json").is_file():
-        return inspect_version(target, lineage=lineage, profile=profile)
+        return inspect_version(target, lineage=lineage, profile=profile, inputs=inputs)
     if target.is_file():
-        return inspect_onnx(target, profile=profile)
+        return inspect_onnx(target, profile=profile, inputs=inputs)
     raise ExportError(
         f"{str(target)!r} is no pack (model.toml), no engine version (manifest.json) and no file; "
         "a version is DIR/<model>/<number>"
@@ -98,7 +102,9 @@ def inspect_pack(path: Path) -> Report:
     }
 
 
-def inspect_version(path: Path, *, lineage: bool = False, profile: bool = False) -> Report:
+def inspect_version(
+    path: Path, *, lineage: bool = False, profile: bool = False, inputs: Path | str | None = None
+) -> Report:
     path = path.resolve()
     model, number = path.parent.name, path.name
     if not number.isdigit():
@@ -123,7 +129,9 @@ def inspect_version(path: Path, *, lineage: bool = False, profile: bool = False)
     graph = path / "model.onnx"  # of a plan too: what it was built from
     if graph.is_file() and not graph.is_symlink():
         try:
-            report["onnx"] = inspect_onnx(graph, profile=profile)
+            stored = path / golden.INPUTS
+            own = stored if stored.is_file() and not stored.is_symlink() else None
+            report["onnx"] = inspect_onnx(graph, profile=profile, inputs=inputs or own)
         except ExportError:
             if not damage:
                 raise
@@ -204,11 +212,13 @@ def _table(value: Any) -> Report:
     return value if isinstance(value, dict) else {}
 
 
-def inspect_onnx(path: Path, *, profile: bool = False) -> Report:
-    return describe_onnx(read_onnx(path), path, profile=profile)
+def inspect_onnx(path: Path, *, profile: bool = False, inputs: Path | str | None = None) -> Report:
+    return describe_onnx(read_onnx(path), path, profile=profile, inputs=inputs)
 
 
-def describe_onnx(model: onnx.ModelProto, path: Path, *, profile: bool = False) -> Report:
+def describe_onnx(
+    model: onnx.ModelProto, path: Path, *, profile: bool = False, inputs: Path | str | None = None
+) -> Report:
     """`inspect_onnx` of a graph that was read from `path`."""
     graph = model.graph
     found = lint(model)
@@ -237,7 +247,7 @@ def describe_onnx(model: onnx.ModelProto, path: Path, *, profile: bool = False) 
         "tensorrt": {"errors": found.errors, "warnings": found.warnings},
     }
     if profile:
-        report["profile"] = profile_onnx(path, model)
+        report["profile"] = profile_onnx(path, model, inputs=inputs)
     return report
 
 
@@ -256,6 +266,10 @@ def parse_onnx(content: bytes, path: Path) -> onnx.ModelProto:
         raise ExportError(f"{str(path)!r} is damaged: it holds names that are not UTF-8")
     if not model.graph.node or not model.opset_import:
         raise ExportError(f"{str(path)!r} is not an ONNX file: it holds no graph")
+    try:
+        check_functions(model)
+    except ExportError as error:
+        raise ExportError(f"{str(path)!r} cannot be read: {error}") from error
     return model
 
 
@@ -296,50 +310,13 @@ def _value(value: onnx.ValueInfoProto) -> Report:
     return {"name": value.name, "type": TensorProto.DataType.Name(kind.elem_type), "shape": shape}
 
 
-def sample_inputs(model: onnx.ModelProto, size: tuple[int, int] = (256, 256)) -> dict[str, np.ndarray]:
-    """Seeded random inputs; open dimensions become 1, open image sides `size`.
-
-    Raises: ExportError for inputs that cannot be made up.
-    """
-    known = {i.name for i in model.graph.initializer}
-    rng = np.random.default_rng(0)
-    result = {}
-    for value in model.graph.input:
-        if value.name in known:
-            continue
-        kind = value.type.tensor_type
-        dims = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
-        shape = list(dims)
-        for axis, dim in enumerate(dims):
-            if dim == 0:
-                inside = [a for a in range(1, len(dims)) if dims[a] == 0]
-                shape[axis] = size[min(inside.index(axis), 1)] if axis in inside and len(dims) == 4 else 1
-        if min(shape, default=1) < 0 or math.prod(shape) > MOST_VALUES:
-            raise ExportError(
-                f"input {value.name!r} has the shape {shape}: 0 to {MOST_VALUES:,} values can be made up; "
-                "export the graph for another size"
-            )
-        try:
-            dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
-        except KeyError:
-            raise ExportError(f"input {value.name!r} has a type that onnx does not know") from None
-        if np.issubdtype(dtype, np.floating):
-            result[value.name] = rng.random(shape).astype(dtype)
-        elif dtype == np.bool_:
-            result[value.name] = rng.random(shape) > 0.5
-        elif np.issubdtype(dtype, np.integer):
-            result[value.name] = rng.integers(0, 127, shape).astype(dtype)
-        else:
-            raise ExportError(
-                f"input {value.name!r} has a type that cannot be made up; it cannot be profiled"
-            )
-    return result
-
-
-def profile_onnx(path: Path, model: onnx.ModelProto, runs: int = 5) -> Report:
+def profile_onnx(
+    path: Path, model: onnx.ModelProto, runs: int = 5, *, inputs: Path | str | None = None
+) -> Report:
     """Milliseconds a run by operator, from ONNX Runtime's own profiler on one CPU thread."""
     import onnxruntime as ort
 
+    feed = sample_inputs(model) if inputs is None else read_inputs(inputs, inputs_of(model))
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
@@ -348,13 +325,13 @@ def profile_onnx(path: Path, model: onnx.ModelProto, runs: int = 5) -> Report:
         options.log_severity_level = 4  # what it says it also raises
         try:
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            feed = sample_inputs(model)
             for _ in range(runs):
                 session.run(None, feed)
             events = json.loads(Path(session.end_profiling()).read_text())
         except Exception as error:  # onnxruntime raises its own types, all of them RuntimeError-like
             raise ExportError(
-                f"{str(path)!r} does not run in ONNX Runtime: {one_line(error)[:200]}"
+                f"{str(path)!r} does not run in ONNX Runtime: {one_line(error)[:200]}; "
+                "give inputs that it takes, --inputs FILE.npz"
             ) from error
     spent: Counter[str] = Counter()
     for event in events:
@@ -519,7 +496,8 @@ def _show_onnx(r: Report) -> list[str]:
     lines.append("  operators   " + ", ".join(f"{op} {n}" for op, n in r["operators"].items()))
     lines.append(f"  refit       {'by name' if r['refittable'] else 'no: build again'}")
     errors, warnings = r["tensorrt"]["errors"], r["tensorrt"]["warnings"]
-    lines.append("  tensorrt    " + ("inside what its parser documents" if not errors else "outside:"))
+    verdict = "its parser refuses:" if errors else "nothing in it that its parser is known to refuse"
+    lines.append(f"  tensorrt    {verdict}")
     lines += [f"    error: {text}" for text in errors] + [f"    warning: {text}" for text in warnings]
     if "profile" in r:
         lines.append(f"  profile     {r['profile']['ms']} ms a run on one thread")
@@ -531,8 +509,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m export.inspect",
         description="Say what is in a model pack, an engine version or any ONNX file: shapes, types, sizes, "
-        "hashes, operators, the parity report, whether it can be refitted, and whether it stays inside what "
-        "TensorRT's parser documents.",
+        "hashes, operators, the parity report, whether it can be refitted, and what of it TensorRT's parser "
+        "is known to refuse.",
         epilog="""examples:
   python -m export.inspect packs/city
   python -m export.inspect repo/road/3 --lineage
@@ -547,17 +525,22 @@ exit codes: 0 read and intact, 1 unreadable or damaged (one line on stderr says 
     )
     timed = "run it and show the time of each operator, and of each layer of a TensorRT plan (a plan is code)"
     result.add_argument("--profile", action="store_true", help=timed)
+    given = "with --profile: run it on these arrays, one for each input, as numpy.savez writes them"
+    result.add_argument("--inputs", type=Path, metavar="FILE.npz", help=given)
     result.add_argument("--json", action="store_true", help="print one JSON object")
     return result
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    command = parser()
+    args = command.parse_args(argv)
+    if args.inputs and not args.profile:
+        command.error("--inputs is for --profile; nothing else is run")
     return finish(lambda: _run(args), (ExportError,))
 
 
 def _run(args: argparse.Namespace) -> int:
-    report = inspect(args.path, lineage=args.lineage, profile=args.profile)
+    report = inspect(args.path, lineage=args.lineage, profile=args.profile, inputs=args.inputs)
     print(json.dumps(report) if args.json else show(report))
     if report["kind"] == "version" and not report["intact"]:
         raise ExportError(f"{report['path']}: {report['damage']}")

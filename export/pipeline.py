@@ -132,7 +132,7 @@ def make_graph(
     findings = lint.lint(graph)
     if findings.errors:
         raise ExportError(
-            f"the graph leaves what TensorRT's parser documents: {'; '.join(findings.errors[:3])}"
+            f"TensorRT's parser would refuse the graph: {'; '.join(findings.errors[:3])}"
         )
     return graph
 

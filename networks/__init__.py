@@ -16,8 +16,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from networks.launch import watch
+
 if TYPE_CHECKING:
     from networks.base import SegmentationNetwork
+
+watch()
 
 __all__ = ["architecture", "create", "names"]
 

@@ -5,6 +5,7 @@ Knows nothing of what commands do.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import threading
@@ -20,6 +21,11 @@ class _Terminated(BaseException):
     """SIGTERM, as an exception: what was begun is undone on the way out, as after Ctrl-C."""
 
 
+def printable(text: str) -> str:
+    """The text with what UTF-8 cannot hold escaped: a file's name may be any bytes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def finish(work: Callable[[], int], refusals: tuple[type[Exception], ...]) -> int:
     """`work()`, or what a command answers where it raises.
 
@@ -29,6 +35,8 @@ def finish(work: Callable[[], int], refusals: tuple[type[Exception], ...]) -> in
         `work`'s own code; 1 for a refusal, a file that cannot be used or too little memory; 130 after
         Ctrl-C and 143 after SIGTERM.
     """
+    with contextlib.suppress(AttributeError, OSError):  # a stream of somebody else's
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         with _sigterm_raises():
             return work()
@@ -41,6 +49,9 @@ def finish(work: Callable[[], int], refusals: tuple[type[Exception], ...]) -> in
         where = f"{str(error.filename)!r}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}", 1)
     except KeyboardInterrupt:
+        # An interrupt that fell into exec() of a text (each dataclass that torch defines is one) would make
+        # CPython end the process by the signal even though it was caught here; the next exec() clears that.
+        exec("")
         return _say("interrupted", INTERRUPTED)
     except _Terminated:
         return _say("terminated", TERMINATED)

@@ -14,6 +14,7 @@ import importlib
 import json
 import pickle
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import networks
-from networks.command import finish
+from networks.checkpoints import archive
+from networks.command import finish, printable
 from networks.images import ImageError, read_image
 from networks.labels import SPACES
 from networks.pack.pack import Pack, PackError, PackSpec, write_pack
@@ -41,10 +43,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """The state_dict in a `.pth`/`.pt` (tensors only) or `.safetensors` file, on the CPU.
 
     Wrappers that trainers put around it are taken off: {"state_dict": ...}, {"model": ...}, and the prefix
-    "module." of data-parallel training.
+    "module." of data-parallel training.  What they keep beside it (NumPy's numbers and arrays, arguments,
+    dates, paths) is passed over.
 
     Raises:
-        CheckpointError: unreadable, not a state_dict, or a pickle that would execute code.
+        CheckpointError: unreadable or damaged, not a state_dict, a pickle that would execute code, or tensors
+            far larger than the file.
     """
     if not path.is_file():
         raise CheckpointError(f"checkpoint {str(path)!r} does not exist")
@@ -52,7 +56,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            with warnings.catch_warnings():  # torch's guesses about an odd file; our refusal says enough
+            archive.check_archive(path)
+            # torch's guesses about an odd file; our refusal says enough
+            with warnings.catch_warnings(), torch.serialization.safe_globals(archive.records()):
                 warnings.simplefilter("ignore")
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can make torch raise anything
@@ -65,6 +71,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"checkpoint {str(path)!r} is not a state_dict (names to dense tensors); save one with "
             "torch.save(network.state_dict(), file)"
         )
+    try:
+        archive.check_sizes(state.items())
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {str(path)!r} {error}") from error
     state = {str(name): value for name, value in state.items()}
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
@@ -80,11 +90,20 @@ def _is_array(value: Any) -> bool:
 
 def _why(error: Exception) -> str:
     text = " ".join(str(error).split())
-    culprit = re.search(r"(?:GLOBAL|allowlist|global) ([\w.]+\.[\w.]+)", text)
+    if type(error) is ValueError and text.startswith(("is damaged", "cannot be read", "unpacks")):
+        return text
+    # A function of Python's own is named without its module.
+    culprit = re.search(r"GLOBAL ([\w.]+)|(?:allowlist|global) ([\w.]+\.[\w.]+)", text)
     if isinstance(error, pickle.UnpicklingError) and culprit:
         return (
-            f"would execute code when loaded (it names {culprit[1]}): refused; "
-            "ask its author for a plain state_dict or a .safetensors file"
+            f"would execute code when loaded (it names {culprit[1] or culprit[2]}): refused; "
+            "ask its author for a plain state_dict or a .safetensors file, or save one where it is trusted: "
+            "torch.save(network.state_dict(), FILE)"
+        )
+    if isinstance(error, pickle.UnpicklingError) and "Unsupported operand" in text:
+        return (
+            "is pickled in a way that cannot be read without executing it (protocol 4, or objects beside the "
+            "weights): refused; ask its author for a .safetensors file, or for torch.save with protocol 2"
         )
     if isinstance(error, pickle.UnpicklingError):
         return "is not a checkpoint of tensors only: refused; ask its author for a plain state_dict"
@@ -107,8 +126,17 @@ def import_checkpoint(
     training: str = "",
     licence: str = "",
     golden: np.ndarray | None = None,
+    notes: list[str] | None = None,
 ) -> Pack:
-    """Write the pack of a checkpoint.  Raises: CheckpointError, PackError; nothing is left behind then."""
+    """Write the pack of a checkpoint.
+
+    Args:
+        mean: of channel values scaled to 0..1.
+        std: the same.
+        notes: what of the file's outputs is left out is appended here, one line each.
+    Raises:
+        CheckpointError, PackError: nothing is left behind then.
+    """
     if network not in networks.names():
         raise CheckpointError(f"network {network!r} is unknown; choose one of: {', '.join(networks.names())}")
     if classes not in SPACES:
@@ -121,11 +149,16 @@ def import_checkpoint(
     reader = getattr(
         importlib.import_module(networks.architecture(network).__module__), "read_checkpoint", None
     )
+    left_out: list[str] = []
     if reader is not None:
+        published = state
         try:
             state, found = reader(state, len(space))
         except ValueError as error:
             raise CheckpointError(f"checkpoint {str(file)!r} does not fit {network}: {error}") from error
+        left_out = _left_out(published, state, classes)
+        if notes is not None:
+            notes += left_out
     spec = PackSpec(
         name=name or network,
         version=version,
@@ -138,10 +171,20 @@ def import_checkpoint(
         mean=mean,
         std=std,
         channel_order=channel_order,
-        training=training or f"imported from {file.name}",
+        training="; ".join([training or f"imported from {printable(file.name)}", *left_out]),
         licence=licence,
     )
     return write_pack(out, spec, _with_counters(state, spec), golden=golden)
+
+
+def _left_out(published: dict[str, Tensor], state: dict[str, Tensor], classes: str) -> list[str]:
+    """One line for each weight of the head that a reader shortened, biases apart."""
+    return [
+        f"{name!r} has {len(published[name])} outputs for {len(value)} classes of {classes}: the last "
+        f"{len(published[name]) - len(value)} left out"
+        for name, value in state.items()
+        if value.ndim > 1 and name in published and len(value) < len(published[name])
+    ]
 
 
 def _with_counters(state: dict[str, Tensor], spec: PackSpec) -> dict[str, Tensor]:
@@ -219,7 +262,10 @@ exit codes: 0 the pack was written, 1 refused (one line on stderr says why), 2 w
     add(
         "--mean", type=_three, default=IMAGENET_MEAN, metavar="A,B,C", help="channel means, 0..1 (ImageNet's)"
     )
-    add("--std", type=_three, default=IMAGENET_STD, metavar="A,B,C", help="channel deviations (ImageNet's)")
+    deviations = "channel deviations, above 0 to 1 (ImageNet's)"
+    add("--std", type=_three, default=IMAGENET_STD, metavar="A,B,C", help=deviations)
+    of_bytes = "--mean and --std are of channel values 0..255, as in 123.7,116.3,103.5; divided by 255 here"
+    add("--of-255", action="store_true", help=of_bytes)
     add("--channel-order", choices=("rgb", "bgr"), default="rgb", help="order the network wants (rgb)")
     add(
         "--set",
@@ -237,11 +283,43 @@ exit codes: 0 the pack was written, 1 refused (one line on stderr says why), 2 w
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    command = parser()
+    args = command.parse_args(argv)
+    try:
+        args.mean, args.std = normalisation(args.mean, args.std, of_255=args.of_255)
+    except ValueError as error:
+        command.error(str(error))
     return finish(lambda: _run(args), (CheckpointError, PackError))
 
 
+def normalisation(
+    mean: tuple[float, float, float], std: tuple[float, float, float], *, of_255: bool
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Means and deviations of channels scaled to 0..1.
+
+    Args:
+        of_255: whether they are given of channels of 0..255.
+    Raises:
+        ValueError: values that cannot be of that range.
+    """
+    shown = f"mean {','.join(map('{:g}'.format, mean))} and std {','.join(map('{:g}'.format, std))}"
+    if not of_255:
+        # Written so that NaN is refused too.
+        if not all(0 <= m <= 1 for m in mean) or not all(0 < s <= 1 for s in std):
+            raise ValueError(
+                f"{shown}: channels are scaled to 0..1; where these are of 0..255, say so with --of-255"
+            )
+        return mean, std
+    low = 0 < max(mean) <= 1
+    if low or not all(0 <= m <= 255 for m in mean) or not all(1 <= s <= 255 for s in std):
+        raise ValueError(f"{shown} are not of channels of 0..255, which --of-255 says: leave it out")
+    first, second, third = (m / 255 for m in mean)
+    one, two, three = (s / 255 for s in std)
+    return (first, second, third), (one, two, three)
+
+
 def _run(args: argparse.Namespace) -> int:
+    notes: list[str] = []
     pack = import_checkpoint(
         args.network,
         args.file,
@@ -257,7 +335,10 @@ def _run(args: argparse.Namespace) -> int:
         training=args.training,
         licence=args.licence,
         golden=read_frames(args.golden, args.size),
+        notes=notes,
     )
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     facts = {
         "pack": str(pack.path),
         "sha256": pack.sha256,
@@ -267,6 +348,7 @@ def _run(args: argparse.Namespace) -> int:
         "arguments": pack.spec.arguments,
         "classes": len(pack.spec.classes),
         "weights": len(pack.state()),
+        "left_out": notes,
     }
     if args.json:
         print(json.dumps(facts))

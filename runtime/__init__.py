@@ -4,3 +4,7 @@ May import ``protos`` and nothing else of this project.  Never imports torch or 
 vehicle that only serves installs numpy, grpcio, protobuf, an engine library and
 prometheus-client.
 """
+
+from runtime.launch import watch
+
+watch()

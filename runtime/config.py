@@ -342,6 +342,9 @@ class ServerConfig:
         for key, value, low in (("port", self.port, 0), ("metrics_port", self.metrics_port, -1)):
             if not low <= value <= 65535:
                 raise ConfigError(f"{key} = {value}: must be from {low} to 65535")
+        if not self.engine.load_timeout > 0:
+            raise ConfigError(f"engine.load_timeout = {self.engine.load_timeout}: must be above 0")
+        _numbers(self)
         if not 0.0 <= self.engine.hang < math.inf:
             raise ConfigError(f"engine.hang = {self.engine.hang}: must be 0 or above")
         if not 0.0 < self.shadow.duty <= 1.0:
@@ -435,6 +438,37 @@ def _scalar(key: str, value: Any, kind: Any, where: str) -> Any:
 def _hidden(name: str) -> str:
     """A token is a secret, also in the words about its line."""
     return f"{name[:10]}…" if name.startswith("tokens.") else name
+
+
+_SHARES = {
+    "guard": ("min_golden_agreement", "min_golden_bits", "min_golden_overlap", "max_dominance",
+              "max_edge_share", "shown_edge_share", "shown_share", "vanished_share", "max_vanished"),
+    "shadow": ("min_agreement", "min_kappa", "min_edge_kappa", "max_vanished", "edge_tolerance", "max_mixed"),
+    "watch": ("max_error_share", "max_bad_share"),
+}  # fmt: skip
+
+
+def unlikely(config: ServerConfig) -> list[str]:
+    """A line for each limit that cannot be meant: below 0, or a share above 1.  It holds all the same."""
+    lines = []
+    for table, shares in _SHARES.items():
+        for name, value in vars(getattr(config, table)).items():
+            if isinstance(value, bool | str):
+                continue
+            least = -1 if name.endswith("kappa") else 0
+            most = 1 if name in shares else math.inf
+            if not least <= value <= most:
+                upto = f"from {least} to 1" if name in shares else "0 or above"
+                lines.append(f"{table}.{name} = {value}: {upto} is meant; versions may be refused for it")
+    return lines
+
+
+def _numbers(config: ServerConfig) -> None:
+    """Raises ConfigError for NaN: no check would refuse anything by it."""
+    for table in _SHARES:
+        for name, value in vars(getattr(config, table)).items():
+            if value != value:
+                raise ConfigError(f"{table}.{name} = nan: must be a number")
 
 
 def _group(group: str, members: list[str]) -> None:

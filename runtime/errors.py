@@ -6,8 +6,39 @@ codes are gRPC's names as plain strings, and the edge translates them.
 
 from __future__ import annotations
 
+import errno
 from enum import StrEnum
 from typing import Any
+
+_MACHINE = {
+    errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO, errno.EINTR,
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENODEV,
+}  # fmt: skip
+
+
+#: What libraries say, in exceptions of their own, where the machine has too little or the library is too old.
+_WORDS = (
+    *("bad_alloc", "bad allocation", "Failed to allocate", "out of memory", "OUT_OF_MEMORY"),
+    *("pthread_create", "start new thread", "Resource temporarily unavailable"),
+    *("Too many open files", "No space left on device", "Unsupported model IR version"),
+    "is under development and support for this is limited",
+)
+
+
+def of_the_machine(error: BaseException) -> bool:
+    """Whether an error is no fault of what was read or loaded: a right, a limit, memory, a disk, a library
+    that is not installed.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _MACHINE
+    if isinstance(error, MemoryError | ImportError):
+        return True
+    return isinstance(error, Exception) and any(words in str(error) for words in _WORDS)
+
+
+def _unicode(text: str) -> str:
+    """What a file and a message can carry: names of files may hold bytes that are no Unicode."""
+    return text.encode(errors="replace").decode()
 
 
 class Code(StrEnum):
@@ -35,6 +66,7 @@ class ServiceError(Exception):
     """
 
     def __init__(self, code: Code, message: str, reason: str = "invalid") -> None:
+        message = _unicode(message)
         super().__init__(message)
         self.code = code
         self.message = message
@@ -45,10 +77,20 @@ class Refused(Exception):
     """A version that may not be served: the check that refused it and why."""
 
     def __init__(self, check: str, reason: str, detail: dict[str, Any] | None = None) -> None:
+        reason = _unicode(reason)
         super().__init__(f"{check}: {reason}")
         self.check = check
         self.reason = reason
         self.detail = detail or {}
+
+
+class Unjudged(Refused):
+    """A version that may not be served here and now, by no fault of its own: a library is missing, the server
+    or the machine has a limit.  Its line in a history says so ({"judged": false}), and is no verdict.
+    """
+
+    def __init__(self, check: str, reason: str, detail: dict[str, Any] | None = None) -> None:
+        super().__init__(check, reason, {**(detail or {}), "judged": False})
 
 
 class ConfigError(ValueError):

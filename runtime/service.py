@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.adapter_registry import Adapters
-from runtime.config import ServerConfig
+from runtime.config import ServerConfig, unlikely
 from runtime.drift.monitors import Monitors
+from runtime.engines import scratch
 from runtime.errors import Code, ConfigError, Refused, ServiceError
 from runtime.events import Bus, Event
+from runtime.labels import Labels
 from runtime.listen import is_local
 from runtime.observability import tracing
 from runtime.repository.lock import Exclusive
@@ -36,7 +38,7 @@ from runtime.serving.served_model import Answer, InferRequest, ModelHost, parse_
 from runtime.serving.slot import Slot
 from runtime.serving.tap import Tap
 from runtime.shared_memory.system import Memory, Place, Regions
-from runtime.swap.controller import SwapController, Ticket
+from runtime.swap.controller import SwapController, Ticket, steer
 from runtime.swap.group_controller import GroupController, GroupTicket
 from runtime.swap.scope import Free, Ties
 from runtime.tensors import raw
@@ -119,11 +121,14 @@ class Service:
             raise
 
     def _start(self) -> None:
+        self._warn()
         self.tracing = tracing.make(self.config.tracing)
         for key in self.config.security.trusted_keys:
             public_key(key)
         for path in [] if self.config.read_only else self.repository.sweep():
             log.info("swept %s", path.name)
+        for name in scratch.sweep():
+            log.info("swept %s from /dev/shm", name)
         models = self.repository.models()
         self._check_chosen(models)
         for name, group in self._groups.items():
@@ -157,6 +162,10 @@ class Service:
                 )
             log.warning("%s: '%s' is not in the repository; it is served when it is published", key, name)
 
+    def _warn(self) -> None:
+        for line in unlikely(self.config):
+            log.warning("%s", line)
+
     def _tell_hang(self, model: str, version: int, what: str) -> None:
         self.controllers()[model].note(version, "hang", what)
 
@@ -170,12 +179,13 @@ class Service:
         names = [field.name for field in dataclasses.fields(config)]
         different = [n for n in names if n not in taken and getattr(config, n) != getattr(self.config, n)]
         self.config = dataclasses.replace(self.config, **{name: getattr(config, name) for name in taken})
+        self._warn()
         self.ledger.configure(config.guard)
         self.monitors.configure(config.drift)
         for group in self._groups.values():
             group.configure(self.config)
         for name, host in self.hosts().items():
-            host.configure(batching.plan(self.declared(name), self.config.queue))
+            self._configure(name, host)
         for controller in self.controllers().values():
             controller.configure(self.config)
         return different
@@ -186,13 +196,19 @@ class Service:
             return self._overrides[model]
         return batching.declared(self.repository.path / model / "config.pbtxt")
 
+    def _configure(self, model: str, host: ModelHost) -> None:
+        declared = self.declared(model)
+        files = batching.label_files(declared)
+        labels = Labels(self.repository.path / model, files)
+        host.configure(batching.plan(declared, self.config.queue), labels)
+
     def override(self, model: str, config: Any | None) -> None:
         """A configuration in the place of config.pbtxt, until the next load or start; None ends it."""
         had = self._overrides.pop(model, None)
         if config is not None:
             self._overrides[model] = config
         if config is not None or had is not None:
-            self.host(model).configure(batching.plan(self.declared(model), self.config.queue))
+            self._configure(model, self.host(model))
 
     def drain(self, timeout: float) -> bool:
         """Refuses what is new and waits for what is in flight; False when it did not finish in time."""
@@ -292,7 +308,7 @@ class Service:
                 group = next((g for g in self._groups.values() if model in g.members), None)
                 ties: Ties = group or Free()
                 host = ModelHost(model, self.config, ties.slots)
-                host.configure(batching.plan(self.declared(model), self.config.queue))
+                self._configure(model, host)
                 host.observe(self.tap)
                 self.monitors.follow(host)
                 self._hosts[model] = host
@@ -489,12 +505,16 @@ class Service:
             raise ServiceError(Code.INTERNAL, message, "record") from error
 
     def freeze(self, model: str, reason: str) -> None:
-        for controller in self._chosen(model):
-            controller.freeze(reason)
+        if model in self._groups:
+            self._groups[model].freeze(reason)
+        else:
+            steer(self._chosen(model), lambda controller: controller.freeze(reason))
 
     def unfreeze(self, model: str) -> None:
-        for controller in self._chosen(model):
-            controller.unfreeze()
+        if model in self._groups:
+            self._groups[model].unfreeze()
+        else:
+            steer(self._chosen(model), SwapController.unfreeze)
 
     def pin(self, model: str, version: int) -> None:
         """Of a group: its generation, and so every member."""
@@ -507,8 +527,8 @@ class Service:
         group = self._groups.get(model)
         return group if group is not None else self.controller(model)
 
-    def _chosen(self, model: str) -> Sequence[SwapController | GroupController]:
-        return [self._steered(model)] if model else list(self.controllers().values())
+    def _chosen(self, model: str) -> Sequence[SwapController]:
+        return [self.controller(model)] if model else list(self.controllers().values())
 
     def versions(self, model: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """([what is known of each version], history).  A version that cannot be read is listed with the

@@ -11,11 +11,22 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
-from hypothesis import settings  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
-# How long an example takes says nothing on a machine that is busy.
-settings.register_profile("untimed", deadline=None)
+# How long an example takes, or is looked for, says nothing on a machine that is busy.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Keeps one failure one failure.
+
+    A test that fails leaves files, processes and threads behind.  Python warns of them when it collects them,
+    which is in the middle of another test.  From the first failure on such a warning is no error.
+    """
+    if call.excinfo is not None and not isinstance(call.excinfo.value, pytest.skip.Exception):
+        for name in ("PytestUnraisableExceptionWarning", "PytestUnhandledThreadExceptionWarning"):
+            item.session.add_marker(pytest.mark.filterwarnings(f"default::pytest.{name}"))
 
 
 @pytest.fixture(autouse=True, scope="session")

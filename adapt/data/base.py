@@ -6,14 +6,20 @@ text a command line gives.  No network, no training in here.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
+
+from networks.images import to_rgb, upright
+
+if TYPE_CHECKING:
+    from adapt.data.reading import Reading
 
 __all__ = [
     "BROKEN",
@@ -24,9 +30,11 @@ __all__ = [
     "Resized",
     "Subset",
     "Unlabelled",
+    "digest",
     "iterate",
     "kinds",
     "open_dataset",
+    "picture",
     "read_frame",
     "read_label",
     "refuse_overlap",
@@ -36,11 +44,18 @@ __all__ = [
 
 IGNORE = 255
 # What Pillow raises for files that are cut off, are no pictures or claim to be enormous.
-BROKEN = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class DataError(Exception):
-    """A data set is missing, half unpacked or not what it claims.  One line: thing, reason, remedy."""
+    """A data set is missing, half unpacked or not what it claims.  One line: thing, reason, remedy.
+
+    remedy: what to do, if many such errors are listed together and it is to be said once.
+    """
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{reason}: {remedy}" if remedy else reason)
+        self.reason, self.remedy = reason, remedy
 
 
 @runtime_checkable
@@ -58,30 +73,43 @@ class Dataset(Protocol):
         ...
 
 
-def read_frame(path: Path) -> np.ndarray:
-    """uint8 [H,W,3] RGB of an image file.  Raises DataError."""
+@contextlib.contextmanager
+def picture(path: Path) -> Iterator[Image.Image]:
+    """An image file, open.  Raises DataError for what is missing, no plain file, or damaged when it is read.
+
+    A pipe in place of a file would be waited for without end.
+    """
     try:
+        if not path.is_file():
+            if path.exists():
+                raise DataError(f"{path} is no plain file: put a picture in its place")
+            raise FileNotFoundError
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            yield image
     except FileNotFoundError:
         raise DataError(f"{path} is missing: is the set unpacked completely?") from None
     except BROKEN as error:
         raise DataError(f"{path} is no readable image ({error}): unpack the set again") from error
+
+
+def read_frame(path: Path) -> np.ndarray:
+    """uint8 [H,W,3] RGB of an image file, scaled and turned as `networks.images.to_rgb` does.
+
+    Raises DataError.
+    """
+    with picture(path) as image:
+        return np.asarray(to_rgb(image))
 
 
 def read_label(path: Path) -> np.ndarray:
     """uint8 [H,W] of a single-channel 8-bit (or palette) PNG of class indices.  Raises DataError."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "P"):
-                raise DataError(
-                    f"{path} has mode {image.mode}: a label is one 8-bit channel of class indices"
-                )
-            return np.asarray(image)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: is the set unpacked completely?") from None
-    except BROKEN as error:
-        raise DataError(f"{path} is no readable image ({error}): unpack the set again") from error
+    with picture(path) as image:
+        if image.mode not in ("L", "P"):
+            remedy = "; for colours give --palette" if image.mode in ("RGB", "RGBA") else ""
+            raise DataError(
+                f"{path} has mode {image.mode}", f"a label is one 8-bit channel of class indices{remedy}"
+            )
+        return np.asarray(upright(image))
 
 
 def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -191,14 +219,19 @@ def iterate(dataset: Dataset) -> Iterator[tuple[str, np.ndarray, np.ndarray | No
         yield dataset.name(i), frame, label
 
 
+def digest(dataset: Dataset, i: int) -> bytes:
+    """SHA-256 of frame i's pixels; a set that has noted them (`adapt.data.pairs`) is not read again."""
+    noted = getattr(dataset, "digests", None)
+    if noted:
+        return bytes(noted[i])
+    return hashlib.sha256(np.ascontiguousarray(dataset[i][0]).tobytes()).digest()
+
+
 def refuse_overlap(train: Dataset, evaluation: Dataset) -> None:
     """Adapting on what one is scored on proves nothing: raise DataError where a frame is in both sets.
 
     Frames are compared by content (after decoding), so that a renamed copy is found.
     """
-
-    def digest(dataset: Dataset, i: int) -> bytes:
-        return hashlib.sha256(np.ascontiguousarray(dataset[i][0]).tobytes()).digest()
 
     held = {digest(evaluation, i): evaluation.name(i) for i in range(len(evaluation))}
     for i in range(len(train)):
@@ -210,7 +243,7 @@ def refuse_overlap(train: Dataset, evaluation: Dataset) -> None:
 
 
 # ------------------------------------------------------------------------------------- by description
-def _camvid(text: str, labels: bool) -> Dataset:
+def _camvid(text: str, labels: bool, reading: Reading) -> Dataset:
     from adapt.data.camvid import CamVid
 
     root, _, name = text.rpartition(":")
@@ -218,17 +251,19 @@ def _camvid(text: str, labels: bool) -> Dataset:
         raise DataError(
             f"camvid:{text} names no list: write camvid:ROOT:LIST, such as camvid:data/camvid:dusk_eval"
         )
-    return CamVid(root, name, labels=labels)
+    return CamVid(root, name, labels=labels, reading=reading)
 
 
-def _folder(text: str, labels: bool) -> Dataset:
+def _folder(text: str, labels: bool, reading: Reading) -> Dataset:
     from adapt.data.folder import Folder
 
-    return Folder(text, labels=labels)
+    return Folder(text, labels=labels, reading=reading)
 
 
-def _street(text: str, labels: bool) -> Dataset:
+def _street(text: str, labels: bool, reading: Reading) -> Dataset:
     from adapt.data.rendered import Rendered
+
+    reading.refuse_for("street")
 
     parts = text.split(":")
     if not 1 <= len(parts) <= 3:
@@ -240,19 +275,20 @@ def _street(text: str, labels: bool) -> Dataset:
         raise DataError(f"street:{text}: {error}; write street:DOMAIN[:COUNT[:FIRST_SEED]]") from error
 
 
-def _driving(kind: str) -> Callable[[str, bool], Dataset]:
-    def opener(text: str, labels: bool) -> Dataset:
+def _driving(kind: str) -> Callable[[str, bool, Reading], Dataset]:
+    def opener(text: str, labels: bool, reading: Reading) -> Dataset:
         from adapt.data.driving import SETS, Driving
 
+        reading.refuse_for(kind)
         if not SETS[kind].needs_split:
-            return Driving(kind, text, labels=labels)
+            return Driving(kind, text, labels=labels, reading=reading)
         root, _, split = text.rpartition(":")
-        return Driving(kind, root or text, split if root else "", labels=labels)
+        return Driving(kind, root or text, split if root else "", labels=labels, reading=reading)
 
     return opener
 
 
-_OPENERS: dict[str, Callable[[str, bool], Dataset]] = {
+_OPENERS: dict[str, Callable[[str, bool, Reading], Dataset]] = {
     "camvid": _camvid,
     "folder": _folder,
     "street": _street,
@@ -265,17 +301,20 @@ def kinds() -> list[str]:
     return sorted(_OPENERS)
 
 
-def open_dataset(text: str, *, labels: bool = True) -> Dataset:
+def open_dataset(text: str, *, labels: bool = True, reading: Reading | None = None) -> Dataset:
     """The data set a description names: camvid:ROOT:LIST, folder:PATH, street:DOMAIN[:COUNT[:FIRST_SEED]],
     and the published sets of `adapt.data.driving`, such as cityscapes:ROOT:SPLIT or gta5:ROOT.
 
-    With labels=False no label is read or asked for: what adaptation wants.
+    With labels=False no label is read or asked for: what adaptation wants.  reading: which label values are
+    void, which colours are which class, and whether bad pairs are noted in place of an error.
 
     Raises DataError with the remedy.
     """
+    from adapt.data.reading import Reading
+
     kind, colon, rest = text.partition(":")
     if not colon or kind not in _OPENERS:
         raise DataError(
             f"{text!r} describes no data set: write KIND:WHERE with KIND one of {', '.join(kinds())}"
         )
-    return _OPENERS[kind](rest, labels)
+    return _OPENERS[kind](rest, labels, reading or Reading())

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adapt.data.base import DataError, read_frame, read_label
+from adapt.data.base import DataError, read_frame
+from adapt.data.reading import Problem, Reading
 
 __all__ = ["CLASSES", "CamVid"]
 
@@ -33,31 +34,51 @@ class CamVid:
         root: the folder with images/, labels/ and the lists.
         list_name: the list without ".txt", such as "day_train".
         labels: False reads no label even where there is one (adaptation must not see them).
+        reading: how labels are read; if it collects, missing images are noted in `problems`.
 
     Raises:
         DataError: root, list or a listed image is missing.
     """
 
-    def __init__(self, root: str | os.PathLike[str], list_name: str, *, labels: bool = True) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        list_name: str,
+        *,
+        labels: bool = True,
+        reading: Reading | None = None,
+    ) -> None:
         self.root, self.list_name, self.labels = Path(root), list_name, labels
+        self.reading = reading or Reading()
+        self.problems: list[Problem] = []
         layout = _LAYOUT.format(list=list_name)
+        self.hint = f"half unpacked? {layout}"
         if not self.root.is_dir():
             raise DataError(f"CamVid: there is no folder {self.root}; {layout}")
         listing = self.root / f"{list_name}.txt"
         if not listing.is_file():
             found = ", ".join(sorted(p.stem for p in self.root.glob("*.txt"))) or "none"
             raise DataError(f"CamVid: there is no list {listing} (found: {found}); {layout}")
-        self.names = listing.read_text().split()
+        try:
+            self.names = listing.read_text(encoding="utf-8").split()
+        except UnicodeDecodeError:
+            raise DataError(f"CamVid: the list {listing} is no UTF-8 text; {layout}") from None
         if not self.names:
             raise DataError(f"CamVid: the list {listing} is empty; {layout}")
-        self.images = [self._image(name, layout) for name in self.names]
+        places = {name: self._image(name) for name in self.names}
+        missing = [name for name, path in places.items() if path is None]
+        if missing and not self.reading.collect:
+            raise DataError(f"CamVid: {self.root}/images has no {missing[0]}.jpg or .png: {self.hint}")
+        self.problems += [(name, "images/ has no such .jpg or .png") for name in missing]
+        self.names = [name for name in self.names if places[name] is not None]
+        self.images = [path for name in self.names if (path := places[name]) is not None]
 
-    def _image(self, name: str, layout: str) -> Path:
+    def _image(self, name: str) -> Path | None:
         for suffix in (".jpg", ".png"):
             path = self.root / "images" / f"{name}{suffix}"
             if path.is_file():
                 return path
-        raise DataError(f"CamVid: {self.root}/images has no {name}.jpg or .png: half unpacked? {layout}")
+        return None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -67,7 +88,7 @@ class CamVid:
         path = self.root / "labels" / f"{self.names[i]}.png"
         if not self.labels or not path.is_file():
             return frame, None
-        label = read_label(path)
+        label = self.reading.label(path)
         if label.shape != frame.shape[:2]:
             raise DataError(
                 f"CamVid: {path} is {label.shape}, its frame {frame.shape[:2]}: two versions mixed?"

@@ -11,55 +11,87 @@ from pathlib import Path
 
 import numpy as np
 
-from adapt.data.base import DataError, read_frame, read_label
+from adapt.data.base import DataError, read_frame
+from adapt.data.reading import Problem, Reading
 
 __all__ = ["Folder"]
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 class Folder:
-    """Frames in name order; the label of NAME.jpg is labels/NAME.png where that exists (labels=False: none).
+    """Frames in name order; the label of NAME.jpg is labels/NAME.png if that exists (labels=False: none).
+
+    Suffixes may be written in capitals; files whose name begins with a dot are no part of the set.
 
     Raises:
-        DataError: no such folder, no picture in it, or a label whose picture is missing.
+        DataError: no such folder, no picture in it, a label whose picture is missing, or a label that is no
+            PNG.  If `reading` collects, the last two are noted in `problems`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, labels: bool = True) -> None:
-        self.root, self.labels = Path(path), labels
+    hint = "half unpacked? expected frames/NAME.png|jpg and labels/NAME.png"
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, labels: bool = True, reading: Reading | None = None
+    ) -> None:
+        self.root, self.labels, self.reading = Path(path), labels, reading or Reading()
+        self.problems: list[Problem] = []
         if not self.root.is_dir():
             raise DataError(
                 f"there is no folder {self.root}; expected pictures in it, or frames/ and labels/"
             )
         frames = next((self.root / d for d in ("frames", "images") if (self.root / d).is_dir()), self.root)
-        self.images = sorted(p for p in frames.iterdir() if p.suffix.lower() in _SUFFIXES)
+        self.images = _pictures(frames)
         if not self.images:
             raise DataError(f"{frames} holds no picture ({', '.join(sorted(_SUFFIXES))})")
         stems = [p.stem for p in self.images]
-        if len(set(stems)) != len(stems):
-            twice = next(s for s in stems if stems.count(s) > 1)
+        twice = _twice(stems)
+        if twice is not None:
             raise DataError(f"{frames} has two pictures called {twice}: their label would be the same file")
-        known = set(stems)
-        found = sorted((self.root / "labels").glob("*.png")) if labels else []
-        alone = [p.name for p in found if p.stem not in known]
-        if alone:
+        self._label: dict[str, Path] = {}
+        if labels and (self.root / "labels").is_dir():
+            self._find_labels(set(stems))
+
+    def _find_labels(self, known: set[str]) -> None:
+        found = _pictures(self.root / "labels")
+        pngs = [p for p in found if p.suffix.lower() == ".png"]
+        twice = _twice([p.stem for p in pngs])
+        if twice is not None:
+            raise DataError(f"{self.root}/labels has two labels called {twice}: take one of them away")
+        self._label = {p.stem: p for p in pngs}
+        alone = [p for p in pngs if p.stem not in known]
+        lossy = [p for p in found if p.stem not in self._label]
+        if not self.reading.collect and alone:
             raise DataError(
-                f"{self.root}/labels has {len(alone)} labels without a picture, first {alone[0]}: "
-                "half unpacked? expected frames/NAME.png|jpg and labels/NAME.png"
+                f"{self.root}/labels has {len(alone)} labels without a picture, first {alone[0].name}: "
+                f"{self.hint}"
             )
+        if not self.reading.collect and lossy:
+            raise DataError(f"{lossy[0]} is no PNG: a label is a PNG of class indices")
+        self.problems += [(p.stem, f"label {p.name} has no picture") for p in alone]
+        self.problems += [(p.stem, f"label {p.name} is no PNG") for p in lossy]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray | None]:
         frame = read_frame(self.images[i])
-        path = self.root / "labels" / f"{self.images[i].stem}.png"
-        if not self.labels or not path.is_file():
+        path = self._label.get(self.images[i].stem)
+        if path is None:
             return frame, None
-        label = read_label(path)
+        label = self.reading.label(path)
         if label.shape != frame.shape[:2]:
             raise DataError(f"{path} is {label.shape}, its frame {frame.shape[:2]}: resize one of them")
         return frame, label
 
     def name(self, i: int) -> str:
         return self.images[i].stem
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.name[0] != ".")
+
+
+def _twice(stems: list[str]) -> str | None:
+    seen: set[str] = set()
+    return next((stem for stem in stems if stem in seen or seen.add(stem)), None)  # type: ignore[func-returns-value]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from networks.images import MOST_PIXELS
+
 __all__ = ["read_png16"]
 
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
@@ -37,8 +39,11 @@ def read_png16(path: Path) -> np.ndarray:
         raise ValueError(f"{depth} bit, colour type {colour}: only plain 16-bit PNG")
     channels = _CHANNELS[colour]
     stride = width * channels * 2
+    if not 0 < width * height <= MOST_PIXELS:
+        raise ValueError(f"{width}x{height} pixels, at most {MOST_PIXELS} are read")
     try:
-        raw = np.frombuffer(zlib.decompress(bytes(packed)), np.uint8)
+        wanted = height * (stride + 1)  # and no more: a few bytes may unpack to any number
+        raw = np.frombuffer(zlib.decompressobj().decompress(bytes(packed), wanted + 1), np.uint8)
     except zlib.error as error:
         raise ValueError(f"damaged: {error}") from error
     if raw.size != height * (stride + 1):

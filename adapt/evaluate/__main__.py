@@ -13,12 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from adapt.command import interruptible
 from adapt.data.base import DataError, kinds, open_dataset
+from adapt.data.pairs import examine
+from adapt.data.reading import add_options, reading_of
+from adapt.evaluate.boundary_iou import BoundaryIoU
 from adapt.evaluate.plot import svg
 from adapt.evaluate.protocols import PROTOCOLS
 from adapt.evaluate.tables import markdown
-from adapt.evaluate.truth import Truth, mean_iou, plan
+from adapt.evaluate.truth import Plan, Truth, mean_iou, plan
 from adapt.progress import Bars
+from networks.labels import SPACES
 
 EPILOG = """\
 data sets:
@@ -66,7 +71,14 @@ def parser() -> argparse.ArgumentParser:
         "--data", required=True, metavar="SET", help=f"labelled set, KIND:WHERE ({', '.join(kinds())})"
     )
     p.add_argument("--truth", metavar="SPACE", help="label space of a folder if not the pack's: maps answers")
+    add_options(p)
     p.add_argument("--protocol", choices=sorted(PROTOCOLS), help="classes to score and to average (all)")
+    p.add_argument(
+        "--boundary",
+        type=float,
+        metavar="RATIO",
+        help="also score boundary IoU in bands of RATIO of the diagonal (as published: .02)",
+    )
     p.add_argument("--batch", type=int, default=4, metavar="N", help="frames at a time (4)")
     p.add_argument("--threads", type=int, default=0, metavar="N", help="torch threads (as they are)")
     p.add_argument("--markdown", metavar="FILE", help="also write the table to FILE")
@@ -85,25 +97,42 @@ def evaluate(path: str, arguments: argparse.Namespace, progress: Any) -> dict[st
     how = plan(
         pack.spec.classes, arguments.data, truth=arguments.truth, protocol=arguments.protocol, who=path
     )
-    dataset = Truth(open_dataset(arguments.data), how)
+    names = SPACES[how.truth].classes if how.truth in SPACES else pack.spec.classes
+    dataset = examine(
+        Truth(open_dataset(arguments.data, reading=reading_of(arguments, names)), how),
+        what=arguments.data, skip_bad=arguments.skip_bad, classes=how.classes, progress=progress,
+    )  # fmt: skip
+    bands = None if arguments.boundary is None else BoundaryIoU(len(how.classes), arguments.boundary)
     confusion, calibration = score(
         pack.network(), pack.spec, dataset, batch=arguments.batch, progress=progress, table=how.answers,
-        classes=len(how.classes),
+        classes=len(how.classes), boundary=bands,
     )  # fmt: skip
-    if not confusion.matrix.any():
-        raise ValueError(f"{arguments.data} holds no labelled frame: there is nothing to score on")
     iou = confusion.iou()
+    more = {} if bands is None else _boundary(bands, how)
     return {
         "pack": str(path), "name": pack.spec.name, "version": pack.spec.version, "sha256": pack.sha256,
-        "data": arguments.data, "protocol": arguments.protocol, "frames": dataset.labelled,
-        "unlabelled": len(dataset) - dataset.labelled, "miou": mean_iou(confusion, how),
+        "data": arguments.data, "protocol": arguments.protocol, "frames": len(dataset),
+        "unlabelled": len(dataset.unlabelled), "miou": mean_iou(confusion, how),
         "accuracy": confusion.accuracy(), "ece": calibration.ece(),
         "iou": {
             c: (float(v) if np.isfinite(v) else None)
             for c, v in zip(how.classes, iou, strict=True) if c in how.scored
         },
-        "calibration": calibration.curve(),
+        "calibration": calibration.curve(), **more,
+        **({"left_out": dataset.plain()} if arguments.skip_bad else {}),
+        "notes": [note for note in dataset.notes if "have no label" not in note],
     }  # fmt: skip
+
+
+def _boundary(bands: BoundaryIoU, how: Plan) -> dict[str, Any]:
+    """Boundary IoU of the scored classes as plain numbers, and its mean over those averaged that have one."""
+    values = {c: float(v) for c, v in zip(how.classes, bands.iou(), strict=True) if c in how.scored}
+    known = [v for c, v in values.items() if c in how.averaged and np.isfinite(v)]
+    return {
+        "boundary_ratio": bands.ratio,
+        "boundary_iou": {c: v if np.isfinite(v) else None for c, v in values.items()},
+        "boundary_miou": float(np.mean(known)) if known else None,
+    }
 
 
 def _headings(scores: Sequence[dict[str, Any]]) -> list[str]:
@@ -126,6 +155,10 @@ def _writable(file: str | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    return interruptible("adapt.evaluate", lambda: _command(argv))
+
+
+def _command(argv: list[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["edges"]:
         from adapt.evaluate import edges_main
@@ -167,6 +200,8 @@ def main(argv: list[str] | None = None) -> int:
             text = f"{error.filename!r} cannot be used: {error.strerror}; check the path and its permissions"
         print(f"adapt.evaluate: {' '.join(text.split())}", file=sys.stderr)
         return 1
+    for note in dict.fromkeys(note for score in scores for note in score.pop("notes")):
+        print(f"adapt.evaluate: {' '.join(note.split())}", file=sys.stderr)
     if scores[0]["unlabelled"]:
         total = scores[0]["unlabelled"] + scores[0]["frames"]
         words = f"{scores[0]['unlabelled']} of {total} frames have no label and were not scored"

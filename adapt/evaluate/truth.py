@@ -15,7 +15,7 @@ from adapt.evaluate.protocols import PROTOCOLS, set_space
 from adapt.evaluate.segmentation import Confusion
 from networks.labels import SPACES, mapping
 
-__all__ = ["Plan", "Truth", "mean_iou", "plan"]
+__all__ = ["Plan", "Truth", "mean_iou", "plan", "training_plan"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,36 @@ def plan(
     )
 
 
+def training_plan(description: str, classes: tuple[str, ...], space: str | None) -> Plan:
+    """How the labels of the set a description names become those of a network that is to learn `classes`.
+
+    Args:
+        classes: the network's.
+        space: their label space (`networks.labels.SPACES`), or None for classes of no known space.
+
+    Raises:
+        ValueError: the set has classes of its own and there is no way from them to the network's.
+    """
+    theirs = set_space(description)
+    if theirs is None or theirs == space or SPACES[theirs].classes == classes:
+        return Plan(None, None, classes, classes, classes, space or f"--classes {len(classes)}", len(classes))
+    held = len(SPACES[theirs].classes)
+    if space is None:
+        if held != len(classes):
+            raise ValueError(
+                f"{description} has the {held} classes of {theirs}, --classes says {len(classes)}: give "
+                f"--classes {theirs}"
+            )
+        return Plan(None, None, classes, classes, classes, theirs, held)
+    try:
+        labels = mapping(theirs, space)
+    except ValueError as error:
+        raise ValueError(
+            f"{description} has labels of {theirs}, --classes is {space}: {error}; give --classes {theirs}"
+        ) from error
+    return Plan(None, labels, classes, classes, classes, theirs, held)
+
+
 def mean_iou(confusion: Confusion, how: Plan) -> float:
     """Mean IoU in 0..1 over the classes that are averaged and that the truth holds; NaN for none."""
     iou = confusion.iou()
@@ -105,7 +135,9 @@ class Truth:
         if known.size and int(known.max()) >= self.how.held:
             raise DataError(
                 f"the label of {self.dataset.name(i)} holds class {int(known.max())}, {self.how.truth} has "
-                f"{self.how.held} and 255 for none: say what the labels are (--truth), or map them"
+                f"{self.how.held} and 255 for none",
+                "name the void value (--void N; --void 0 if classes count from 1), "
+                "say what the labels are (--classes, --truth), or map them"
             )
         self.labelled += 1
         return frame, label if self.how.labels is None else self.how.labels[label]

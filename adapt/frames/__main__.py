@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from adapt.command import interruptible
 from adapt.files import write_json
 from adapt.frames.encryption import SealError, new_key
 from adapt.frames.selection import metres
@@ -109,6 +110,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    return interruptible("adapt.frames", lambda: _command(argv))
+
+
+def _command(argv: Sequence[str] | None) -> int:
     command = parser()
     a = command.parse_args(argv)
     asked = (vars(a).get(key) for key in ("source", "before", "after", "around"))

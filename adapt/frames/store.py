@@ -17,6 +17,7 @@ import io
 import json
 import math
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -50,6 +51,8 @@ _COLUMNS = "id,time,source,model,version,file,bytes,height,width,phash,summary,w
 
 
 PATIENCE = 5.0  # seconds for which another process may hold the index
+MOST_OF_A_ROW = 1 << 24  # bytes of a value of the index; a damaged one may claim gigabytes
+_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{32}\.png(\.aes)?\Z")  # of a picture, under frames/
 LATEST = 1e10  # seconds since the epoch: what is later (the year 2286) was no clock
 
 
@@ -150,6 +153,9 @@ class FrameStore:
         self._tally = Tally()
         try:
             (self.path / "frames").mkdir(parents=True, exist_ok=True)
+            index = self.path / "index.sqlite"
+            if index.exists() and not index.is_file():
+                raise ValueError("its index is no plain file")
             self._db = sqlite3.connect(self.path / "index.sqlite", timeout=PATIENCE, check_same_thread=False)
             try:
                 self._open()
@@ -161,11 +167,14 @@ class FrameStore:
             except BaseException:
                 self._db.close()
                 raise
-        except (OSError, sqlite3.Error, ValueError) as error:
+        except (
+            OSError, sqlite3.Error, ValueError, TypeError, LookupError, AttributeError, RecursionError,
+        ) as error:  # fmt: skip
             remedy = _remedy(error, "move it away")
             raise StoreError(f"frame store {self.path} cannot be opened ({error}): {remedy}") from error
 
     def _open(self) -> None:
+        self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_OF_A_ROW)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA secure_delete=ON")  # what is deleted is not left in free pages
@@ -402,6 +411,8 @@ class FrameStore:
         with self._db:
             self._db.executemany("DELETE FROM frames WHERE id=?", [(i,) for i, _ in rows])
         for _, file in rows:
+            if not _NAME.match(file):  # an index that was damaged names no file outside the store
+                continue
             (self.path / "frames" / file).unlink(missing_ok=True)
 
     # ------------------------------------------------------------------------------------------ asking
@@ -432,21 +443,28 @@ class FrameStore:
         except sqlite3.Error as error:
             raise StoreError(f"frame store {self.path} cannot be read ({error}): move it away") from error
         names = [item.name for item in fields(StoredFrame)]
-        return [
-            StoredFrame(
-                **{
-                    **dict(zip(names, row, strict=True)),
-                    "summary": json.loads(row[10]),
-                    "rare": bool(row[14]),
-                }
-            )
-            for row in reversed(found)
-        ]
+        try:
+            return [
+                StoredFrame(
+                    **{
+                        **dict(zip(names, row, strict=True)),
+                        "summary": json.loads(row[10]),
+                        "rare": bool(row[14]),
+                    }
+                )
+                for row in reversed(found)
+            ]
+        except (ValueError, TypeError, RecursionError) as error:
+            raise StoreError(f"frame store {self.path} has a damaged row ({error}): move it away") from error
 
     def read(self, row: StoredFrame) -> np.ndarray:
         """The frame, uint8 [H,W,3].  Raises StoreError where its file is gone or damaged."""
         path = self.path / "frames" / row.file
         try:
+            if not _NAME.match(row.file):
+                raise ValueError("its name is none of the store's")
+            if not path.is_file():
+                raise FileNotFoundError(2, "no such file")
             content = path.read_bytes()
             if row.file.endswith(".aes"):
                 if self._seal is None:

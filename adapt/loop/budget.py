@@ -8,7 +8,6 @@ Knows nothing of rounds.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.files import write_json
+from adapt.files import read_json, write_json
 
 __all__ = ["Budget", "BudgetError", "EnergyMeter", "Meter", "resident"]
 
@@ -147,22 +146,29 @@ class Meter:
     # -- the account ------------------------------------------------------------------------------------
     def _read(self) -> dict[str, float]:
         fresh = {"start": self._wall(), "seconds": 0.0, "steps": 0.0, "joules": 0.0}
-        if not self.file.is_file():
-            return fresh
         try:
-            told = json.loads(self.file.read_text(encoding="utf-8"))
+            told = read_json(self.file)
+        except FileNotFoundError:
+            return fresh
+        except (OSError, ValueError) as error:
+            return self._unknown(error)
+        try:
             account = {key: float(told[key]) for key in fresh}
             if not all(math.isfinite(v) and v >= 0 for v in account.values()):
                 raise ValueError("not a number")
             return account
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            # Not known what was spent: a period from now on with everything spent is the safe reading.
-            spent = {k: float(getattr(self.budget, k) or 0) for k in ("seconds", "steps", "joules")}
-            if self.budget.period is None:
-                raise BudgetError(
-                    f"{self.file} is damaged ({error}): remove it to begin a new account"
-                ) from error
-            return {"start": self._wall(), **spent}
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            return self._unknown(error)
+
+    def _unknown(self, error: Exception) -> dict[str, float]:
+        """Not known what was spent: a period from now on with everything spent is the safe reading."""
+        spent = {k: float(getattr(self.budget, k) or 0) for k in ("seconds", "steps", "joules")}
+        if self.budget.period is None:
+            words = " ".join(str(error).split())[:200]
+            raise BudgetError(
+                f"{self.file} is damaged ({words}): remove it to begin a new account"
+            ) from error
+        return {"start": self._wall(), **spent}
 
     def save(self) -> None:
         self._settle()

@@ -35,6 +35,7 @@ from torch import nn
 
 from adapt import batchnorm, inference
 from adapt.data.base import resize_frame
+from adapt.files import MOST_BYTES
 from networks.pack.pack import Pack, normalise
 
 __all__ = [
@@ -228,6 +229,8 @@ class Response:
         if self.file is None or not self.file.is_file():
             return []
         try:
+            if self.file.stat().st_size > MOST_BYTES:
+                raise ValueError("larger than any that is written")
             with np.load(io.BytesIO(self.file.read_bytes()), allow_pickle=False) as kept:
                 told = json.loads(str(kept["roads"]))
                 found, like = [], self.released.look

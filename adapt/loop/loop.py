@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.data.base import resize_frame
-from adapt.files import write_json
+from adapt.files import read_json, write_json
 from adapt.frames.selection import Rules
 from adapt.frames.store import FrameStore, StoredFrame, StoreError, confidence_summary
 from adapt.loop.budget import Budget, EnergyMeter, Meter
@@ -40,6 +41,8 @@ from adapt.loop.process_priority import Starvation, gpu_background
 from adapt.loop.server_channel import Command, Silent
 from adapt.loop.throttle import Throttle
 from adapt.loop.vehicle import Conditions, Vehicle
+from adapt.loop.waiting import Waiting
+from adapt.loop.waiting import words as waiting_words
 from adapt.round import RoundConfig, RoundError, RoundPaused, RoundResult, adapt
 from adapt.sources import Captured, Source, SourceError
 from adapt.sources.live import LiveSource
@@ -151,6 +154,7 @@ class Loop:
         vehicle: says whether the vehicle can spare anything.
         throttle: called after each piece of work.
         once: raise Paused instead of waiting longer than the budget can last.
+        quiet: do not say now and then what is waited for.
 
     Raises:
         LoopError: another adapter works in `workdir`, or it belongs to another pack.
@@ -175,6 +179,7 @@ class Loop:
         edges: EdgeMember | None = None,
         energy: EnergyMeter | None = None,
         once: bool = False,
+        quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -198,6 +203,7 @@ class Loop:
             client, config.model, max_fps=config.max_fps, source=config.source, wait=config.wait
         )
         self.imports = imports
+        self.waiting = None if quiet else Waiting(self.say, clock)
         self.collecting = bool(self.state.get("collecting", True))
         self.trigger = ""
         self.seen = self.lost = 0
@@ -223,14 +229,13 @@ class Loop:
             "used_up_to": 0,
             "used": {},
         }
-        if not file.is_file():
-            return fresh
         try:
-            state = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(state, dict) or not isinstance(state["round"], int):
-                raise ValueError("not a state")
-        except (ValueError, KeyError) as error:
-            raise LoopError(f"{file} is damaged ({error}): move it away to start afresh") from error
+            state = read_json(file)
+            _check_state(state)
+        except FileNotFoundError:
+            return fresh
+        except (ValueError, KeyError, OSError) as error:
+            raise LoopError(f"{file} is damaged ({_line(error)}): move it away to start afresh") from error
         if state.get("pack") != self.pack.sha256:
             raise LoopError(
                 f"{self.workdir} belongs to pack {state.get('pack', '')[:12]}, not {self.pack.sha256[:12]}: "
@@ -280,7 +285,15 @@ class Loop:
             return opened()
         except StoreError as error:
             cause = error.__cause__
-            damaged = isinstance(cause, sqlite3.DatabaseError | ValueError)
+            damaged = isinstance(
+                cause,
+                sqlite3.DatabaseError
+                | ValueError
+                | TypeError
+                | LookupError
+                | AttributeError
+                | RecursionError,
+            )
             if not damaged or isinstance(cause, sqlite3.OperationalError):  # a full disk, a wrong key
                 raise
             # A damaged index must not end adaptation for good: what there was is set aside, not deleted.
@@ -381,7 +394,10 @@ class Loop:
         """Until a round is to begin: its frames are chosen and written down."""
         self._fresh = self.clock()
         self._import()
+        if self.waiting is not None:
+            self.waiting.begin()
         while True:
+            waits = ""
             kind = "refresh"
             trigger, rows = self.responder.due() if self.responder is not None else ("", [])
             if trigger:
@@ -395,6 +411,7 @@ class Loop:
                 self.report("waiting", note=waits, budget={"paused": waits})
                 if self.is_once and self.meter.exceeded():
                     raise Paused(waits)
+            self._say_waiting(len(rows), waits)
             self._pump(0.2)
             if self.source.finished and not trigger:
                 found = f"the sources are at their end with {len(rows)} frames kept"
@@ -403,6 +420,20 @@ class Loop:
         self.bars("collect", len(rows), len(rows))
         self._go("round", frames=[row.id for row in rows], trigger=trigger, kind=kind, marker="", stuck=0)
         self._asked = ""
+
+    def _say_waiting(self, kept: int, held: str) -> None:
+        if self.waiting is None or self.source.finished:
+            return
+        refused = {rule: count for rule, count in self.refused.items() if count}
+        reason = getattr(self.source, "reason", "")
+        if not self.collecting:
+            reason = "collection is switched off"
+        self.waiting(
+            waiting_words(
+                self.config.model, seen=self.seen, kept=kept, wanted=self._wanted(), refused=refused,
+                starts=self.config.on, held=held, reason=reason,
+            )
+        )  # fmt: skip
 
     def _wanted(self) -> int:
         return self.config.enough if self.config.patience or self._asked else self.config.frames
@@ -677,8 +708,8 @@ class Loop:
             parts = [folder / "checkpoint.pt", *sorted(folder.glob("checkpoint.pt.labels/*.npz"))]
             steps = [p.stat().st_mtime_ns for p in parts if p.is_file()]
             try:
-                stages = sorted(json.loads((folder / "state.json").read_text())["stages"])
-            except (OSError, ValueError, KeyError):
+                stages = sorted(read_json(folder / "state.json")["stages"])
+            except (OSError, ValueError, KeyError, TypeError):
                 stages = []
             marker = json.dumps([folder.name, stages, steps[:1], len(steps)])
         same = bool(marker) and marker == self.state.get("marker")
@@ -981,7 +1012,7 @@ class Loop:
         if isinstance(self.remote, Silent) and type(self.remote) is Silent:
             return {}
         try:
-            stages = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))["stages"]
+            stages = read_json(self.folder / "state.json")["stages"]
             latest = stages[max(key for key in stages if key.startswith("label-"))]
             names = self.pack.spec.classes
             return {
@@ -1001,12 +1032,48 @@ class Loop:
             return {}
 
 
+def _check_state(state: Any) -> None:
+    """Raise ValueError unless `loop.json` holds what the loop writes: its numbers name folders and frames."""
+
+    def whole(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+    if not isinstance(state, dict) or not whole(state["round"]) or state["round"] > 1_000_000_000:
+        raise ValueError("not a state")
+    if state["phase"] not in ("collect", "round", "submit"):
+        raise ValueError("it names no phase of the loop")
+    for key in ("used_up_to", "version", "stuck"):
+        if not whole(state.get(key, 0)):
+            raise ValueError(f"{key} is no number that the loop writes")
+    if not isinstance(state.get("pack", ""), str):
+        raise ValueError("pack is no text")
+    needed = {"collect": (), "round": ("frames",), "submit": ("frames", "version")}[state["phase"]]
+    if missing := [key for key in needed if key not in state]:
+        raise ValueError(f"it lacks {missing[0]}")
+    if "used" not in state and "used_up_to" not in state:
+        raise ValueError("it lacks used")
+    for key in ("answers", "going"):
+        value = state.get(key)
+        if value is not None and (not isinstance(value, int) or not -(1 << 31) <= value < 1 << 63):
+            raise ValueError(f"{key} is no version")
+    for key in ("used", "imported", "members", "road_since"):
+        table = state.get(key) or {}
+        if not isinstance(table, dict) or not all(map(whole, table.values())):
+            raise ValueError(f"{key} is no table of numbers")
+    frames = state.get("frames", [])
+    if not isinstance(frames, list) or not all(map(whole, frames)):
+        raise ValueError("frames is no list of numbers")
+    finished = state.get("finished", 0.0)
+    if not isinstance(finished, int | float) or not math.isfinite(finished):
+        raise ValueError("finished is no time")
+
+
 def _finished(folder: Path) -> RoundResult | None:
     """The round in a folder, where it came to its end."""
     from networks.pack.pack import PackError, load_pack
 
     try:
-        report = json.loads((folder / "state.json").read_text(encoding="utf-8"))["report"]
+        report = read_json(folder / "state.json")["report"]
         made = load_pack(folder / "pack") if report["accepted"] else None
         return RoundResult(made, bool(report["accepted"]), report)
     except (OSError, ValueError, KeyError, TypeError, PackError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from adapt.command import interruptible
+
 EPILOG = """\
 examples:
   python -m adapt.report adapt-road/round-0001
@@ -15,6 +17,10 @@ exit codes: 0 written, 1 no finished round there or nothing could be written (on
 
 
 def main(argv: list[str] | None = None) -> int:
+    return interruptible("adapt.report", lambda: _command(argv))
+
+
+def _command(argv: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m adapt.report",
         description="Write the report of a round as one HTML file: pictures before and after, pseudo-labels, "

@@ -6,7 +6,6 @@ events.  Names come from packs, cameras and servers and are not trusted: everyth
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tomllib
@@ -19,6 +18,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from adapt.data.base import BROKEN
+from adapt.files import read_json
 from adapt.report import figures, page
 from adapt.round.pictures import MOST
 
@@ -46,7 +46,7 @@ def _read(path: Path, palette: np.ndarray | None, classes: int) -> str:
 # ------------------------------------------------------------------------------------------------- numbers
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

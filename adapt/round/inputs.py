@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adapt.data.base import read_frame, read_label, resize_frame, resize_label
+from adapt.data.base import DataError, read_frame, read_label, resize_frame, resize_label
 from adapt.gate.layout_prior import Layout
 from adapt.labels.cbst import allowed_mask
 from adapt.round.base import Pair, refuse_evaluation_frames, spread
@@ -111,7 +111,17 @@ class RoundInputs:
             listed = listed[: self.config.replay_limit]
         pairs, size = [], self.spec.size
         for i, (frame, label) in enumerate(listed):
-            pairs.append((resize_frame(read_frame(frame), size), resize_label(read_label(label), size)))
+            try:
+                x, y = read_frame(frame), read_label(label)
+            except DataError as error:
+                raise RoundError(f"pack {self.pack.path}: {error}") from error
+            known = y[y != 255]
+            if known.size and int(known.max()) >= len(self.spec.classes):
+                raise RoundError(
+                    f"pack {self.pack.path}: replay label {label.name} holds class {int(known.max())}, the "
+                    f"pack has {len(self.spec.classes)}: write the pack again"
+                )
+            pairs.append((resize_frame(x, size), resize_label(y, size)))
             self.progress(f"read replay ({split})", i + 1, len(listed))
         return pairs
 

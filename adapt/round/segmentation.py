@@ -169,6 +169,10 @@ class SegmentationRound(AdaptationRound):
             digest.update(self.labeller.key.encode())
 
     def _replace_other_round(self) -> None:
+        if self.state.damage:
+            raise RoundError(
+                f"{self.state.file} is damaged ({self.state.damage}): move {self.out} away to begin again"
+            )
         if self.state.file.is_file():
             raise RoundError(
                 f"{self.out} holds another round (other pack, frames or settings): give another folder"

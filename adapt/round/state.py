@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapt.files import write_json
+from adapt.files import read_json, write_json
 
 __all__ = ["RoundState"]
 
@@ -22,6 +21,7 @@ class RoundState:
         report: the report of a finished round, else None.
         resumed: how often the round was opened again; 0 for a round that ran through.
         seconds: time spent per kind of work, over all processes.
+        damage: why `state.json` cannot be used; "" if it is missing or fine.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,6 +31,7 @@ class RoundState:
         self.report: dict[str, Any] | None = None
         self.resumed = -1
         self.seconds: dict[str, float] = {}
+        self.damage = ""
 
     @property
     def file(self) -> Path:
@@ -40,17 +41,27 @@ class RoundState:
         """Take over what `state.json` holds of the round `identity`.
 
         Returns:
-            False if there is no such file, if it cannot be read, or if it is of another round.
+            False if there is no such file, if it is damaged (`damage` gives the reason), or if it is of
+            another round.
         """
         self.identity = identity
         try:
-            content = json.loads(self.file.read_text(encoding="utf-8"))
-            if content["identity"] != identity or not isinstance(content["stages"], dict):
-                return False
-            resumed, seconds = int(content.get("resumed", -1)), dict(content.get("seconds", {}))
-        except (OSError, ValueError, KeyError, TypeError):
+            content = read_json(self.file)
+            if not isinstance(content, dict) or not isinstance(content.get("stages", {}), dict):
+                raise ValueError("it is no state of a round")
+            if not isinstance(content.get("resumed", -1), int):
+                raise ValueError("resumed is no number")
+            if not isinstance(content.get("seconds", {}), dict):
+                raise ValueError("seconds is no table")
+        except FileNotFoundError:
             return False
-        self.stages, self.report = content["stages"], content.get("report")
+        except (OSError, ValueError) as error:
+            self.damage = " ".join(str(error).split())[:200]
+            return False
+        if content.get("identity") != identity:
+            return False
+        resumed, seconds = content.get("resumed", -1), content.get("seconds", {})
+        self.stages, self.report = content.get("stages", {}), content.get("report")
         self.resumed, self.seconds = resumed, seconds
         return True
 

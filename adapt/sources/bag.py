@@ -18,6 +18,7 @@ from PIL import Image
 
 from adapt.data.base import BROKEN
 from adapt.sources import Captured, SourceError, camera_name
+from networks.images import to_rgb
 
 __all__ = ["frames_of_bag"]
 
@@ -98,7 +99,7 @@ def _picture(kind: str, message: Any) -> np.ndarray | None:
     if kind in COMPRESSED:
         try:
             with Image.open(io.BytesIO(data)) as image:
-                return np.asarray(image.convert("RGB"))
+                return np.asarray(to_rgb(image))
         except BROKEN:
             return None
     channels = CHANNELS.get(message.encoding)

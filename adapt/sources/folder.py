@@ -6,10 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from adapt.data.base import BROKEN
+from adapt.data.base import DataError, read_frame
 from adapt.sources import Captured, SourceError
 
 __all__ = ["frames_of_folder"]
@@ -31,8 +28,9 @@ def frames_of_folder(path: Path, camera: str) -> Iterator[Captured]:
 def _read(files: list[Path], camera: str) -> Iterator[Captured]:
     for file in files:
         try:
-            with Image.open(file) as image:
-                frame = np.asarray(image.convert("RGB"))
-            yield Captured(frame, file.stat().st_mtime, camera)
-        except BROKEN as error:
+            frame = read_frame(file)
+            captured = Captured(frame, file.stat().st_mtime, camera)
+        except (DataError, OSError) as error:
             print(f"picture {file} is left out: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+            continue
+        yield captured

@@ -66,6 +66,11 @@ class LiveSource:
         self._last = time.monotonic()
         return captured
 
+    @property
+    def reason(self) -> str:
+        """Why no frame comes, as far as it is known."""
+        return self._reason
+
     def close(self) -> None:
         self._closed.set()
         stream = self._stream

@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from adapt.data.base import DataError, Dataset, InMemory, Resized, kinds, open_dataset, refuse_overlap
+from adapt.command import interruptible
+from adapt.data.base import DataError, Resized, kinds, open_dataset, refuse_overlap
+from adapt.data.pairs import CACHE_MB, Pairs, examine
+from adapt.data.reading import add_options, reading_of
 from adapt.progress import Bars
 
 EPILOG = """\
@@ -21,6 +24,7 @@ data sets:
   camvid:ROOT:LIST             CamVid in its 11-class form, the frames LIST.txt names
   folder:PATH                  PATH/frames/*.png and PATH/labels/*.png
   street:DOMAIN:COUNT:SEED     COUNT rendered scenes of a domain (day, dusk, fog, night, camera)
+every pair is read once before training; all bad pairs are listed in one refusal (--skip-bad leaves them out)
 
 examples:
   # the small source model of the demonstration
@@ -34,7 +38,8 @@ examples:
 
 A training that was killed continues from its checkpoint when the same command is given again.
 
-exit codes: 0 the pack was written, 1 refused or failed (one line on stderr says why), 2 wrong usage
+exit codes: 0 the pack was written, 1 refused or failed (one line on stderr says why), 2 wrong usage, 130
+interrupted (Ctrl-C)
 """
 
 
@@ -77,6 +82,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--val", metavar="SET", help="scored after training; also gives the hold-out of the replay"
     )
+    add_options(p)
+    p.add_argument(
+        "--cache-mb", type=float, default=CACHE_MB, metavar="N",
+        help=f"MiB of frames that stay in memory; the others are read again in each epoch ({CACHE_MB})",
+    )  # fmt: skip
     p.add_argument("--out", metavar="PACK", required=True, help="directory of the new pack; must not exist")
     p.add_argument("--size", metavar="HxW", type=pair, help="frame size (the parent's, or 128x256)")
     p.add_argument("--crop", metavar="HxW", type=pair, help="training crops (the frame size)")
@@ -135,6 +145,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    return interruptible("adapt.train", lambda: _command(argv))
+
+
+def _command(argv: list[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["edges"]:
         from adapt.train import edges_main
@@ -142,8 +156,8 @@ def main(argv: list[str] | None = None) -> int:
         return edges_main.main(argv[1:])
     command = parser()
     arguments = command.parse_args(argv)
-    if arguments.threads < 0 or arguments.batch < 1:
-        command.error("--threads must not be negative, --batch must be 1 or more")
+    if arguments.threads < 0 or arguments.batch < 1 or not 0 <= arguments.cache_mb < 1e9:
+        command.error("--threads and --cache-mb must not be negative, --batch must be 1 or more")
     from networks.pack.pack import PackError
 
     try:
@@ -223,6 +237,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from adapt import inference
+    from adapt.evaluate.truth import Truth, training_plan
     from adapt.train import priors, supervised
     from adapt.train.augment import Augmentation
     from networks.pack.pack import write_pack
@@ -237,8 +252,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     start = time.monotonic()
     network, spec = _begin(arguments)
     network = network.to(arguments.device)
-    data = Resized(open_dataset(arguments.data), spec.size)
-    val: Dataset | None = open_dataset(arguments.val) if arguments.val else None
+    reading = reading_of(arguments, spec.classes)
+
+    def opened(described: str) -> Truth:
+        return Truth(
+            open_dataset(described, reading=reading),
+            training_plan(described, spec.classes, arguments.classes),
+        )
+
+    data = Resized(opened(arguments.data), spec.size)
+    held = opened(arguments.val) if arguments.val else None
     crop = arguments.crop or spec.size
     multiple = int(getattr(network, "size_multiple", 1))
     for what, (height, width) in (("crop", crop), ("size", spec.size)):
@@ -261,9 +284,26 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = {"pack": str(out)}
     with Bars(quiet=arguments.quiet) as bars:
-        frames = supervised.load(data, bars)
-        if val is not None:
-            refuse_overlap(InMemory(frames), Resized(val, spec.size))
+        told = {
+            "skip_bad": arguments.skip_bad, "classes": spec.classes, "digests": held is not None,
+            "progress": bars,
+        }  # fmt: skip
+        counted = priors.SpatialPrior(len(spec.classes))
+        pairs = examine(
+            data, what=arguments.data, each=counted.add, cache_mb=arguments.cache_mb, **told
+        )
+        frames = supervised.LabelledFrames(pairs)
+        val: Pairs | None = None
+        if held is not None:
+            val = examine(
+                held, what=arguments.val, labelled=False, cache_mb=arguments.cache_mb / 4, stage="read val",
+                **{**told, "digests": False},
+            )  # fmt: skip
+            if not val.counts[:255].any():
+                raise DataError(f"{arguments.val} holds no labelled pixel: there is nothing to score on")
+            refuse_overlap(pairs, Resized(val, spec.size))
+        for note in [*pairs.notes, *(val.notes if val is not None else ())]:
+            print(f"adapt.train: {' '.join(note.split())}", file=sys.stderr)
         network = supervised.train(
             network, spec, frames, recipe, seed=arguments.seed, checkpoint=checkpoint, progress=bars
         )
@@ -275,6 +315,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 "iou": {c: float(v) for c, v in zip(spec.classes, iou, strict=True) if np.isfinite(v)},
             }  # fmt: skip
         words = f"{recipe.words()}; {arguments.data.rpartition(os.sep)[2]}; seed {arguments.seed}"
+        if pairs.left_out:
+            words += f"; {len(pairs.left_out)} bad pairs left out"
         spec = replace(spec, training=words)
         holdout = [] if val is None else _spread(len(val), arguments.replay_holdout)
         kept = Resized(val, spec.size) if val is not None else None
@@ -284,23 +326,25 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             frame, label = kept[i]
             if label is not None:
                 replay.append((frame, label, "holdout"))
-        labels = [y for _, y in frames]
         # What it answers on frames it has not learnt from, where there are any: the point drift is told from.
         seen = [x for x, _, split in replay if split == "holdout"] or [x for x, _, _ in replay]
         seen = seen or [frames[i][0] for i in _spread(len(frames), arguments.golden or 4)]
         confidence = inference.confidence_histogram(network.eval(), spec, seen)
-        classes = len(spec.classes)
+        golden = [frames[i][0] for i in _spread(len(frames), arguments.golden)]
+        counts = pairs.counts[: len(spec.classes)]
+        shares = counts / max(int(counts.sum()), 1)
         pack = write_pack(
             out, spec, network.cpu().state_dict(), replay=replay,
-            golden=np.stack([frames[i][0] for i in _spread(len(frames), arguments.golden)]),
-            reference={"share": priors.class_shares(labels, classes), "confidence": confidence},
-            prior=priors.spatial_prior(labels, classes),
+            golden=np.stack(golden) if golden else None,
+            reference={"share": shares, "confidence": confidence},
+            prior=counted.prior(),
         )  # fmt: skip
     checkpoint.unlink(missing_ok=True)
     return summary | {
         "sha256": pack.sha256, "training": words, "seed": arguments.seed, "frames": len(frames),
         "steps": recipe.steps(len(frames)), "seconds": round(time.monotonic() - start, 1),
         "threads": torch.get_num_threads(),
+        **({"left_out": pairs.plain()} if arguments.skip_bad else {}),
     }  # fmt: skip
 
 

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adapt import batchnorm
-from adapt.labels.edge_codec import pack, unpack
+from adapt.labels.edge_codec import pack
 from adapt.labels.edges import category_edges
-from adapt.labels.seal import align
 from adapt.train import losses
+from adapt.train.aligning import Aligners
 from adapt.train.augment import Augmentation, crop
 from adapt.train.edge_recipes import EdgeRecipe
 from adapt.train.trainer import Progress, ResumableTrainer, generator, silent
@@ -39,6 +39,7 @@ __all__ = [
     "Sample",
     "crops_of_edges",
     "crops_of_segmentation",
+    "has_statistics",
     "train",
 ]
 
@@ -129,6 +130,15 @@ def _moving(network: nn.Module, recipe: EdgeRecipe) -> list[tuple[str, nn.Parame
     return moving
 
 
+def has_statistics(network: nn.Module) -> bool:
+    """Whether batch normalisation has gathered statistics: some running mean or variance is not its start."""
+    return any(
+        bool(layer.running_mean.any()) or not bool((layer.running_var == 1).all())
+        for layer in batchnorm.layers(network)
+        if layer.running_mean is not None and layer.running_var is not None
+    ) or not any(True for _ in batchnorm.layers(network))
+
+
 def _groups(network: nn.Module, recipe: EdgeRecipe) -> list[dict[str, Any]]:
     new = tuple(getattr(network, "NEW", ()))
     groups = []
@@ -158,16 +168,6 @@ def _forward(network: nn.Module, x: Tensor, joint: bool) -> tuple[Tensor | None,
     return full[0], a5, fused
 
 
-def align_sample(sample: Sample, probability: NDArray[np.floating], recipe: EdgeRecipe) -> Sample:
-    """A crop with each class's label aligned to float [K,h,w] probabilities."""
-    edges, ignore = unpack(sample.bits, len(probability))
-    for k in np.flatnonzero(edges.any((1, 2))):
-        edges[k] = align(
-            edges[k], probability[k], solver=recipe.solver, gate=recipe.gate, **recipe.alignment  # type: ignore[arg-type]
-        )  # fmt: skip
-    return replace(sample, bits=pack(edges, ignore))
-
-
 class EdgeTrainer(ResumableTrainer):
     """Trains an edge network, in rounds of crops (see the module).
 
@@ -179,6 +179,7 @@ class EdgeTrainer(ResumableTrainer):
         checkpoint, every, identity: see `ResumableTrainer`.  A checkpoint is also written before labels are
             aligned.  The labels that were aligned for the round under way lie in CHECKPOINT.labels/, one file
             per crop: a training that was killed while it aligned continues with the next crop.
+        jobs: processes that align labels (see ``Aligners``); they change nothing but the time.
 
     Raises:
         ValueError: the network has no ``sides``, or nothing would move.
@@ -197,6 +198,7 @@ class EdgeTrainer(ResumableTrainer):
         checkpoint: Path | None = None,
         every: int = 50,
         identity: str = "",
+        jobs: int = 1,
     ) -> None:
         if not hasattr(network, "sides"):
             raise ValueError(
@@ -204,6 +206,7 @@ class EdgeTrainer(ResumableTrainer):
             )
         super().__init__(network, recipe.steps, checkpoint=checkpoint, every=every, identity=identity)
         self.spec, self.draw, self.recipe, self.seed = spec, draw, recipe, seed
+        self.aligners = Aligners(jobs, recipe.solver, recipe.gate, recipe.alignment)
         self.joint = hasattr(network, "joint") and recipe.segmentation > 0 and not recipe.parts
         groups = _groups(network, recipe)
         self.optimiser: torch.optim.Optimizer = (
@@ -285,7 +288,8 @@ class EdgeTrainer(ResumableTrainer):
         """
         if not self.history and self._is_aligned(0):
             self.save()
-        self._run(progress, "train")
+        with self.aligners:
+            self._run(progress, "train")
         return self.history
 
     def _before_step(self, progress: Progress) -> None:
@@ -323,22 +327,31 @@ class EdgeTrainer(ResumableTrainer):
         return edge_loss(self.network, self.spec, batch, recipe, self.joint)
 
     def _not_finite(self, step: int, value: float) -> str:
-        return f"edge training: the loss is {value}: lower the learning rate"
+        remedy = (
+            "start from a pretrained network, or train with live batch statistics"
+            if self.recipe.frozen_bn and not has_statistics(self.network)
+            else "lower the learning rate"
+        )
+        return f"edge training: the loss is {value}: {remedy}"
 
     def _aligned(self, samples: list[Sample], progress: Progress) -> list[Sample]:
         self.network.eval()
-        out = []
-        for i, sample in enumerate(samples):
-            bits = self._kept_labels(self.round_number, i)
-            if bits is None:
-                with torch.inference_mode():
-                    x = normalise(torch.from_numpy(np.array(sample.frame))[None], self.spec)
-                    probability = _forward(self.network, x, False)[2].sigmoid()[0].numpy()
-                bits = align_sample(sample, probability, self.recipe).bits
-                self._keep_labels(self.round_number, i, bits)
-                progress("align", i + 1, len(samples))
-            out.append(replace(sample, bits=bits))
-        return out
+        kept = [self._kept_labels(self.round_number, i) for i in range(len(samples))]
+        missing = [i for i, bits in enumerate(kept) if bits is None]
+        work = ((samples[i].bits, self._ridges(samples[i])) for i in missing)
+        for i, bits in zip(missing, self.aligners.aligned(work), strict=True):
+            self._keep_labels(self.round_number, i, bits)
+            kept[i] = bits
+            progress("align", i + 1, len(samples))
+        return [
+            replace(sample, bits=bits) for sample, bits in zip(samples, kept, strict=True) if bits is not None
+        ]
+
+    def _ridges(self, sample: Sample) -> NDArray[np.float32]:
+        """Edge probabilities of a crop by the current weights: float32 [K,h,w]."""
+        with torch.inference_mode():
+            x = normalise(torch.from_numpy(np.array(sample.frame))[None], self.spec)
+            return np.asarray(_forward(self.network, x, False)[2].sigmoid()[0].numpy())
 
 
 def train(
@@ -352,10 +365,19 @@ def train(
     every: int = 500,
     identity: str = "",
     progress: Progress = silent,
+    jobs: int = 1,
 ) -> list[float]:
     """Train in place (see ``EdgeTrainer``); returns the loss of every step."""
     return EdgeTrainer(
-        network, spec, draw, recipe, seed=seed, checkpoint=checkpoint, every=every, identity=identity
+        network,
+        spec,
+        draw,
+        recipe,
+        seed=seed,
+        checkpoint=checkpoint,
+        every=every,
+        identity=identity,
+        jobs=jobs,
     ).run(progress)
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from adapt import inference
 from adapt.data.base import Dataset
+from adapt.data.pairs import Pairs, examine
+from adapt.evaluate.boundary_iou import BoundaryIoU
 from adapt.evaluate.segmentation import Calibration, Confusion
 from adapt.train.augment import Augmentation, crop
 from adapt.train.segmentation import Batch, SegmentationTrainer, TrainConfig
@@ -76,10 +78,13 @@ class Recipe:
 
 
 class LabelledFrames(Sequence[Pair]):
-    """A labelled data set held in memory at one size: frames uint8 [H,W,3], labels uint8 [H,W]."""
+    """A labelled data set at one size: frames uint8 [H,W,3], labels uint8 [H,W].
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.pairs = list(pairs)
+    `adapt.data.pairs.Pairs` reads them when they are asked for; any other sequence is held in memory.
+    """
+
+    def __init__(self, pairs: Sequence[Any]) -> None:
+        self.pairs: Sequence[Any] = pairs if isinstance(pairs, Pairs) else list(pairs)
         if not self.pairs:
             raise ValueError("no labelled frame: give a data set with labels")
 
@@ -91,14 +96,11 @@ class LabelledFrames(Sequence[Pair]):
 
 
 def load(dataset: Dataset, progress: Progress = silent) -> LabelledFrames:
-    """Read every labelled frame of a data set into memory.  Raises ValueError where none has a label."""
-    pairs = []
-    for i in range(len(dataset)):
-        frame, label = dataset[i]
-        if label is not None:
-            pairs.append((np.ascontiguousarray(frame), np.ascontiguousarray(label)))
-        progress("read", i + 1, len(dataset))
-    return LabelledFrames(pairs)
+    """Every labelled frame of a data set; what does not fit in a cache of 1 GiB is read again when asked for.
+
+    Raises DataError for bad pairs and where no frame has a label.
+    """
+    return LabelledFrames(examine(dataset, what="the data set", progress=progress))
 
 
 def sampler(frames: Sequence[Pair], recipe: Recipe, seed: int) -> Any:
@@ -193,6 +195,7 @@ def score(
     progress: Progress = silent,
     table: np.ndarray | None = None,
     classes: int | None = None,
+    boundary: BoundaryIoU | None = None,
 ) -> tuple[Confusion, Calibration]:
     """Confusion and calibration over a labelled set, at the labels' own size (prediction resized nearest).
 
@@ -200,6 +203,7 @@ def score(
         dataset: items (frame uint8 [h,w,3], label uint8 [h,w] or None); frames are resized to `spec.size`.
         table: uint8 [256] that maps the network's classes to the truth's, or None where they are the same.
         classes: number of the truth's classes (the network's).
+        boundary: counts every frame, too, if it is given.
     """
     from adapt.data.base import resize_frame, resize_label
 
@@ -216,6 +220,8 @@ def score(
                 ours, sure = resize_label(ours, truth.shape), resize_label(sure, truth.shape)
                 ours = ours if table is None else table[ours]
                 confusion.add(truth, ours)
+                if boundary is not None:
+                    boundary.add(truth, ours)
                 calibration.add(truth, ours, sure)
         progress("score", min(start + batch, total), total)
     return confusion, calibration

@@ -137,6 +137,21 @@ def _round_words(run: dict[str, Any]) -> str:
     return words + f"Time of the round: {spent}."
 
 
+def _drift(run: dict[str, Any], domain: str) -> list[dict[str, Any]]:
+    """What the drift monitor said of each road, beside what the network was worth there."""
+    rows = (
+        ("day", "by day", "the released version", "miou_source"),
+        ("before", f"at {domain}", "the released version", "miou_before"),
+        ("after", f"at {domain}", "the refreshed version", "miou_after"),
+    )
+    said = run.get("drift", {})
+    return [
+        {"road": road, "version": version, "miou": run[key], **said[name]}
+        for name, road, version, key in rows
+        if name in said and (name != "after" or run["swapped"])
+    ]
+
+
 def _recovered(scores: dict[str, Any]) -> str:
     """Share of the gap between "before" and the labelled bound that was closed, in words."""
     gap = scores["miou_upper"] - scores["miou_before"]
@@ -164,6 +179,7 @@ def render(content: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
             "gate": run["round"]["gate"]["checks"],
             "round_words": _round_words(run),
             "swap_words": _swap_words(run),
+            "drift": _drift(run, content["domain"]),
             "events": [{**e, "words": page.event_words(e)} for e in run["events"]],
             "rate": f"{content['settings']['rate']:g}",
             "heldout": content["settings"]["heldout"],

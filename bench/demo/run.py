@@ -26,11 +26,16 @@ import numpy as np
 from bench.demo import streets
 
 MODEL = "street"
+VEHICLE = "vehicle"  # the name of its camera
 ADAPTER = "adapt.run"
 ROOT = Path(__file__).resolve().parents[2]
 PACK = ROOT / "packs" / "street-day"
 Progress = Callable[..., None]
 STATES = ("SUBMITTED", "VERIFIED", "SHADOWING", "LIVE", "REJECTED", "RETIRED", "ROLLED_BACK")
+
+# The drift monitor's defaults (two answers a second, a baseline of 120) need a minute of each road.
+SERVER = "[engine]\nthreads = 1\n\n[drift]\nmax_fps = 50.0\nlearn = 48\n"
+DAY_FRAMES = 4  # frames down each street by day, for the drift monitor alone
 
 _STAGE = re.compile(r"^(?P<stage>[^:]{1,60}): (?P<done>\d+)/(?P<total>\d+)")
 
@@ -212,7 +217,7 @@ def run_seed(
         progress("build the engine", 1, 1)
 
     with ExitStack() as stack:
-        (folder / "server.toml").write_text("[engine]\nthreads = 1\n")
+        (folder / "server.toml").write_text(SERVER)
         serve = [
             "runtime.serve",
             "--repository",
@@ -229,6 +234,9 @@ def run_seed(
         events = Events(address)
         stack.callback(events.close)
         events.start()
+        said: dict[str, Any] = {}
+        with timed("by day"):
+            said["day"] = by_day_drift(address, seed, settings.drives, progress)
         drive = [
             "bench.demo.vehicle",
             "--server",
@@ -245,11 +253,13 @@ def run_seed(
         vehicle = stack.enter_context(process("vehicle", drive, folder))
         driving = ("vehicle", vehicle), ("server", server)
         pause(settings.before, progress, "drive on the released version", *driving)
+        said["before"] = drift_of(address, VEHICLE)
         adapter_began = time.time()
         with timed("adapt"):
             result = adapt_once(folder, address, pack_path, settings, seed, progress, driving)
         adapter_ended = time.time()
         pause(settings.after, progress, "drive on after the swap", *driving)
+        said["after"] = drift_of(address, VEHICLE)
         if stop(vehicle) != 0:
             raise DemoError(
                 f"the vehicle failed: {last_line(folder / 'vehicle.err')} (see {folder / 'vehicle.err'})"
@@ -286,6 +296,7 @@ def run_seed(
         **{key: account[key] for key in ("sent", "answered", "rejected", "failed")},
         **record["numbers"],
         "swapped": swapped,
+        "drift": said,
         "collected": len(kept),
         "seconds": {**seconds, "all": round(time.monotonic() - began, 2)},
         "scores": {
@@ -298,6 +309,38 @@ def run_seed(
         "round": result["adaptation"],
         "pictures": exam.pictures(before, after),
     }
+
+
+def by_day_drift(server: str, seed: int, drives: int, progress: Progress) -> dict[str, Any]:
+    """What the drift monitor says of the same streets by day: they are driven once, as a camera "day"."""
+    from runtime.client import Client
+
+    frames = streets.stream(seed, "day", drives=drives, frames=DAY_FRAMES)
+    with Client(server) as client:
+        for i, frame in enumerate(frames):
+            client.infer(MODEL, frame, source="day", timeout=30.0)
+            progress("drive by day", i + 1, len(frames))
+            time.sleep(0.03)  # the monitor looks at 50 answers a second
+    return drift_of(server, "day")
+
+
+def drift_of(server: str, source: str, seconds: float = 10.0) -> dict[str, Any]:
+    """The drift monitor's word on a camera: {"state", "reason", "frames"}.
+
+    Waits until the camera's baseline is learnt, so many seconds at most.
+    """
+    from runtime.client import Client
+
+    end = time.monotonic() + seconds
+    with Client(server) as client:
+        while True:
+            told = client.drift(MODEL)
+            found = next((s for s in told.get("sources", ()) if s.get("source") == source), {})
+            state = str(found.get("state", "learning"))
+            if state != "learning" or time.monotonic() >= end:
+                frames = int(found.get("frames", 0))
+                return {"state": state, "reason": str(found.get("reason", "")), "frames": frames}
+            time.sleep(0.2)
 
 
 def adapt_once(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import torch
 from PIL import Image
 
 import networks
+from adapt import inference
 from adapt.data.rendered import Rendered
 from adapt.data.street import scenes
 from adapt.progress import Bars
@@ -31,7 +33,7 @@ from networks.labels import STREET
 from networks.pack.pack import Pack, PackError, PackSpec, load_pack, write_pack
 
 TRAIN_SEED, HOLDOUT_SEED, REPLAY_SEED = 100_000, 200_000, 300_000
-GOLDEN = 4
+GOLDEN, REPLAY, HOLDOUT = 4, 48, 24
 
 
 def replay_set(frames: int, holdout: int) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
@@ -40,6 +42,29 @@ def replay_set(frames: int, holdout: int) -> Iterator[tuple[np.ndarray, np.ndarr
         yield *scenes.render(REPLAY_SEED + i), "train"
     for i in range(holdout):
         yield *scenes.render(REPLAY_SEED + 50_000 + i), "holdout"
+
+
+def reference(network: torch.nn.Module, spec: PackSpec, share: np.ndarray) -> dict[str, np.ndarray]:
+    """What the drift monitor compares a road with: class shares of the labels, confidence of the answers.
+
+    The frames are those that the pack carries, as rendered: the training did not see their streets.
+    """
+    frames = [scenes.render(REPLAY_SEED + i)[0] for i in range(REPLAY)]
+    frames += [scenes.render(REPLAY_SEED + 50_000 + i)[0] for i in range(HOLDOUT)]
+    return {"share": share, "confidence": inference.confidence_histogram(network.eval(), spec, frames)}
+
+
+def renew_reference(path: Path) -> str:
+    """Compute `reference.npz` of a pack again from its weights; returns the pack's new SHA-256.
+
+    Nothing else in the pack changes.  Raises PackError.
+    """
+    pack = load_pack(path)
+    arrays = reference(pack.network(), pack.spec, pack.reference()["share"])
+    part = path.with_name(f".{path.name}.reference.npz")
+    np.savez_compressed(part, **{key: arrays[key] for key in sorted(arrays, reverse=True)})
+    os.replace(part, path / "reference.npz")
+    return load_pack(path).sha256
 
 
 def compact(pack: Pack, path: Path) -> Pack:
@@ -66,14 +91,20 @@ def parser() -> argparse.ArgumentParser:
         "Exit codes: 0 written, 1 failed, 2 wrong usage.  Interrupted, it continues from --checkpoint.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    out.add_argument("--out", type=Path, required=True, help="the pack to write; must not exist")
+    what = out.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, help="the pack to write; must not exist")
+    what.add_argument(
+        "--reference", type=Path, metavar="PACK", help="compute this pack's reference.npz again, nothing else"
+    )
     out.add_argument("--frames", type=int, default=2400, help="streets to train on (default %(default)s)")
     out.add_argument("--epochs", type=float, default=12.0, help="passes over them (default %(default)s)")
     out.add_argument("--seed", type=int, default=1, help="of weights and batches (default %(default)s)")
     out.add_argument("--threads", type=int, default=2, help="of torch (default %(default)s)")
-    out.add_argument("--replay", type=int, default=48, help="labelled frames to carry (default %(default)s)")
     out.add_argument(
-        "--holdout", type=int, default=24, help="labelled frames for the gate (default %(default)s)"
+        "--replay", type=int, default=REPLAY, help="labelled frames to carry (default %(default)s)"
+    )
+    out.add_argument(
+        "--holdout", type=int, default=HOLDOUT, help="labelled frames for the gate (default %(default)s)"
     )
     out.add_argument("--checkpoint", type=Path, help="file to continue from and to write as training goes")
     return out
@@ -81,10 +112,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     a = parser().parse_args(argv)
+    torch.set_num_threads(a.threads)
+    if a.reference is not None:
+        try:
+            print(f"{a.reference}  {renew_reference(a.reference)[:12]}  reference.npz renewed")
+        except PackError as error:
+            print(error, file=sys.stderr)
+            return 1
+        return 0
     if a.out.exists():
         print(f"{a.out} exists: a pack is never overwritten, choose another path", file=sys.stderr)
         return 1
-    torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
     recipe = supervised.Recipe(
         epochs=a.epochs,
@@ -124,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
                 golden=golden,
                 replay=replay_set(a.replay, a.holdout),
                 prior=priors.spatial_prior(labels, len(STREET)),
-                reference={"share": priors.class_shares(labels, len(STREET))},
+                reference=reference(network, spec, priors.class_shares(labels, len(STREET))),
             )
             a.out.parent.mkdir(parents=True, exist_ok=True)
             pack = compact(pack, a.out)

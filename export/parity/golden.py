@@ -23,6 +23,8 @@ LARGEST_EDGES = 32 << 20
 #: What is compared, by output name, each with a first dimension n: labels and confidence uint8 [n,H,W];
 #: edges uint8 [n,K,H,W] and edge_bits int32 [n,H,W].
 Answers = dict[str, np.ndarray]
+#: Bytes of labels or of a config.pbtxt at most.
+LARGEST_TEXT = 16 << 20
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -115,6 +117,8 @@ def read_text(file: Path) -> str:
     try:
         if not file.is_file():  # a pipe would be waited for
             raise FileNotFoundError("it is no plain file")
+        if file.stat().st_size > LARGEST_TEXT:
+            raise OSError(f"it has more than {LARGEST_TEXT >> 20} MiB")
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ExportError(f"{str(file)!r} cannot be read: {error}") from error

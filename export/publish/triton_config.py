@@ -60,32 +60,41 @@ def tensors(values: Sequence[onnx.ValueInfoProto]) -> list[Tensor]:
             raise ExportError(f"tensor {value.name!r} has no rank; run onnx.shape_inference on the file")
         if not value.name.isprintable():
             raise ExportError(f"tensor {value.name!r} has a name that config.pbtxt cannot hold; rename it")
-        shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
+        # ONNX Runtime takes any negative side for an open one.
+        shape = tuple(max(d.dim_value, -1) if d.HasField("dim_value") else -1 for d in kind.shape.dim)
         result.append(Tensor(value.name, _TYPES[kind.elem_type], shape))
     return result
 
 
-def config(model: str, kind: str, inputs: list[Tensor], outputs: list[Tensor]) -> str:
+def batched(tensors: Sequence[Tensor]) -> bool:
+    """Whether every tensor's first side is open, so that it may be a batch of independent rows."""
+    return all(tensor.shape[:1] == (-1,) for tensor in tensors)
+
+
+def config(
+    model: str, kind: str, inputs: list[Tensor], outputs: list[Tensor], *, independent: bool = True
+) -> str:
     """config.pbtxt.
 
-    Where every tensor has an open first dimension it becomes Triton's batch, else the dimensions are given
-    as they are.  No `label_filename`: Triton looks names up by position in an output, not by its values.
+    Where every tensor has an open first dimension and rows are `independent` it becomes Triton's batch, else
+    the dimensions are given as they are.  No `label_filename`: Triton looks names up by position in an
+    output, not by its values.
     """
     backend, platform = _PLATFORMS[kind]
-    batched = all(t.shape[:1] == (-1,) for t in (*inputs, *outputs))
+    rows = independent and batched([*inputs, *outputs])
     lines = [
         f'name: "{model}"',
         f'backend: "{backend}"',
         f'platform: "{platform}"',
-        f"max_batch_size: {MAX_BATCH if batched else 0}",
+        f"max_batch_size: {MAX_BATCH if rows else 0}",
     ]
     for field, group in (("input", inputs), ("output", outputs)):
         for tensor in group:
-            dims = tensor.shape[1:] if batched else tensor.shape
+            dims = tensor.shape[1:] if rows else tensor.shape
             lines += [f"{field} {{", f"  name: {_quoted(tensor.name)}", f"  data_type: {tensor.type}"]
             lines.append(f"  dims: [ {', '.join(map(str, dims))} ]")
             lines.append("}")
-    if batched:
+    if rows:
         lines.append("dynamic_batching { }")
     return "\n".join(lines) + "\n"
 
@@ -95,20 +104,31 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def merged(given: str, file: str, generated: str) -> str:
-    """Somebody's own config.pbtxt, completed by what the graph says, as Triton completes it.
+def asked(given: str, file: str) -> int:
+    """The max_batch_size of somebody's own config.pbtxt; 0 where it names none.  Raises: ExportError."""
+    return int(_parsed(given, file).max_batch_size)
 
-    Args:
-        given: the text of `file`.
-        generated: `config` of the same graph.
-    Raises:
-        ExportError: no ModelConfig, or one that is of another model, engine or graph.
-    """
+
+def _parsed(given: str, file: str) -> pb.ModelConfig:
     try:
         mine = text_format.Parse(given, pb.ModelConfig())
         check(mine)
     except (text_format.ParseError, ValueError) as error:
         raise ExportError(f"{file!r} is no config.pbtxt of Triton: {one_line(error)[:200]}") from error
+    return mine  # type: ignore[no-any-return]
+
+
+def merged(given: str, file: str, generated: str, *, dependence: str = "") -> str:
+    """Somebody's own config.pbtxt, completed by what the graph says, as Triton completes it.
+
+    Args:
+        given: the text of `file`.
+        generated: `config` of the same graph.
+        dependence: why its rows may not share a run; "" where they may.
+    Raises:
+        ExportError: no ModelConfig, or one that is of another model, engine or graph.
+    """
+    mine = _parsed(given, file)
     graph = text_format.Parse(generated, pb.ModelConfig())
     for field in ("name", "backend", "platform"):
         said, true = getattr(mine, field), getattr(graph, field)
@@ -116,6 +136,11 @@ def merged(given: str, file: str, generated: str) -> str:
             raise ExportError(f"{file!r} says {field} {said!r}, this model's is {true!r}; change it")
         setattr(mine, field, true)
     tensors_named = mine.input or mine.output
+    if mine.max_batch_size and dependence:
+        raise ExportError(
+            f"{file!r} says max_batch_size {mine.max_batch_size}, but rows may not share a run: {dependence}"
+            "; say 0, or export a graph whose rows are independent"
+        )
     if mine.max_batch_size and not graph.max_batch_size:
         raise ExportError(
             f"{file!r} says max_batch_size {mine.max_batch_size}, but not every tensor's first dimension is "

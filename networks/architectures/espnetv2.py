@@ -307,8 +307,8 @@ def _stretch(x: Tensor, height: int, width: int) -> Tensor:
 def read_checkpoint(state: dict[str, Tensor], classes: int) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Weights and arguments from a released state_dict.
 
-    The Cityscapes files have one output more than there are classes, "background", which no pixel of the
-    training labels carries: the row is dropped.
+    The authors' Cityscapes files have a twentieth output, "background", which no pixel of the training labels
+    carries: its row is dropped.  No other output is.
 
     Returns:
         the state_dict for `classes` outputs, and the arguments of the network.
@@ -328,10 +328,10 @@ def read_checkpoint(state: dict[str, Tensor], classes: int) -> tuple[dict[str, T
         raise ValueError(f"its encoder has {ends[0]} to {ends[1]} channels, which is no width of ESPNetv2")
     outputs = int(state[f"{head}.weight"].shape[0])
     state = dict(state)
-    if outputs == classes + 1:
+    if (outputs, classes) == (20, 19):
         for name in (f"{head}.weight", f"{head}.bias"):
             state[name] = state[name][:classes].clone()
     elif outputs != classes:
-        raise ValueError(f"its head has {outputs} outputs, the label space {classes} classes")
+        raise ValueError(f"its head has {outputs} outputs, the label space {classes} classes; choose its own")
     projection = int(state["bu_dec_l1.stages.0.weight"].shape[0])
     return state, {"scale": scale, "projection": projection}

@@ -24,6 +24,7 @@ import shutil
 import time
 import tomllib
 import uuid
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -44,6 +45,8 @@ from networks.images import MOST_PIXELS, ImageError, read_image
 SCHEMA = 1
 TASKS = ("segmentation", "edges", "joint")
 SPLITS = ("train", "holdout")
+#: Bytes of model.toml and of replay/index.json, and of what prior.npz and reference.npz unpack to, at most.
+MOST_TEXT, MOST_ARRAYS = 16 << 20, 256 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -126,6 +129,11 @@ class PackSpec:
                 return f"{key} must be three finite numbers, not {values!r}"
         if min(self.std) <= 0:
             return f"std must be positive, not {self.std!r}"
+        if min(self.mean) < 0 or max(self.mean) > 1 or max(self.std) > 1:
+            return (
+                f"mean {list(self.mean)} and std {list(self.std)} are of channels scaled to 0..1, so none is "
+                "above 1 or below 0; divide what is of 0..255 by 255"
+            )
         if self.channel_order not in ("rgb", "bgr"):
             return f"channel_order must be 'rgb' or 'bgr', not {self.channel_order!r}"
         if self.parent and not _SHA256.match(self.parent):
@@ -238,6 +246,9 @@ class Pack:
         file = self.path / name
         if not file.exists():
             return {}
+        with zipfile.ZipFile(file) as archive:
+            if sum(member.file_size for member in archive.infolist()) > MOST_ARRAYS:
+                raise PackError(f"{name} unpacks to more than {MOST_ARRAYS >> 20} MiB; write it again")
         with np.load(file, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
 
@@ -284,7 +295,7 @@ def _load(folder: Path, expected: str | None) -> Pack:
     if not (folder / "model.toml").is_file():
         raise PackError("has no model.toml; give the directory that holds it")
     try:
-        spec = PackSpec.from_toml((folder / "model.toml").read_text(encoding="utf-8"))
+        spec = PackSpec.from_toml(_read_text(folder / "model.toml"))
     except UnicodeDecodeError as error:
         raise PackError("model.toml is not UTF-8") from error
     with torch.device("meta"):
@@ -362,12 +373,23 @@ def _check_replay(folder: Path) -> None:
                 raise PackError(f"replay file {entry[key]!r} is missing")
 
 
+def _read_text(file: Path) -> str:
+    """A text of the pack.  Raises: PackError for what is no plain file, or larger than any such text."""
+    if not file.is_file():
+        raise PackError(f"{file.name} is no plain file")
+    if file.stat().st_size > MOST_TEXT:
+        raise PackError(f"{file.name} has more than {MOST_TEXT >> 20} MiB; write it again")
+    return file.read_text(encoding="utf-8")
+
+
 def _read_index(folder: Path) -> list[dict[str, str]]:
     file = folder / "index.json"
     if not file.exists():
         return []
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
+        entries = json.loads(_read_text(file))
+    except PackError:
+        raise
     except (ValueError, RecursionError) as error:
         raise PackError(f"replay/index.json is not JSON: {one_line(error)}") from error
     for entry in entries if isinstance(entries, list) else [None]:

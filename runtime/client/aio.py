@@ -92,7 +92,7 @@ class AsyncClient:
             model, frame, outputs, source=source, version=version, request_id=request_id, collect=collect,
             place=place,
         )  # fmt: skip
-        lane = await self._borrow(call)
+        lane = await self._borrow(call, timeout)
         if lane is not None:
             try:
                 with m.translated():
@@ -181,7 +181,7 @@ class AsyncClient:
 
     # -- shared memory ---------------------------------------------------------------
 
-    async def _borrow(self, call: Inference) -> Lane | None:
+    async def _borrow(self, call: Inference, timeout: float | None = None) -> Lane | None:
         """A lane for a call, or None when it goes the plain way."""
         if not self._laned or not call.suits_lane:
             return None
@@ -191,17 +191,20 @@ class AsyncClient:
             return lane
         try:
             lane = Lane(call.size)
+            registered = self._spawn(self._register(lane, timeout))
             try:
-                await self._kserve("SystemSharedMemoryRegister", m.registration(lane))
-            except BaseException:
+                await asyncio.shield(registered)  # a caller that is cancelled must not leave it half done
+            except grpc.RpcError:
                 lane.close()
                 raise
-            finally:
-                lane.unlink()
-        except (OSError, grpc.RpcError):
+            except BaseException:
+                self._end(lane, registered)
+                raise
+        except (OSError, grpc.RpcError) as error:
             if self._insist:
                 raise
-            self._laned = False  # another machine under this one's name, no shared memory, another server
+            if not m.had_no_time(error, timeout):
+                self._laned = False  # another machine under this one's name, no shared memory, another server
             return None
         return lane
 
@@ -209,26 +212,37 @@ class AsyncClient:
         if lane is not None and not self._lanes.give_back(lane):
             self._end(lane)
 
-    def _end(self, lane: Lane | None) -> None:
-        """Ours at once; the server hears of it later, also where the caller is cancelled."""
+    async def _register(self, lane: Lane, timeout: float | None) -> None:
+        try:
+            await self._kserve("SystemSharedMemoryRegister", m.registration(lane), timeout)
+        finally:
+            lane.unlink()
+
+    def _end(self, lane: Lane | None, registered: asyncio.Task[None] | None = None) -> None:
+        """Closes our side at once.  The server hears of it later, also if the caller is cancelled: after
+        `registered`, if its registration is under way.
+        """
         if lane is None:
             return
 
         async def unregister(request: bytes) -> None:
+            if registered is not None:
+                await asyncio.wait({registered})
             with contextlib.suppress(grpc.RpcError, aio.UsageError, ValueError):
                 await self._kserve("SystemSharedMemoryUnregister", request)
 
         lane.close()
         self._spawn(unregister(m.unregistration(lane)))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _kserve(self, name: str, request: bytes) -> bytes:
+    async def _kserve(self, name: str, request: bytes, timeout: float | None = None) -> bytes:
         call = self._channel.unary_unary(f"{m.KSERVE}{name}")
-        answer: bytes = await call(request, timeout=5.0, metadata=self._metadata)
+        answer: bytes = await call(request, timeout=min(m.SHORT, timeout or m.SHORT), metadata=self._metadata)
         return answer
 
     async def statistics(self, model: str = "") -> list[dict[str, Any]]:

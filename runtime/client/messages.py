@@ -16,12 +16,14 @@ import numpy as np
 
 from protos import inference_pb2, roadworthy_pb2
 from runtime.client.shm_segments import Lane
+from runtime.repository.records import unicode
 from runtime.rpc import zero_copy
 from runtime.rpc.message_dict import plain
 from runtime.tensors import DTYPES, Array, datatype, decode_bytes, encode_bytes
 
 Scalar = bool | int | float | str
 WORTH = 1 << 16  # bytes from which shared memory is worth its registration
+SHORT = 5.0  # seconds that a call of the KServe service may take, inference aside
 DEADLINE = 30.0  # seconds that a call of the control service may take, or a stream until it stands
 KSERVE = "/inference.GRPCInferenceService/"
 _LANED = {"labels": 1, "confidence": 1, "edge_bits": 4}  # bytes a pixel of what may come through a lane
@@ -114,11 +116,34 @@ class TappedFrame:
 # ------------------------------------------------------------------------------------------- inference
 
 
+def check_frame(frame: Any) -> None:
+    """Raises ValueError for what is neither a frame [H,W,3] nor a batch [N,H,W,3], with the remedy: a grey
+    picture would be taken for as many requests as it has rows.
+    """
+    if not hasattr(frame, "ndim") or not hasattr(frame, "shape"):
+        given = type(frame).__name__
+        raise ValueError(f"a frame is an array uint8 [H,W,3], not {given}; make it one: numpy.asarray(frame)")
+    if frame.ndim in (3, 4) and frame.shape[-1] == 3:
+        return
+    remedy = "infer_tensors takes any shape"
+    if frame.ndim == 2 or (frame.ndim == 3 and frame.shape[-1] > 4 and frame.shape[0] not in (1, 3)):
+        remedy = "make a grey picture one of three channels: numpy.repeat(grey[..., None], 3, -1)"
+    elif frame.ndim in (3, 4) and frame.shape[-1] == 1:
+        remedy = "make a grey picture one of three channels: numpy.repeat(grey, 3, -1)"
+    elif frame.ndim in (3, 4) and frame.shape[-1] == 4:
+        remedy = "leave out the fourth channel: frame[..., :3]"
+    elif frame.ndim in (3, 4) and frame.shape[-3] == 3:
+        remedy = "put the channels last: numpy.moveaxis(frame, -3, -1)"
+    raise ValueError(f"a frame is uint8 [H,W,3], a batch [N,H,W,3]; this is {list(frame.shape)}: {remedy}")
+
+
 class Inference:
     """One request for frames: as a message, through a lane or without, and its answer.
 
     Args:
         frame: uint8 [H,W,3], or a batch [N,H,W,3].
+    Raises:
+        ValueError: another shape, or what no message can carry (`check_frame`, `_request`).
     """
 
     def __init__(
@@ -133,6 +158,7 @@ class Inference:
         collect: bool | None = None,
         place: tuple[float, float] | None = None,
     ) -> None:
+        check_frame(frame)
         self._single = frame.ndim == 3
         self._batch = np.ascontiguousarray(frame[None] if self._single else frame)
         self._outputs = tuple(outputs)
@@ -264,13 +290,19 @@ def options(max_message: int) -> tuple[tuple[str, int], ...]:
     return (
         ("grpc.max_receive_message_length", max_message),
         ("grpc.max_send_message_length", max_message),
+        # Not min_reconnect_backoff_ms: gRPC gives up a connection that takes longer, and its calls fail.
         ("grpc.initial_reconnect_backoff_ms", 200),
-        ("grpc.min_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5000),
         ("grpc.keepalive_time_ms", 30000),
         ("grpc.keepalive_timeout_ms", 10000),
         ("grpc.http2.max_pings_without_data", 0),
     )
+
+
+def had_no_time(error: Exception, timeout: float | None) -> bool:
+    """Whether a registration failed because its caller gave it less than SHORT seconds."""
+    late = isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    return late and timeout is not None and timeout < SHORT
 
 
 def metadata(token: str) -> tuple[tuple[str, str], ...]:
@@ -280,12 +312,26 @@ def metadata(token: str) -> tuple[tuple[str, str], ...]:
 def _request(
     model: str, version: int, request_id: str, parameters: dict[str, Any]
 ) -> inference_pb2.ModelInferRequest:
+    for what, text in (("model", model), ("request_id", request_id), *_texts(parameters)):
+        _check_text(what, text)
     request = inference_pb2.ModelInferRequest(
         model_name=model, model_version=str(version) if version else "", id=request_id
     )
     for key, value in parameters.items():
-        _set(request.parameters[key], value)
+        _set(request.parameters[key], value, key)
     return request
+
+
+def _texts(parameters: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in parameters.items():
+        yield "a parameter's name", key
+        if isinstance(value, str):
+            yield f"parameter '{unicode(key)}'", value
+
+
+def _check_text(what: str, text: str) -> None:
+    if not isinstance(text, str) or text != unicode(text):
+        raise ValueError(f"{what} is {text!r}: no text that a message can carry; give it in Unicode")
 
 
 def _place(tensor: Any, region: str, offset: int, size: int) -> None:
@@ -295,11 +341,16 @@ def _place(tensor: Any, region: str, offset: int, size: int) -> None:
         tensor.parameters["shared_memory_offset"].int64_param = offset
 
 
-def _set(parameter: inference_pb2.InferParameter, value: Scalar) -> None:
+def _set(parameter: inference_pb2.InferParameter, value: Scalar, name: str) -> None:
     if isinstance(value, bool):
         parameter.bool_param = value
     elif isinstance(value, int):
-        parameter.int64_param = value
+        if not -(1 << 63) <= value < 1 << 64:
+            raise ValueError(f"parameter '{name}' = {value}: a whole number has 64 bits; send it as text")
+        if value < 1 << 63:
+            parameter.int64_param = value
+        else:
+            parameter.uint64_param = value
     elif isinstance(value, float):
         parameter.double_param = value
     else:

@@ -94,7 +94,7 @@ class Client:
             model, frame, outputs, source=source, version=version, request_id=request_id, collect=collect,
             place=place,
         )  # fmt: skip
-        lane = self._borrow(call)
+        lane = self._borrow(call, timeout)
         if lane is not None:
             try:
                 with m.translated():
@@ -197,7 +197,7 @@ class Client:
 
     # -- shared memory ---------------------------------------------------------------
 
-    def _borrow(self, call: Inference) -> Lane | None:
+    def _borrow(self, call: Inference, timeout: float | None = None) -> Lane | None:
         """A lane for a call, or None when it goes the plain way."""
         if not self._laned or not call.suits_lane:
             return None
@@ -208,16 +208,17 @@ class Client:
         try:
             lane = Lane(call.size)
             try:
-                self._kserve("SystemSharedMemoryRegister", m.registration(lane))
+                self._kserve("SystemSharedMemoryRegister", m.registration(lane), timeout)
             except BaseException:
                 lane.close()
                 raise
             finally:
                 lane.unlink()
-        except (OSError, grpc.RpcError):
+        except (OSError, grpc.RpcError) as error:
             if self._insist:
                 raise
-            self._laned = False  # another machine under this one's name, no shared memory, another server
+            if not m.had_no_time(error, timeout):
+                self._laned = False  # another machine under this one's name, no shared memory, another server
             return None
         return lane
 
@@ -231,9 +232,9 @@ class Client:
                 self._kserve("SystemSharedMemoryUnregister", m.unregistration(lane))
             lane.close()
 
-    def _kserve(self, name: str, request: bytes) -> bytes:
+    def _kserve(self, name: str, request: bytes, timeout: float | None = None) -> bytes:
         call = self._channel.unary_unary(f"{m.KSERVE}{name}")
-        answer: bytes = call(request, timeout=5.0, metadata=self._metadata)
+        answer: bytes = call(request, timeout=min(m.SHORT, timeout or m.SHORT), metadata=self._metadata)
         return answer
 
     def statistics(self, model: str = "") -> list[dict[str, Any]]:

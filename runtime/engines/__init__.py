@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from runtime.config import EngineConfig
-from runtime.errors import Refused
+from runtime.errors import Refused, Unjudged
 from runtime.tensors import Array, EngineSpec
 
 
@@ -55,4 +55,4 @@ def load(model: bytes, kind: str, precision: str, config: EngineConfig, *, candi
         return TensorRTEngine.load(model, precision, config, candidate=candidate)
     if kind == "tensorrt-rtx":
         raise Refused("load", "a tensorrt-rtx plan was built for a check and is not served; build tensorrt")
-    raise Refused("load", f"engine kind '{kind}' is not known to this server; known: onnxruntime, tensorrt")
+    raise Unjudged("load", f"engine kind '{kind}' is not known to this server; known: onnxruntime, tensorrt")

@@ -9,8 +9,8 @@ optimised model, and is promoted by loading that with the full thread budget.
 from __future__ import annotations
 
 import functools
+import logging
 import os
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from runtime.config import EngineConfig
-from runtime.errors import Refused
+from runtime.engines import scratch
+from runtime.errors import Refused, Unjudged, of_the_machine
 from runtime.tensors import Array, EngineSpec, TensorSpec, datatype
 
+log = logging.getLogger("roadworthy.engines")
 _TYPES = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -49,11 +51,19 @@ class OnnxRuntimeEngine:
     """One InferenceSession."""
 
     def __init__(
-        self, session: Any, precision: str, config: EngineConfig, memory_bytes: int, optimised: bytes | None
+        self,
+        session: Any,
+        precision: str,
+        config: EngineConfig,
+        memory_bytes: int,
+        optimised: bytes | None,
+        model: bytes | None = None,
     ) -> None:
+        """`optimised`: what ONNX Runtime saved; `model`: the file, of a candidate that is to be promoted."""
         self._session = session
         self._config = config
         self._optimised = optimised
+        self._model = model
         self._memory_bytes = memory_bytes
         on_gpu = "CUDAExecutionProvider" in session.get_providers()
         self._spec = EngineSpec(
@@ -75,17 +85,14 @@ class OnnxRuntimeEngine:
         optimised: bytes | None = None
         try:
             if save:
-                with tempfile.TemporaryDirectory(prefix="roadworthy-", dir=_scratch()) as scratch:
-                    path = Path(scratch) / "optimised.onnx"
-                    session = _session(model, config, 1, save_to=path)
-                    optimised = path.read_bytes()
+                session, optimised = _saved(model, config)
             else:
                 session = _session(model, config, 1 if candidate else count)
-            return cls(session, precision, config, len(model), optimised)
+            return cls(session, precision, config, len(model), optimised, model if save else None)
         except Refused:
             raise
         except Exception as error:  # the library raises its own, undocumented classes
-            raise Refused("load", f"ONNX Runtime cannot load the engine: {_line(error)}") from error
+            raise _refusal(error) from error
 
     @property
     def spec(self) -> EngineSpec:
@@ -113,21 +120,36 @@ class OnnxRuntimeEngine:
             timer.cancel()
 
     def promoted(self) -> OnnxRuntimeEngine:
-        if self._optimised is None:
+        if self._model is None:
             return self
-        session = _session(self._optimised, self._config, threads(self._config), optimised=True)
+        if self._optimised is not None:
+            engine = self._with_all_threads(self._optimised, optimised=True)
+            if _names(engine.spec) == _names(self._spec):
+                return engine
+            # Files of IR 3 have their weights among the inputs; where two are equal, optimising makes them
+            # one and changes which of them are inputs.
+            engine.close()
+        return self._with_all_threads(self._model, optimised=False)
+
+    def _with_all_threads(self, model: bytes, *, optimised: bool) -> OnnxRuntimeEngine:
+        try:
+            session = _session(model, self._config, threads(self._config), optimised=optimised)
+        except Refused:
+            raise
+        except Exception as error:  # as in `load`
+            raise _refusal(error) from error
         return OnnxRuntimeEngine(session, self._spec.precision, self._config, self._memory_bytes, None)
 
     def close(self) -> None:
         self._session = None
         self._optimised = None
+        self._model = None
 
 
 def _session(
     model: bytes, config: EngineConfig, count: int, *, save_to: Path | None = None, optimised: bool = False
 ) -> Any:
-    import onnxruntime as ort
-
+    ort = _library()
     options = ort.SessionOptions()
     options.intra_op_num_threads = count
     options.inter_op_num_threads = 1
@@ -143,11 +165,22 @@ def _session(
     providers = ["CPUExecutionProvider"]
     if config.device == "cuda":
         if "CUDAExecutionProvider" not in ort.get_available_providers():
-            raise Refused(
+            raise Unjudged(
                 "load", "engine.device is 'cuda' but this onnxruntime has no CUDA; install onnxruntime-gpu"
             )
         providers.insert(0, "CUDAExecutionProvider")
     return ort.InferenceSession(model, options, providers=providers)
+
+
+def _library() -> Any:
+    """ONNX Runtime's module.  Raises ImportError for one that is not there, and for one that is broken."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise
+    except Exception as error:  # a part of it is missing, or of another version
+        raise ImportError(f"{type(error).__name__}: {error}") from error
+    return onnxruntime
 
 
 @functools.cache
@@ -167,6 +200,11 @@ def _shared_arena() -> bool:
     return True
 
 
+def _ir_version(model: bytes) -> int:
+    """IR version of an ONNX file that begins with it, as protobuf writes one; 0 for any other."""
+    return model[1] if model[:1] == b"\x08" and len(model) > 1 and model[1] < 128 else 0
+
+
 def _spec(value: Any) -> TensorSpec:
     kind = _TYPES.get(value.type)
     if kind is None:
@@ -184,8 +222,38 @@ def _text(array: Array) -> Array:
     ).reshape(array.shape)
 
 
-def _scratch() -> str | None:
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+def _names(spec: EngineSpec) -> list[list[str]]:
+    return [[tensor.name for tensor in tensors] for tensors in (spec.inputs, spec.outputs)]
+
+
+def _saved(model: bytes, config: EngineConfig) -> tuple[Any, bytes | None]:
+    """A session of one thread, and the optimised model as it saved it; None where that cannot be saved: a
+    full memory file system must not keep a version from being served.
+    """
+    try:
+        with scratch.nameless() as path:
+            session = _session(model, config, 1, save_to=Path(path))
+            optimised = Path(path).read_bytes()
+        if optimised:
+            return session, optimised
+    except Refused:
+        raise
+    except ImportError:
+        raise
+    except Exception as error:  # by its place or by its model: without a place it is told
+        log.debug("no optimised model: %s", _line(error))
+    return _session(model, config, 1), None
+
+
+def _refusal(error: Exception) -> Refused:
+    """What kept an engine from being loaded: its file, or this machine."""
+    if isinstance(error, ImportError):
+        extra = "pip install 'roadworthy[cpu]' (or onnxruntime; on a GPU onnxruntime-gpu), then start again"
+        return Unjudged("load", f"ONNX Runtime cannot be imported ({_line(error)}): {extra}")
+    if of_the_machine(error):
+        why = _line(error) or type(error).__name__
+        return Unjudged("load", f"this machine cannot load the engine now: {why}; give it what it lacks")
+    return Refused("load", f"ONNX Runtime cannot load the engine: {_line(error)}")
 
 
 def _line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from runtime.errors import Refused
+from runtime.errors import Unjudged
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class LowPriority:
         self._task = task
         self._wake.release()
         if not done.wait(timeout):
-            raise Refused(
+            raise Unjudged(  # by a machine that is busy as well as by an engine that hangs
                 "load", f"the candidate did not finish within {timeout:.0f} s (engine.load_timeout)"
             )
         if errors:

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,16 +23,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from runtime import files
-from runtime.errors import Code, Refused, ServiceError
+from runtime.errors import Code, Refused, ServiceError, Unjudged, of_the_machine
+from runtime.repository import records
 
+log = logging.getLogger("roadworthy.repository")
 SCHEMA = 1
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 _LARGEST_MANIFEST = 16 << 20
-_LARGEST_HISTORY = 256 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _STAGING = ".staging-"
@@ -70,34 +71,20 @@ def check_name(model: str) -> str:
     return model
 
 
-def _transition(line: str | bytes) -> dict[str, Any] | None:
-    """A line of the history that has the types that its readers count on; None for any other."""
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(entry, dict):
-        return None
-    when, version, detail = entry.get("time", 0.0), entry.get("version", 0), entry.get("detail")
-    numbers = isinstance(when, int | float) and isinstance(version, int)
-    words = all(isinstance(entry.get(key, ""), str) for key in ("state", "check"))
-    return entry if numbers and words and (detail is None or isinstance(detail, dict)) else None
-
-
 def _deciding(entries: list[dict[str, Any]], versions: set[int]) -> set[int]:
     """Which lines of a history say something that a newer line does not: of each version that is there the
     last of each state and check, of all together the last that was live, the highest number (none is given
     twice) and the last word on pin and freeze.
     """
     last: dict[Any, int] = {}
-    highest = max((entry.get("version", 0) for entry in entries), default=0)
+    highest = max((records.given(entry) for entry in entries), default=0)
     for n, entry in enumerate(entries):
         version, state, detail = entry.get("version", 0), entry.get("state"), entry.get("detail")
         if version in versions and state != "NOTE":
             last[version, state, entry.get("check")] = n
         if state == "LIVE":
             last["live"] = n
-        if version == highest:
+        if records.given(entry) == highest:
             last["highest"] = n
         if state == "NOTE" and detail and "pinned" in detail:
             last["flags"] = n
@@ -146,18 +133,15 @@ class Repository:
         """The manifest as written; raises Refused("manifest", …) when it is missing or not one of ours."""
         path = self.directory(model, version) / MANIFEST
         try:
-            with _open(path) as file:
-                content = file.read(_LARGEST_MANIFEST + 1)
-            if len(content) > _LARGEST_MANIFEST:
-                raise ValueError(f"it has more than {_LARGEST_MANIFEST >> 20} MiB")
-            manifest = json.loads(content)
+            manifest = records.parse(records.read(path, _LARGEST_MANIFEST), finite=False)
         except FileNotFoundError:
             what = "has no manifest.json" if path.parent.is_dir() else "does not exist"
             raise Refused(
                 "manifest", f"version {version} of '{model}' {what}; publish it with export.build"
             ) from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise Refused(
+        except (OSError, ValueError) as error:
+            kind = Unjudged if of_the_machine(error) else Refused
+            raise kind(
                 "manifest", f"manifest.json of '{model}' version {version} cannot be read: {error}"
             ) from error
         return _checked_manifest(manifest, model, version)
@@ -197,44 +181,56 @@ class Repository:
         return manifest, kept
 
     def live(self, model: str) -> dict[str, Any] | None:
-        """The content of live.json; None when there is none (or it is damaged, which an atomic replace
-        prevents; `last_live` then knows).
+        """What of live.json can be used, by its types; None when there is none, or nothing of it can be read
+        (an atomic replace prevents that; `last_live` then knows).
         """
+        path = self.path / check_name(model) / "live.json"
         try:
-            with _open(self.path / check_name(model) / "live.json") as file:
-                value = json.loads(file.read())
-        except (OSError, ValueError, RecursionError):
+            value = records.parse(records.read(path))
+        except FileNotFoundError:
             return None
-        return value if isinstance(value, dict) else None
+        except (OSError, ValueError) as error:
+            log.warning("%s: not used: %s", path, error)
+            return None
+        found = records.live(value)
+        if not isinstance(value, dict) or {k for k, v in value.items() if v is not None} - set(found):
+            log.warning("%s: what is damaged of it is not used", path)
+        return found if isinstance(value, dict) else None
 
     def last_live(self, model: str) -> dict[str, Any]:
         """{"live", "previous", "pinned", "frozen", "frozen_reason"} by the history, for when live.json is
         lost; empty where nothing was live.
         """
-        numbers = [
-            entry["version"]
-            for entry in self.history(model)
-            if entry.get("state") == "LIVE" and isinstance(entry.get("version"), int)
-        ]
+        history = self.history(model)
+        numbers = [e["version"] for e in history if e.get("state") == "LIVE" and e.get("version")]
         if not numbers:
             return {}
-        rolled_back = {e.get("version") for e in self.history(model) if e.get("state") == "ROLLED_BACK"}
+        rolled_back = {e.get("version") for e in history if e.get("state") == "ROLLED_BACK"}
         before = [n for n in numbers if n != numbers[-1] and n not in rolled_back]
         flags: dict[str, Any] = {}
-        for entry in self.history(model):
+        for entry in history:
             detail = entry.get("detail")
             if entry.get("state") == "NOTE" and isinstance(detail, dict) and "pinned" in detail:
-                flags = {key: detail.get(key) for key in ("pinned", "frozen", "frozen_reason")}
+                said = {key: detail.get(key) for key in ("pinned", "frozen", "frozen_reason")}
+                flags = records.live(said)
         return {"live": numbers[-1], "previous": before[-1] if before else None, **flags}
 
     def history(self, model: str) -> list[dict[str, Any]]:
-        """One dictionary per transition, oldest first.  Torn lines and those of another form are left out."""
+        """One dictionary per transition, oldest first.  Torn lines and those of another form are left out.
+
+        Raises OSError where the machine does not give it out: what it says must not be passed over.
+        """
+        path = self.path / check_name(model) / "history.jsonl"
         try:
-            path = self.path / check_name(model) / "history.jsonl"
-            text = files.read(path, _LARGEST_HISTORY).decode(errors="replace")
+            content = records.read_ends(path)
         except FileNotFoundError:
             return []
-        return [entry for line in text.split("\n") if (entry := _transition(line)) is not None]
+        except OSError as error:
+            if of_the_machine(error):
+                raise
+            log.warning("%s: not used: %s", path, error.strerror or error)  # a directory, a pipe
+            return []
+        return [entry for line in content.split(b"\n") if (entry := records.transition(line)) is not None]
 
     # -- writing ---------------------------------------------------------------------
 
@@ -356,7 +352,7 @@ class Repository:
         if self.read_only:
             raise OSError(errno.EROFS, "the repository is served read-only")
         text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-        _replace(self.path / check_name(model) / "live.json", text.encode())
+        _replace(self.path / check_name(model) / "live.json", text.encode(errors="replace"))
 
     def append_history(self, model: str, entry: dict[str, Any]) -> None:
         """Appends one line; a torn last line (a kill while writing) is closed first."""
@@ -370,8 +366,12 @@ class Repository:
 
     @staticmethod
     def _append(path: Path, entry: dict[str, Any]) -> None:
-        line = json.dumps(entry, ensure_ascii=False, default=str).encode() + b"\n"
-        with open(path, "ab+") as file:
+        text = json.dumps(entry, ensure_ascii=False, default=str)
+        line = text.encode(errors="replace") + b"\n"  # file names may be no Unicode
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+        with open(descriptor, "ab+") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a pipe takes lines and gives none back
+                raise OSError(errno.EINVAL, "not a plain file")
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
@@ -384,9 +384,9 @@ class Repository:
         """Makes room in a history by one rename.  The newest lines stay, and of the older ones those that
         decide something (`_deciding`); the whole of it is once more beside it, as history.old.jsonl.
         """
-        content = path.read_bytes()
+        content = records.read_ends(path)
         lines = [line + b"\n" for line in content.split(b"\n") if line]
-        whole = [(line, entry) for line in lines if (entry := _transition(line)) is not None]
+        whole = [(line, entry) for line in lines if (entry := records.transition(line)) is not None]
         decide = _deciding([entry for _, entry in whole], set(self.versions(model)))
         room = max(HISTORY_BYTES // 4, HISTORY_BYTES // 2 - sum(len(whole[n][0]) for n in decide))
         newest = len(whole)
@@ -407,6 +407,12 @@ class Repository:
         os.rename(directory, gone)
         _fsync(directory.parent)
         return gone
+
+    def put_back(self, model: str, version: int, gone: Path) -> None:
+        """Undoes `put_aside`, as far as the disk lets it: what stays aside is swept at the next start."""
+        with contextlib.suppress(OSError):
+            os.rename(gone, self.directory(model, version))
+            _fsync(gone.parent)
 
     def remove(self, gone: Path) -> None:
         """The rest of `put_aside`."""
@@ -460,12 +466,8 @@ class Repository:
     def _last_number(self, model: str) -> int:
         numbers = [0, *self.versions(model)]
         live = self.live(model) or {}
-        entries = [
-            live.get("live"),
-            live.get("previous"),
-            *(entry.get("version") for entry in self.history(model)),
-        ]
-        return max(numbers + [number for number in entries if isinstance(number, int)])
+        recorded = [live.get("live") or 0, live.get("previous") or 0]
+        return max(numbers + recorded + [records.given(entry) for entry in self.history(model)])
 
     def _unlock(self, staged: Path) -> None:
         descriptor = self._locks.pop(staged, None)
@@ -508,25 +510,17 @@ def _checked_manifest(manifest: Any, model: str, version: int) -> dict[str, Any]
 def _read_plain(path: Path, name: str, size: Any) -> bytes:
     """A file of exactly `size` bytes; one of another size is refused before it is read."""
     try:
-        opened = _open(path)
+        opened = records.open_plain(path)
     except FileNotFoundError:
         raise Refused("hash", f"file '{name}' is missing") from None
     except OSError as error:
-        raise Refused("hash", f"file '{name}' cannot be read: {error.strerror}") from error
+        kind = Unjudged if of_the_machine(error) else Refused
+        raise kind("hash", f"file '{name}' cannot be read: {error.strerror}") from error
     with opened as file:
         there = os.fstat(file.fileno()).st_size
         if there != size:
             raise Refused("hash", f"file '{name}' has {there} bytes, the manifest says {size}")
         return file.read(there)
-
-
-def _open(path: Path) -> BinaryIO:
-    """A plain file: no link, and no pipe or device, on which a reader would wait for ever."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a plain file")
-    return open(descriptor, "rb")
 
 
 def _write(path: Path, content: bytes) -> None:

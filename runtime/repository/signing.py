@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import files
-from runtime.errors import ConfigError, Refused
+from runtime.errors import ConfigError, Refused, Unjudged, of_the_machine
 from runtime.repository.repository import SIGNATURE
 
 
@@ -20,9 +20,12 @@ def signer(private_key: Path | str) -> Callable[[str], bytes]:
 
     Raises ConfigError when the file is not such a key.
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    except ImportError as error:
+        message = f"signing needs the package cryptography ({error})"
+        raise ConfigError(f"{message}: pip install 'roadworthy[signing]'") from error
     remedy = "make one with 'openssl genpkey -algorithm ed25519'"
     try:
         key = load_pem_private_key(files.read(private_key), password=None)
@@ -37,17 +40,24 @@ def check_signature(directory: Path, manifest: dict[str, Any], trusted_keys: lis
     """Refused("signature") unless one of the trusted keys signed the manifest; no keys, no check."""
     if not trusted_keys:
         return
-    from cryptography.exceptions import InvalidSignature
-
     try:
         signature = files.read(directory / SIGNATURE)
-    except OSError:
+    except OSError as error:
+        if of_the_machine(error):
+            why = f"manifest.sig cannot be read: {error.strerror}"
+            raise Unjudged("signature", why) from error
         raise Refused(
             "signature", "the version is not signed and this server trusts only signed ones"
         ) from None
     for path in trusted_keys:
         try:
-            public_key(path).verify(signature, str(manifest["digest"]).encode())
+            key = public_key(path)
+        except ConfigError as error:  # it could be read at the start
+            raise Unjudged("signature", str(error)) from error
+        from cryptography.exceptions import InvalidSignature
+
+        try:
+            key.verify(signature, str(manifest["digest"]).encode())
         except InvalidSignature:
             continue
         return
@@ -55,10 +65,15 @@ def check_signature(directory: Path, manifest: dict[str, Any], trusted_keys: lis
 
 
 def public_key(path: str) -> Any:
-    """Raises ConfigError when `path` is not a readable Ed25519 public key (PEM)."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
+    """Raises ConfigError when `path` is not a readable Ed25519 public key (PEM), or when what reads it is not
+    installed.
+    """
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    except ImportError as error:
+        message = f"security.trusted_keys needs the package cryptography ({error})"
+        raise ConfigError(f"{message}: pip install 'roadworthy[signing]'") from error
     try:
         key = load_pem_public_key(files.read(path))
     except (OSError, ValueError) as error:

@@ -5,7 +5,6 @@ Converts and bounds; the registry is `runtime.adapter_registry`, the monitors ar
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from protos import roadworthy_pb2 as pb
 from runtime import adapter_registry as registry
 from runtime.adapter_registry import Adapter, AdapterState, Command, Pace
 from runtime.errors import Code, ServiceError
+from runtime.repository.records import parse
 from runtime.repository.repository import check_name
 from runtime.rpc.base import Streams, check_reason, typed
 from runtime.rpc.message_dict import clean, plain
@@ -233,9 +233,9 @@ def _report(message: bytes) -> dict[str, Any]:
     report = plain(received, text=TEXT, items=ITEMS)
     if detail:
         try:
-            if len(detail) > DETAIL or not isinstance(json.loads(detail), dict):
+            if len(detail) > DETAIL or not isinstance(parse(detail, finite=False), dict):
                 raise ValueError("not an object")
-        except (ValueError, RecursionError):
+        except ValueError:
             raise _invalid(f"`detail` of a report is a JSON object of at most {DETAIL} characters") from None
         report["detail"] = detail
     for part in (report, report.get("round", {})):

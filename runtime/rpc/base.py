@@ -13,6 +13,7 @@ import grpc
 from protos import roadworthy_pb2 as pb
 from runtime.errors import Code, Refused, ServiceError
 from runtime.events import Event
+from runtime.repository.records import unicode
 from runtime.swap.submissions import Ticket
 
 log = logging.getLogger("roadworthy.edge")
@@ -117,6 +118,6 @@ def wired_line(model: str, line: dict[str, Any]) -> pb.Event:
         state=str(line.get("state", "")),
         check=str(line.get("check", "")),
         reason=str(line.get("reason", "")),
-        detail=json.dumps(line.get("detail") or {}, default=str, ensure_ascii=False),
+        detail=unicode(json.dumps(line.get("detail") or {}, default=str, ensure_ascii=False)),
         group=str((line.get("detail") or {}).get("group", "")),
     )

@@ -162,13 +162,14 @@ class Health:
                     watcher.busy = False
                     return
                 watcher.again = False
+            ended = self._ended  # read before the status, which must be the last one when the Watch ends
             status = self._statuses.get(watcher.service, _Response.SERVICE_UNKNOWN)
             watcher.sending = time.monotonic()
             try:
                 if status != watcher.sent:
                     watcher.send(_Response(status=status))
                     watcher.sent = status
-                if self._ended:
+                if ended:
                     watcher.context.set_code(grpc.StatusCode.UNAVAILABLE)
                     watcher.context.set_details("the server is shutting down")
                     watcher.send(None)

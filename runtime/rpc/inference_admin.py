@@ -367,14 +367,36 @@ def _level(settings: dict[str, Any]) -> int:
 
 
 def _declared(config: Any, declared: Any, *, batched: bool) -> None:
-    """What config.pbtxt says of the queue; Triton's dimensions are those behind the batch."""
-    if declared.HasField("dynamic_batching"):
-        config.dynamic_batching.CopyFrom(declared.dynamic_batching)
-    if not declared.max_batch_size or not batched:
-        return
-    config.max_batch_size = declared.max_batch_size
-    for tensor in (*config.input, *config.output):
-        del tensor.dims[0]
+    """What config.pbtxt says, whole, as Triton gives it back; but what can be seen of the engine holds: its
+    tensors and their types, and shapes that the file does not narrow.  Triton's dimensions are those behind
+    the batch.
+    """
+    seen = config_pb.ModelConfig()
+    seen.CopyFrom(config)
+    config.CopyFrom(declared)
+    config.name, config.platform, config.backend = seen.name, seen.platform, seen.backend
+    batched = batched and declared.max_batch_size > 0
+    config.max_batch_size = declared.max_batch_size if batched else 0
+    for into, tensors, declarations in (
+        (config.input, seen.input, declared.input),
+        (config.output, seen.output, declared.output),
+    ):
+        said = {tensor.name: tensor for tensor in declarations}
+        del into[:]
+        for tensor in tensors:
+            merged = into.add()
+            if tensor.name in said:
+                merged.CopyFrom(said[tensor.name])
+            whole = not batched or merged.is_shape_tensor
+            dims = list(tensor.dims) if whole else list(tensor.dims)[1:]
+            if not _narrows(merged.dims, dims):
+                merged.dims[:] = dims
+            merged.name, merged.data_type = tensor.name, tensor.data_type
+
+
+def _narrows(said: Any, seen: list[int]) -> bool:
+    """Whether dimensions are those of the engine, or fix some that it leaves free."""
+    return len(said) == len(seen) and all(own in (-1, one) for one, own in zip(said, seen, strict=True))
 
 
 def _config_type(tensor: TensorSpec) -> config_pb.DataType:

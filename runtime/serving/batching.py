@@ -1,8 +1,9 @@
 """What a model's config.pbtxt says of its queue, in Triton's words, as a `runtime.serving.queueing.Plan`.
 
-Read are `max_batch_size` and `dynamic_batching` (preferred_batch_size, max_queue_delay_microseconds,
-priority_levels, default_priority_level, default_queue_policy, priority_queue_policy).  Tensors are the
-engine's own; nothing else of the file changes how a model is served.
+Read are `max_batch_size`, `dynamic_batching` (preferred_batch_size, max_queue_delay_microseconds,
+priority_levels, default_priority_level, default_queue_policy, priority_queue_policy), and of tensors
+`is_shape_tensor` and `label_filename`.  Tensors are the engine's own; nothing else of the file changes how a
+model is served.  ModelConfig gives back the whole of it.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def plan(config: Any | None, queue: QueueConfig) -> Plan:
         return base
     most = config.max_batch_size
     shared = min(base.max_batch, most) if most else base.max_batch
-    base = dataclasses.replace(base, max_batch=shared, max_batch_size=most)
+    whole = frozenset(tensor.name for tensor in config.input if tensor.is_shape_tensor)
+    base = dataclasses.replace(base, max_batch=shared, max_batch_size=most, whole=whole)
     if not config.HasField("dynamic_batching"):
         return base
     batching = config.dynamic_batching
@@ -74,6 +76,11 @@ def plan(config: Any | None, queue: QueueConfig) -> Plan:
         policy=default,
         policies={level: _policy(one) for level, one in batching.priority_queue_policy.items()},
     )
+
+
+def label_files(config: Any | None) -> dict[str, str]:
+    """{output: the file of its labels, below the model's directory}."""
+    return {} if config is None else {t.name: t.label_filename for t in config.output if t.label_filename}
 
 
 def _policy(policy: Any) -> QueuePolicy:

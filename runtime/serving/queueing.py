@@ -54,6 +54,7 @@ class Plan:
     default_level    of a request that names none, or one there is not
     policy, policies of every level, and of those that have their own
     max_batch_size   items one request may bring (config.pbtxt's max_batch_size); 0 = as many as it likes
+    whole            inputs whose first side is no batch (config.pbtxt's is_shape_tensor)
     """
 
     limit: int = 32
@@ -66,6 +67,7 @@ class Plan:
     policy: QueuePolicy = QueuePolicy()
     policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
     max_batch_size: int = 0
+    whole: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, config: QueueConfig) -> Plan:

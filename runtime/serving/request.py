@@ -7,7 +7,7 @@ tensors; knows nothing of queues or of who is live.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,9 +73,12 @@ class Answer:
     stages: Durations = field(default_factory=Durations)  # where the time went; of a group: of its members
 
 
-def inputs(request: InferRequest, spec: EngineSpec, model: str, most: int = 0) -> dict[str, Array]:
+def inputs(
+    request: InferRequest, spec: EngineSpec, model: str, most: int = 0, whole: Collection[str] = ()
+) -> dict[str, Array]:
     """The tensors of a request by name; raises ServiceError(INVALID_ARGUMENT) for the first that does not fit
-    what `model` takes.  `most`: its max_batch_size, 0 = it has none.
+    what `model` takes.  `most`: its max_batch_size, 0 = it has none.  `whole`: inputs without a batch side
+    (config.pbtxt's is_shape_tensor).
     """
     given: dict[str, InputTensor] = {}
     prefix = request.label
@@ -107,14 +110,22 @@ def inputs(request: InferRequest, spec: EngineSpec, model: str, most: int = 0) -
                 f"but model '{model}' expects '{want.datatype}'"
             )
     batched = most > 0 and spec.batched
+    first: int | None = None  # side of the batch, by the first input that has one
     for want in spec.inputs if batched else ():
+        if want.name in whole:
+            continue
         shape = given[want.name].shape
         if not shape:
             raise _invalid(
                 f"{prefix}input '{want.name}' has no shape but model requires batch dimension for '{model}'"
             )
-        if shape[0] > most:
-            raise _invalid(f"{prefix}inference request batch-size must be <= {most} for '{model}'")
+        first = shape[0] if first is None else first
+        if shape[0] != first:  # its rows would be counted to another request of the same run
+            raise _invalid(
+                f"{prefix}input '{want.name}' batch size does not match other inputs for '{model}'"
+            )
+    if first is not None and first > most:
+        raise _invalid(f"{prefix}inference request batch-size must be <= {most} for '{model}'")
     for want in spec.inputs:
         shape = given[want.name].shape
         if not want.fits(shape):
@@ -236,11 +247,12 @@ def _text_message(error: TextError, prefix: str, name: str, model: str) -> str:
     )
 
 
-def classify(answer: Answer, output: OutputRequest, slot: Slot, *, batched: bool = False) -> None:
+def classify(
+    answer: Answer, output: OutputRequest, labels: Sequence[str], *, batched: bool = False
+) -> None:
     """Replaces a tensor by its highest values, "value:index[:label]": Triton's classification extension.
-    `batched`: those of each item, [N,k].
+    `labels`: of the output, by index.  `batched`: those of each item, [N,k].
     """
-    labels = slot.classes if output.name == "probabilities" else ()
     for position, (name, _, array) in enumerate(answer.outputs):
         if name != output.name or array.dtype.kind == "O":
             continue

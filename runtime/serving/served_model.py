@@ -6,16 +6,19 @@ comes to be live (`runtime/swap/controller.py`).
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from runtime.config import ServerConfig
 from runtime.errors import Code, ServiceError
+from runtime.labels import Labels
 from runtime.serving import request as serving_request
 from runtime.serving.counters import Account, Durations, Statistics
 from runtime.serving.queueing import Plan
@@ -31,6 +34,8 @@ from runtime.serving.scheduler import Job, Scheduler
 from runtime.serving.slot import Slot
 from runtime.serving.tap import Observation
 from runtime.tensors import Array, datatype
+
+log = logging.getLogger("roadworthy.host")
 
 
 @dataclass(slots=True)
@@ -59,6 +64,7 @@ class ModelHost:
         self.reason = "no version has been loaded"  # why no version is live, while none is
         self.stuck = ""  # why the live one does not answer, while it does not
         self.unloaded: tuple[int, ...] = ()  # versions that answered until the model was unloaded
+        self.labels = Labels(Path(), {})
         self.observers: tuple[Callable[[Observation], None], ...] = ()
         self._config = config
         self._lock = lock or threading.RLock()
@@ -88,9 +94,11 @@ class ModelHost:
         """How requests wait and share runs."""
         return self._scheduler.plan
 
-    def configure(self, plan: Plan) -> None:
-        """A new plan for the requests that come from now on."""
+    def configure(self, plan: Plan, labels: Labels | None = None) -> None:
+        """A new plan for the requests that come from now on, and the labels of their outputs."""
         self._scheduler.configure(plan)
+        if labels is not None:
+            self.labels = labels
 
     @property
     def pending(self) -> int:
@@ -264,8 +272,9 @@ class ModelHost:
         begun = time.monotonic_ns()
         slot = pinned or self.slot(request.version)
         names = serving_request.names(request, slot, self.name)  # before the inputs, as Triton does
-        most = self._scheduler.plan.max_batch_size
-        inputs = serving_request.inputs(request, slot.engine.spec, self.name, most)
+        plan = self._scheduler.plan
+        most = plan.max_batch_size
+        inputs = serving_request.inputs(request, slot.engine.spec, self.name, most, plan.whole)
         source = str(request.parameters.get("source", ""))
         work = _Work(inputs, names, parse_version(request.version), source, pinned, request.parameters)
         stages = work.stages
@@ -292,7 +301,11 @@ class ModelHost:
         )
         for output in request.outputs:
             if output.classification:
-                serving_request.classify(answer, output, used, batched=most > 0 and used.engine.spec.batched)
+                labels = used.classes if output.name == "probabilities" else ()
+                labels = labels or self.labels.of(output.name)
+                serving_request.classify(
+                    answer, output, labels, batched=most > 0 and used.engine.spec.batched
+                )
         stages.compute_output += time.monotonic_ns() - ended
         self.statistics_of(used.version).succeeded(time.monotonic_ns() - begun, stages, job.size)
         self._observed(work, used, outputs)
@@ -301,9 +314,11 @@ class ModelHost:
     def _job(self, request: InferRequest, work: _Work, slot: Slot, deadline: float | None) -> Job:
         plan, key, size = self._scheduler.plan, None, 1
         if slot.engine.spec.batched:
-            first = next(iter(work.inputs.values()))
-            size = int(first.shape[0])
-            if plan.max_batch > 1:
+            rows = {name: array.shape[0] for name, array in work.inputs.items() if name not in plan.whole}
+            size = int(next(iter(rows.values()), 1))
+            # Inputs of different first sides have no batch, nor do shapes: their run is theirs alone.
+            equal = len(rows) == len(work.inputs) and len({*rows.values()}) == 1
+            if plan.max_batch > 1 and equal and slot.shares:
                 shapes = tuple((name, array.shape[1:]) for name, array in sorted(work.inputs.items()))
                 key = (work.version, id(work.pinned), work.names, shapes)  # a slot that is held keeps its id
         return Job(
@@ -318,53 +333,83 @@ class ModelHost:
         )
 
     def _execute(self, jobs: list[Job]) -> Callable[[], None]:
-        """One run for all of the jobs.  Returns what is left to do when the next run may begin."""
-        work: _Work = jobs[0].payload
-        slot = work.slot = self._hold(work)
+        """One run for all of the jobs, or one for each where the version cannot share a run.  Returns what is
+        left to do when the next run may begin.
+        """
+        slot = self._hold(jobs[0].payload)
+        runs: list[tuple[int, Durations]] = []
         try:
-            begun, cpu = time.monotonic_ns(), time.thread_time_ns()
-            inputs = work.inputs
-            if len(jobs) > 1:
-                inputs = {name: np.concatenate([job.payload.inputs[name] for job in jobs]) for name in inputs}
-            gathered = time.monotonic_ns()
-            try:
-                outputs = slot.engine.run(inputs, work.names)
-            except Exception as error:
-                slot.failed_on = (inputs, work.names)
-                slot.failures += len(jobs)
-                why = " ".join(str(error).split())[:300]
-                message = f"engine of '{self.name}' version {slot.version} failed: {why}"
-                raise ServiceError(Code.INTERNAL, message, "engine") from error
-            finally:
+            for job in jobs:
+                job.payload.slot = slot
+            if len(jobs) == 1:
+                runs.append(self._run(slot, jobs))
+            elif (shared := self._together(slot, jobs)) is not None:
+                runs.append(shared)
+            else:
                 for job in jobs:
-                    job.payload.slot = slot
-            done = time.monotonic_ns()
-            slot.run_ms.append((done - gathered) / 1e6)
-            slot.cpu_ms.append((time.thread_time_ns() - cpu) / 1e6)
-            offset = 0
-            for job in jobs:
-                job.result = (
-                    outputs
-                    if len(jobs) == 1
-                    else {n: a[offset : offset + job.size] for n, a in outputs.items()}
-                )
-                offset += job.size
-            split = time.monotonic_ns()
-            for job in jobs:
-                stages: Durations = job.payload.stages
-                stages.compute_input += gathered - begun
-                stages.compute_infer = done - gathered
-                stages.compute_output = split - done
+                    try:
+                        runs.append(self._run(slot, [job]))
+                    except ServiceError as error:
+                        job.error = error
         except BaseException:
             slot.release()
             raise
-        run = Durations(0, work.stages.compute_input, done - gathered, split - done)
 
         def after() -> None:
             slot.release()
-            self.statistics_of(slot.version).executed(sum(job.size for job in jobs), run)
+            for items, run in runs:
+                self.statistics_of(slot.version).executed(items, run)
 
         return after
+
+    def _together(self, slot: Slot, jobs: list[Job]) -> tuple[int, Durations] | None:
+        """A run that the jobs share; None where each must run alone: the run failed, maybe by the fault of
+        one of them, or its outputs cannot be cut into theirs.
+        """
+        if not slot.shares:
+            return None
+        try:
+            return self._run(slot, jobs)
+        except _Uncut as error:
+            slot.shares = False
+            log.warning("%s version %s: %s; its requests share no run", self.name, slot.version, error)
+        except Exception as error:
+            log.debug("%s version %s: a shared run failed: %s", self.name, slot.version, error)
+        return None
+
+    def _run(self, slot: Slot, jobs: list[Job]) -> tuple[int, Durations]:
+        """Fills the results of the jobs by one run; (items, where its time went).  Raises ServiceError where
+        the engine fails on a job alone, and _Uncut before any result is given.
+        """
+        begun, cpu = time.monotonic_ns(), time.thread_time_ns()
+        work: _Work = jobs[0].payload
+        inputs = work.inputs
+        if len(jobs) > 1:
+            inputs = {name: np.concatenate([job.payload.inputs[name] for job in jobs]) for name in inputs}
+        gathered = time.monotonic_ns()
+        try:
+            outputs = slot.engine.run(inputs, work.names)
+        except Exception as error:
+            if len(jobs) == 1:
+                slot.failed_on = (inputs, work.names)
+                slot.failures += 1
+            why = " ".join(str(error).split())[:300]
+            message = f"engine of '{self.name}' version {slot.version} failed: {why}"
+            raise ServiceError(Code.INTERNAL, message, "engine") from error
+        done = time.monotonic_ns()
+        items = sum(job.size for job in jobs)
+        parts = [outputs] if len(jobs) == 1 else _cut(outputs, [job.size for job in jobs])
+        slot.run_ms.append((done - gathered) / 1e6)
+        slot.cpu_ms.append((time.thread_time_ns() - cpu) / 1e6)
+        for job, part in zip(jobs, parts, strict=True):
+            job.result = part
+        split = time.monotonic_ns()
+        for job in jobs:
+            stages: Durations = job.payload.stages
+            stages.compute_input += gathered - begun
+            stages.compute_infer = done - gathered
+            stages.compute_output = split - done
+        return items, Durations(0, work.stages.compute_input, done - gathered, split - done)
 
     def _hold(self, work: _Work) -> Slot:
         """The slot of this run, held.  Decided here, at the start of the run, not when the request came."""
@@ -382,13 +427,16 @@ class ModelHost:
         observers = self.observers
         if not observers or slot.task is None or not slot.task.seen(outputs):
             return
-        if not work.inputs["frame"].size:  # an empty batch shows nobody anything
+        frame = work.inputs["frame"]
+        if not frame.size:  # an empty batch shows nobody anything
             return
+        if any(len(outputs[name]) != len(frame) for name in slot.task.outputs if name in outputs):
+            return  # rows that are not the frames': whoever learns from them would learn another's
         observation = Observation(
             self.name,
             slot.version,
             work.source,
-            work.inputs["frame"],
+            frame,
             outputs,
             time.time(),
             *_permission(work.parameters),
@@ -398,6 +446,22 @@ class ModelHost:
                 observer(observation)
             except Exception:  # observers may fail, serving may not
                 self.unobserve(observer)
+
+
+class _Uncut(Exception):
+    """The outputs of a shared run do not have one row for each row of its inputs."""
+
+
+def _cut(outputs: Mapping[str, Array], sizes: Sequence[int]) -> list[dict[str, Array]]:
+    """The outputs of each job, whose inputs had so many rows.  Raises _Uncut."""
+    for name, array in outputs.items():
+        if array.shape[:1] != (sum(sizes),):
+            raise _Uncut(f"output '{name}' is {list(array.shape)} for {sum(sizes)} rows of input")
+    ends = np.cumsum(sizes).tolist()
+    return [
+        {name: array[end - size : end] for name, array in outputs.items()}
+        for size, end in zip(sizes, ends, strict=True)
+    ]
 
 
 def _does_not_end(model: str, version: int) -> ServiceError:

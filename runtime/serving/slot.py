@@ -49,11 +49,15 @@ class Slot:
         self.manifest = manifest
         self.provenance = Provenance.of(manifest, engine)
         self.task = task.of(engine.spec, manifest)  # None: a network that is foreign to the graph contract
+        batching = manifest.get("batching")
         self.classes: tuple[str, ...] = tuple(manifest.get("classes") or ())
         self.run_ms: deque[float] = deque(maxlen=256)  # wall time of the last runs; appended without a lock
         self.cpu_ms: deque[float] = deque(maxlen=256)
         self.failures = 0  # requests that the engine failed
         self.failed_on: tuple[dict[str, Array], tuple[str, ...]] | None = None  # the last run that it failed
+        #: Requests may share a run: rows out are rows in, and depend on no other row.  False if the build saw
+        #: that they do (`batching.independent` of the manifest), or if verification or a run shows it.
+        self.shares = not (isinstance(batching, dict) and batching.get("independent") is False)
         self.hung = False  # a run of it has not come back (runtime/serving/hung_runs.py)
         self._lock = threading.Lock()
         self._held = 0

@@ -14,13 +14,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runtime.config import ServerConfig
-from runtime.errors import Code, Refused, ServiceError
+from runtime.errors import Code, Refused, ServiceError, Unjudged, of_the_machine
 from runtime.events import Bus, Event, State
 from runtime.process.priority import LowPriority
 from runtime.repository.repository import Repository
@@ -189,8 +189,11 @@ class SwapController:
 
     def recorded(self) -> tuple[dict[str, Any], bool]:
         """(what was live when the server last ran, whether it is from live.json and not from the history)."""
-        state = self._repository.live(self.model)
-        return (self._repository.last_live(self.model), False) if state is None else (state, True)
+        state = self._repository.live(self.model) or {}
+        if state.get("live"):
+            return state, True
+        state.pop("previous", None)
+        return {**self._repository.last_live(self.model), **state}, False
 
     def start(self) -> None:
         """Brings up the last live version; the one before it, or the newest that passes, when it is refused.
@@ -200,31 +203,45 @@ class SwapController:
         state = self.recorded()[0]
         if self.leave_unloaded(state):
             return
-        wanted = [n for n in (state.get("live"), state.get("previous")) if isinstance(n, int) and n > 0]
+        wanted = [n for n in (state.get("live"), state.get("previous")) if n]
         out = self.out()
         newest = [n for n in reversed(self._repository.versions(self.model)) if n not in out]
         tried: list[str] = []
+        judged = True
         for number in dict.fromkeys(wanted + newest):
             try:
                 candidate, slot = self.bring_up(number)
             except Refused as refusal:
                 tried.append(f"version {number}: {refusal}")
+                judged = judged and _is_verdict(refusal)
                 continue
-            self.begin(candidate, slot, "; ".join(tried))
+            self.begin(candidate, slot, "; ".join(tried), record=judged)
             return
-        self.host.reason = "; ".join(tried) or "no version in the repository"
+        none = "no version in the repository"
+        if self._repository.versions(self.model):
+            none = "every version was refused or rolled back, see `versions`; submit one to try it again"
+        self.host.reason = "; ".join(tried) or none
 
     def leave_unloaded(self, state: dict[str, Any]) -> bool:
         if not state.get("unloaded"):
             return False
         self.host.reason = UNLOADED
         recorded = (state.get("live"), state.get("previous"))
-        self.host.unloaded = tuple(n for n in recorded if isinstance(n, int) and n > 0)
+        self.host.unloaded = tuple(n for n in recorded if n)
         return True
 
-    def begin(self, candidate: Candidate, slot: Slot, why: str = "", before: int | None = None) -> None:
+    def begin(
+        self,
+        candidate: Candidate,
+        slot: Slot,
+        why: str = "",
+        before: int | None = None,
+        *,
+        record: bool = True,
+    ) -> None:
         """Serves a version that was brought up.  `why` it is not the one that was live; `before`: the one to
-        go back to, where live.json does not know it.
+        go back to, where live.json does not know it.  `record`: False where it stands in for one that this
+        start could not judge, and that the next start shall try first.
         """
         state, whole = self.recorded()
         number = slot.version
@@ -241,25 +258,32 @@ class SwapController:
             candidate.reservation.release()
             self._verifier.goldens[number] = candidate.golden
             if not whole or state.get("live") != number:
-                first = "live.json was lost; from the history" if state else "first version"
+                lost = "live.json was lost; from the history"
+                why = why or (lost if state.get("live") else "first version")
                 try:
-                    self._record(number, previous, extra)
+                    if record:
+                        self._record(number, previous, extra)
                 except Refused as refusal:
                     log.warning("%s version %s is live but not recorded: %s", self.model, number, refusal)
-                self._emit(Event(self.model, number, State.LIVE, reason=why or first))
+                self._emit(Event(self.model, number, State.LIVE, reason=why))
+            elif self._spoken_against(number):
+                self._emit(Event(self.model, number, State.LIVE, reason=why or "passes at this start"))
             self.ties.announce("", why)
         self._warm_previous(previous, number)
 
     def bring_up(self, number: int) -> tuple[Candidate, Slot]:
         """A version of the repository with every check that needs no live version.  Raises Refused, and says
-        so in the history.
+        so in the history: as a verdict only of what is the version's own fault, whoever serves it.
         """
         try:
             return self._checked(number)
         except Refused as refusal:
-            self._emit(
-                Event(self.model, number, State.REJECTED, refusal.check, refusal.reason, refusal.detail)
-            )
+            if _is_verdict(refusal):
+                state, reason, detail = State.REJECTED, refusal.reason, refusal.detail
+            else:
+                state, reason = State.NOTE, f"not served at this start: {refusal.reason}"
+                detail = {**refusal.detail, "judged": False}
+            self._emit(Event(self.model, number, state, refusal.check, reason, detail))
             raise
 
     def _checked(self, number: int) -> tuple[Candidate, Slot]:
@@ -273,6 +297,8 @@ class SwapController:
                 candidate.close()
             if isinstance(error, Refused) or not isinstance(error, Exception):
                 raise
+            if of_the_machine(error):
+                raise Unjudged("internal", _said(error)) from error
             log.exception("%s version %s", self.model, number)
             raise Refused("internal", f"{type(error).__name__}: {error}") from error
 
@@ -338,6 +364,9 @@ class SwapController:
         except Refused as refusal:
             self.reject(ticket, prepared, refusal)
         except Exception as error:
+            if of_the_machine(error):
+                self.reject(ticket, prepared, Unjudged("internal", _said(error)))
+                return
             log.exception("swap of %s version %s", self.model, ticket.version)
             self.reject(ticket, prepared, Refused("internal", f"{type(error).__name__}: {error}"))
 
@@ -492,8 +521,7 @@ class SwapController:
         """Stops serving the model until it is loaded again, also over a new start."""
         self._repository.check_writable()
         with self._lock:
-            state = self._repository.live(self.model) or {}
-            self._write({**state, "unloaded": True})
+            self._write({**self.recorded()[0], "unloaded": True})
             self.end_watch()
             self.host.unload(UNLOADED)
 
@@ -501,7 +529,7 @@ class SwapController:
         """Serves the model again after `unload`, with the version that was live."""
         self._repository.check_writable()
         with self._lock:
-            state = self._repository.live(self.model) or {}
+            state = self.recorded()[0]
             self._write({key: value for key, value in state.items() if key != "unloaded"})
         self.start()
 
@@ -510,14 +538,27 @@ class SwapController:
         out: set[Any] = set()
         for entry in self._repository.history(self.model):
             state, version = entry.get("state"), entry.get("version")
-            if not isinstance(version, int):
+            if not version:
                 continue
-            blamed = state == State.REJECTED.value and entry.get("check") not in _NOT_ITS_FAULT
+            judged = (entry.get("detail") or {}).get("judged") is not False
+            blamed = state == State.REJECTED.value and judged and entry.get("check") not in _NOT_ITS_FAULT
             if blamed or state == State.ROLLED_BACK.value:
                 out.add(version)
             elif state == State.LIVE.value:
                 out.discard(version)
         return out
+
+    def _spoken_against(self, version: int) -> bool:
+        """Whether the history's last word on a version is another one than that it is live."""
+        against = False
+        for entry in self._repository.history(self.model):
+            if entry.get("version") == version:
+                noted = (entry.get("detail") or {}).get("judged") is False
+                if noted or entry.get("state") in (State.REJECTED.value, State.ROLLED_BACK.value):
+                    against = True
+                elif entry.get("state") == State.LIVE.value:
+                    against = False
+        return against
 
     def newest(self) -> int | None:
         """The highest version that may be live: see `out`."""
@@ -542,17 +583,21 @@ class SwapController:
         """
         self._repository.check_writable()
         gone: dict[int, Path] = {}
-        try:
-            with self._lock:
-                wanted = self._wanted()
-                adapted = [n for n in self._repository.versions(self.model) if self._adapted(n)]
+        with self._lock:
+            wanted = self._wanted()
+            adapted = [n for n in self._repository.versions(self.model) if self._adapted(n)]
+            try:
                 for number in adapted[: max(0, len(adapted) - keep)]:
                     if number not in wanted:
                         gone[number] = self._repository.put_aside(self.model, number)
-                        self.note(number, "pruned", f"deleted: the newest {keep} of {len(adapted)} are kept")
-        finally:
-            for path in gone.values():  # out of sight already, and maybe large: not under the lock
-                self._repository.remove(path)
+            except BaseException:  # all of them or none: what was answered is what is there
+                for number, path in gone.items():
+                    self._repository.put_back(self.model, number, path)
+                raise
+            for number in gone:
+                self.note(number, "pruned", f"deleted: the newest {keep} of {len(adapted)} are kept")
+        for path in gone.values():  # out of sight already, and maybe large: not under the lock
+            self._repository.remove(path)
         return list(gone)
 
     def _wanted(self) -> set[int]:
@@ -584,8 +629,8 @@ class SwapController:
 
     def record_ties(self, extra: Mapping[str, Any]) -> None:
         """Writes what the ties add to live.json, where it is not there yet.  Raises Refused("record", …)."""
-        state = self._repository.live(self.model)
-        if state is not None and any(state.get(key) != value for key, value in extra.items()):
+        state = self._repository.live(self.model) or {}
+        if state.get("live") and any(state.get(key) != value for key, value in extra.items()):
             self._write({**state, **extra})
 
     def _write(self, state: dict[str, Any]) -> None:
@@ -594,21 +639,30 @@ class SwapController:
         except OSError as error:
             raise Refused("record", f"live.json cannot be written: {error.strerror or error}") from error
 
+    @property
+    def flags(self) -> dict[str, Any]:
+        return {"pinned": self._pinned, "frozen": self._frozen, "frozen_reason": self._frozen_reason}
+
+    def set_flags(self, flags: Mapping[str, Any], reason: str) -> None:
+        """Durable first, then true: what cannot be recorded does not hold.  Raises ServiceError(INTERNAL)."""
+        with self._lock:
+            self._set(reason=reason, **flags)
+
     def _set(self, *, reason: str, **changes: Any) -> None:
-        for key, value in changes.items():
-            setattr(self, f"_{key}", value)
+        flags = {**self.flags, **changes}
         live, previous = self.host.live, self.host.previous
-        state = self._repository.live(self.model) or {}
-        state |= {
-            "live": live.version if live else state.get("live"),
-            "previous": previous.version if previous else state.get("previous"),
-        }
-        state |= {"pinned": self._pinned, "frozen": self._frozen, "frozen_reason": self._frozen_reason}
         try:
-            self._write(state)
-        except Refused as refusal:
-            raise ServiceError(Code.INTERNAL, str(refusal), "record") from refusal
-        flags = {"pinned": self._pinned, "frozen": self._frozen, "frozen_reason": self._frozen_reason}
+            state = dict(self.recorded()[0])
+            state |= {
+                "live": live.version if live else state.get("live"),
+                "previous": previous.version if previous else state.get("previous"),
+            }
+            self._write({**state, **flags})
+        except (Refused, OSError) as error:
+            message = f"'{self.model}' stays as it was: {error}; make room or mend it, and ask again"
+            raise ServiceError(Code.INTERNAL, message, "record") from error
+        for key, value in flags.items():
+            setattr(self, f"_{key}", value)
         self.note(live.version if live else 0, "", reason, flags)  # from here they come back: last_live
         self._changed.notify_all()
 
@@ -626,6 +680,26 @@ class SwapController:
         self._bus.publish(event)
         if ticket is not None:
             ticket.put(event)
+
+
+def steer(controllers: Sequence[SwapController], change: Callable[[SwapController], None]) -> None:
+    """The same change for all of them, or for none: where one cannot be recorded, those before it are taken
+    back.  Raises what `change` raises.
+    """
+    done: list[tuple[SwapController, dict[str, Any]]] = []
+    try:
+        for controller in controllers:
+            flags = controller.flags
+            change(controller)
+            done.append((controller, flags))
+    except ServiceError as error:
+        for controller, flags in reversed(done):
+            try:
+                controller.set_flags(flags, "taken back: another model could not be recorded")
+            except ServiceError as kept:
+                error.add_note(str(kept))
+                log.error("%s: %s", controller.model, kept)
+        raise
 
 
 def commit(prepared: Sequence[Prepared], ties: Ties) -> None:
@@ -695,7 +769,23 @@ def roll_back(
     return events
 
 
-_NOT_ITS_FAULT = ("frozen", "pinned", "stopping", "superseded", "record", "internal", "group")
+_NOT_ITS_FAULT = (
+    *("frozen", "pinned", "stopping", "superseded", "record", "internal", "group"),
+    *("memory", "signature", "latency", "shadow-latency"),  # limits, keys and speed are the server's
+)
+#: What a start may say of a version for good: the rest depends on the settings and the machine of that start.
+_ITS_OWN = ("manifest", "hash", "contract", "load", "finite")
+
+
+def _is_verdict(refusal: Refused) -> bool:
+    """Whether what a start refuses is refused by the version's own fault."""
+    return refusal.check in _ITS_OWN and not isinstance(refusal, Unjudged)
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "the machine has no memory left for it; give it more, or serve fewer models"
+    return f"{error}; mend that and start or submit again"
 
 
 def _sure(candidate: Candidate | None) -> Candidate:

@@ -19,10 +19,11 @@ from typing import Any
 from runtime.config import ServerConfig
 from runtime.errors import Code, Refused, ServiceError
 from runtime.events import Bus, Event, State
+from runtime.repository.records import number as _number
 from runtime.repository.repository import Repository
 from runtime.serving.frame_group import FrameGroup, Generation
 from runtime.serving.slot import Slot
-from runtime.swap.controller import Prepared, SwapController, commit, roll_back
+from runtime.swap.controller import Prepared, SwapController, commit, roll_back, steer
 from runtime.swap.submissions import Ticket
 from runtime.swap.verify import Candidate
 
@@ -209,8 +210,8 @@ class GroupController:
 
     def _state(self) -> dict[str, Any]:
         """The group's record; from its history where live.json is lost."""
-        state = self._repository.live(self.name)
-        if state is not None:
+        state = self._repository.live(self.name) or {}
+        if _generation(state, "live", "members") is not None:
             return state
         lines = [e for e in self._repository.history(self.name) if e.get("state") == State.LIVE.value]
         found: dict[str, Any] = {}
@@ -218,7 +219,7 @@ class GroupController:
             detail = line.get("detail")
             if isinstance(detail, dict) and isinstance(detail.get("members"), dict):
                 found = {"live": line.get("version"), "members": detail["members"]}
-        return found
+        return found | {key: state[key] for key in ("unloaded", "last") if key in state}
 
     def _wanted(self, recorded: Generation) -> Generation:
         """The recorded generation, but for members that flipped while they were in no group: their live.json
@@ -348,13 +349,11 @@ class GroupController:
     def freeze(self, reason: str) -> None:
         """Every member: see SwapController.freeze."""
         with self.control:
-            for controller in self._controllers.values():
-                controller.freeze(reason)
+            steer([*self._controllers.values()], lambda controller: controller.freeze(reason))
 
     def unfreeze(self) -> None:
         with self.control:
-            for controller in self._controllers.values():
-                controller.unfreeze()
+            steer([*self._controllers.values()], SwapController.unfreeze)
 
     def pin(self, generation: int = 0) -> None:
         """Fixes the live generation (0 or its number): every member.  Raises ServiceError for another."""
@@ -367,13 +366,11 @@ class GroupController:
                     f"generation {generation} of '{self.name}' is not live ({now}); submit it, then pin",
                     "state",
                 )
-            for controller in self._controllers.values():
-                controller.pin(0)
+            steer([*self._controllers.values()], lambda controller: controller.pin(0))
 
     def unpin(self) -> None:
         with self.control:
-            for controller in self._controllers.values():
-                controller.unpin()
+            steer([*self._controllers.values()], SwapController.unpin)
 
     def unload(self) -> None:
         """The group stops answering under its name, also after a new start, until it is loaded again; its
@@ -545,10 +542,6 @@ def _generation(state: Mapping[str, Any], number: str, members: str) -> Generati
     if not count or not isinstance(versions, dict) or not all(_number(v) for v in versions.values()):
         return None
     return Generation(count, {str(name): int(version) for name, version in versions.items()})
-
-
-def _number(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def _version(slot: Slot | None) -> int:

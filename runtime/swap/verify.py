@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,13 +22,14 @@ from runtime.checks import task as checks_task
 from runtime.checks.task import Looks, Task
 from runtime.config import ServerConfig
 from runtime.engines import Engine
-from runtime.errors import Refused
+from runtime.errors import Refused, Unjudged, of_the_machine
 from runtime.repository.repository import Repository
 from runtime.repository.signing import check_signature
+from runtime.serving import sharing
 from runtime.serving.memory_budget import Ledger, Reservation
 from runtime.serving.served_model import ModelHost
 from runtime.serving.slot import Slot
-from runtime.tensors import DTYPES, Array, TensorSpec
+from runtime.tensors import DTYPES, Array, EngineSpec, TensorSpec, datatype
 
 GOLDEN_FRAMES = 4  # of those a version brings; more would only make swaps slower
 
@@ -58,6 +60,8 @@ class Candidate:
     reservation: Reservation
     task: Task | None = None
     frames: dict[str, Array] = field(default_factory=dict)
+    blind: dict[str, Array] = field(default_factory=dict)  # of a foreign network: the inputs that it ran on
+    mixes: str = ""  # why its requests must not share a run
     notes: list[str] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -120,7 +124,11 @@ class Verifier:
                     "outputs are not those of the graph contract: golden, collapse and "
                     "agreement were not checked"
                 )
-                _run_blind(candidate)
+                _run_blind(candidate, files.get(golden.INPUTS), self._config.guard.golden_bytes)
+            if candidate.engine.spec.batched:
+                candidate.mixes = _mixes_rows(candidate)
+                if candidate.mixes:
+                    candidate.notes.append(f"requests do not share a run: {candidate.mixes}")
             self._latency(candidate, reference)
         except BaseException:
             candidate.close()
@@ -174,6 +182,7 @@ class Verifier:
         for key, frame in candidate.frames.items():
             answer, cost = timed(candidate.engine, {"frame": frame}, names)
             costs.append(cost)
+            _as_declared(candidate.engine.spec, answer)
             _shapes(answer, frame)
             seen = candidate.golden.add(task, key, answer)
             if reason := task.not_finite(seen, answer):
@@ -233,20 +242,24 @@ class Verifier:
         try:
             engine = candidate.engine.promoted()
             if engine is candidate.engine:
-                return Slot(candidate.version, engine, candidate.manifest)
+                return _slot(candidate)
             try:
+                _same_tensors(candidate.engine.spec, engine.spec)
                 if candidate.frames and candidate.task is not None:
                     self._as_judged(candidate, candidate.task, engine)
+                elif candidate.blind:
+                    _as_declared(engine.spec, engine.run(candidate.blind, _outputs(engine.spec)))
             except BaseException:
                 engine.close()
                 raise
         except Refused:
             raise
         except Exception as error:
-            raise Refused("load", f"the engine cannot be loaded with all threads: {error}") from error
+            kind = Unjudged if of_the_machine(error) else Refused
+            raise kind("load", f"the engine cannot be loaded with all threads: {error}") from error
         candidate.engine.close()
         candidate.engine = engine
-        return Slot(candidate.version, engine, candidate.manifest)
+        return _slot(candidate)
 
     def _as_judged(self, candidate: Candidate, task: Task, engine: Engine) -> None:
         """The engine that will answer says what the one that was judged said, and within the budget."""
@@ -294,32 +307,97 @@ def _contract(candidate: Candidate, reference: Slot | None) -> None:
             raise Refused("contract", f"{name} {', '.join(has)}; the live version has {', '.join(wanted)}")
 
 
+def _same_tensors(judged: EngineSpec, promoted: EngineSpec) -> None:
+    """The engine that will answer takes and gives what the one that was judged did: name and data type of
+    all, shape of the inputs.
+    """
+    for what, mine, theirs in (
+        ("inputs", _described(promoted.inputs), _described(judged.inputs)),
+        ("outputs", _kinds(promoted.outputs), _kinds(judged.outputs)),
+    ):
+        if mine != theirs:
+            words = f"{what} {', '.join(mine)}; the engine that was checked has {', '.join(theirs)}"
+            raise Refused("contract", f"with all threads the engine has other tensors: {words}"[:400])
+
+
+def _kinds(tensors: tuple[TensorSpec, ...]) -> list[str]:
+    return sorted(f"{t.name} {t.datatype}" for t in tensors)
+
+
+def _outputs(spec: EngineSpec) -> list[str]:
+    return [tensor.name for tensor in spec.outputs]
+
+
+def _as_declared(spec: EngineSpec, answer: Mapping[str, Array]) -> None:
+    """Clients are told the declared shapes and types; a run that contradicts them is a fault of the file."""
+    for name, value in answer.items():
+        said = spec.output(name)
+        if said is None:
+            continue
+        kind = datatype(value.dtype)
+        if kind != said.datatype or not said.fits(value.shape):
+            raise Refused(
+                "contract",
+                f"output '{name}' is declared {said.datatype} {list(said.shape)}, "
+                f"a run gives {kind} {list(value.shape)}; correct the declaration and build it again",
+            )
+
+
+def _slot(candidate: Candidate) -> Slot:
+    slot = Slot(candidate.version, candidate.engine, candidate.manifest)
+    slot.shares = slot.shares and not candidate.mixes
+    return slot
+
+
+def _mixes_rows(candidate: Candidate) -> str:
+    """Why requests must not share a run of the candidate; "" where they may."""
+    if candidate.task is None:
+        return sharing.foreign_mixes_rows(candidate.engine, candidate.blind)
+    names = [part.needs for part in candidate.task.parts]
+    frames = list(candidate.frames.values())[:2]
+    if len(frames) < 2:  # one golden frame: its mirror image is another
+        frames.append(np.ascontiguousarray(frames[0][:, :, ::-1]))
+    rows = [{"frame": frame} for frame in frames]
+    try:
+        alone = [candidate.engine.run(row, names) for row in rows]
+    except Exception as error:  # each library raises its own
+        return f"a mirrored frame does not run: {error}"[:200]
+    return sharing.mixes_rows(candidate.engine, rows, alone)
+
+
 def _described(tensors: tuple[TensorSpec, ...]) -> list[str]:
     return sorted(f"{t.name} {t.datatype} {list(t.shape)}" for t in tensors)
 
 
-def _run_blind(candidate: Candidate) -> None:
-    """A foreign network on numbers that mean nothing: it must run, and not turn them into NaN."""
+def _run_blind(candidate: Candidate, stored: bytes | None, limit: int) -> None:
+    """A foreign network on the inputs that its build ran (`stored`), else on numbers that mean nothing: it
+    must run, give what it declares, and not turn them into NaN."""
     spec = candidate.engine.spec
+    inputs = _made_up(spec) if stored is None else golden.inputs(stored, spec.inputs, limit=limit)
+    candidate.blind = inputs
+    costs = []
+    for _ in range(2):
+        answer, cost = timed(candidate.engine, inputs, _outputs(spec))
+        costs.append(cost)
+    _as_declared(spec, answer)
+    for name, value in answer.items():
+        if value.dtype.kind == "f" and not bool(np.isfinite(value).all()):
+            raise Refused("finite", f"output '{name}' is NaN or infinite for finite inputs")
+    candidate.golden.cost_ms = min(costs)
+
+
+def _made_up(spec: EngineSpec) -> dict[str, Array]:
     rng = np.random.default_rng(0)
     inputs: dict[str, Array] = {}
     for tensor in spec.inputs:
         shape = _concrete(tensor)
         if tensor.datatype in ("FP16", "FP32", "FP64"):
-            inputs[tensor.name] = rng.random(shape).astype(DTYPES[tensor.datatype])
+            inputs[tensor.name] = np.asarray(rng.random(shape), DTYPES[tensor.datatype])
         elif tensor.datatype == "BYTES":
             inputs[tensor.name] = np.full(shape, "", dtype=np.object_)
         else:
             inputs[tensor.name] = np.zeros(shape, DTYPES[tensor.datatype])
-    names = [tensor.name for tensor in spec.outputs]
-    costs = []
-    for _ in range(2):
-        answer, cost = timed(candidate.engine, inputs, names)
-        costs.append(cost)
-    for name, value in answer.items():
-        if value.dtype.kind == "f" and not bool(np.isfinite(value).all()):
-            raise Refused("finite", f"output '{name}' is NaN or infinite for finite inputs")
-    candidate.golden.cost_ms = min(costs)
+    return inputs
 
 
 def timed(engine: Engine, inputs: dict[str, Array], names: list[str]) -> tuple[dict[str, Array], float]:
@@ -329,9 +407,9 @@ def timed(engine: Engine, inputs: dict[str, Array], names: list[str]) -> tuple[d
     try:
         answer = engine.run(inputs, names)
     except Exception as error:
-        raise Refused(
-            "load", f"the engine loads but does not run: {' '.join(str(error).split())[:300]}"
-        ) from error
+        kind = Unjudged if of_the_machine(error) else Refused
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise kind("load", f"the engine loads but does not run: {why}") from error
     spent = time.thread_time() - cpu if engine.spec.device == "cpu" else time.perf_counter() - wall
     return answer, spent * 1e3
 

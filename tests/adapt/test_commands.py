@@ -81,7 +81,7 @@ def test_a_pack_continues_in_the_same_label_space(bands, tmp_path):
     ("change", "message"),
     [
         (["--out", "{set}"], "exists already"),
-        (["--data", "folder:/nowhere"], "there is no folder"),
+        (["--data", "folder:{set}/none"], "there is no folder"),
         (["--classes", "moon"], "label space"),
         (["--crop", "33x64"], "multiples of"),
         (["--size", "33x64", "--crop", "32x64"], "size 33x64"),

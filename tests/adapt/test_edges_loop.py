@@ -21,6 +21,7 @@ from networks.pack.pack import load_pack
 from tests.adapt.conftest import toy_scene
 from tests.adapt.edges_toys import ANY, quick
 from tests.adapt.test_loop import FAST, Camera, Clock, Line, Server, make
+from tests.waits import PATIENCE
 
 DARK = [toy_scene(300 + i, dark=True)[0] for i in range(6)]
 
@@ -86,7 +87,7 @@ def test_after_a_real_kill_the_weights_are_bit_for_bit_the_same(joint_pack, tmp_
     np.savez(frames, frames=np.stack(DARK))
     told = subprocess.run(
         [sys.executable, "-c", KILLED, joint_pack.path, frames, tmp_path / "killed", "train", "3"],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120,
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=5 * PATIENCE,
     )  # fmt: skip
     assert told.returncode == -9, told.stderr
     assert (tmp_path / "killed" / "checkpoint.pt").is_file()

@@ -21,12 +21,13 @@ from export.build import Options, build
 from networks.labels import STREET
 from networks.pack.pack import PackSpec, load_pack, write_pack
 from runtime.client import Client
-from runtime.config import EngineConfig, ServerConfig, ShadowConfig, WatchConfig
+from runtime.config import EngineConfig, GuardConfig, ServerConfig, ShadowConfig, WatchConfig
 from runtime.repository.repository import Repository
 from runtime.server import Server
 
 SIZE = (64, 96)
 FRAMES = [render(100 + i, "dusk", SIZE)[0] for i in range(5)]
+NO_LATENCY = GuardConfig(latency_slack_ms=1e9)  # what a run costs on this machine decides nothing
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_the_loop_takes_both_heads_of_one_pack_live_as_they_are_served(pack, tmp
     build_both(pack, repository, thresholds)
     config = ServerConfig(
         repository=str(repository.path), port=0, metrics_port=-1, groups={"scene": ["seg", "edges"]},
-        engine=EngineConfig(threads=1), shadow=ShadowConfig(idle_timeout=0.05),
+        engine=EngineConfig(threads=1), guard=NO_LATENCY, shadow=ShadowConfig(idle_timeout=0.05),
         watch=WatchConfig(seconds=0.0),
     )  # fmt: skip
     anything = Limits(
@@ -139,6 +140,7 @@ def test_a_round_of_edges_goes_live_with_its_segmentation_or_not_at_all(pack, tm
         metrics_port=-1,
         groups={"scene": ["seg", "edges"]},
         engine=EngineConfig(threads=1),
+        guard=NO_LATENCY,
         shadow=ShadowConfig(idle_timeout=0.05),
         watch=WatchConfig(seconds=0.0),
     )

@@ -10,6 +10,7 @@ from PIL import Image
 
 from adapt.reproduce import TABLES, main, row_config
 from adapt.round import RoundError
+from networks.labels import CITYSCAPES19
 from tests.adapt.conftest import toy_scene
 
 
@@ -88,3 +89,58 @@ def test_target_labels_are_neither_read_nor_asked_for(toy_pack, sets, capsys):
         file.unlink()
     assert main(arguments(toy_pack, sets, "source")) == 1
     assert "holds no labelled frame" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------- is it the row's data?
+TABLE = TABLES["gta5-cityscapes"]
+VAL = [f"{city}_{i:06d}_leftImg8bit" for city, n in (("frankfurt", 267), ("lindau", 59), ("munster", 174))
+       for i in range(n)]  # fmt: skip
+TRAIN = [f"aachen_{i:06d}_leftImg8bit" for i in range(2975)]
+SETS = ("cityscapes:data/cityscapes:val", "cityscapes:data/cityscapes:train")
+
+
+def differences(**changes) -> list[str]:
+    told = {
+        "row": "cbst", "network": "resnet38", "classes": CITYSCAPES19.classes, "described": SETS, "val": VAL,
+        "size": (1024, 2048), "target": TRAIN, "used": 505, "changed": [], **changes,
+    }  # fmt: skip
+    return TABLE.differences(**told)
+
+
+def test_the_published_data_has_no_difference():
+    assert differences() == []
+    assert differences(row="source", network="fcn8s", target=None, used=0, described=(SETS[0], None)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"network": "roadnet"}, "the network is roadnet, the row has fcn8s-vgg16, resnet38"),
+        ({"network": "fcn8s", "row": "cbst-sp-mst"}, "the row has resnet38"),
+        ({"classes": ("a", "b")}, "the pack has 2 classes, the row those of cityscapes19"),
+        ({"described": ("folder:x", SETS[1])}, "the scored set is folder:x"),
+        ({"described": (SETS[0], "gta5:x")}, "the target set is gta5:x"),
+        ({"val": VAL[:-1]}, "499 frames are scored, the row has 500"),
+        ({"val": [*VAL[:-1], "aachen_9_x"]}, "1 scored frames are not of frankfurt, lindau, munster"),
+        ({"size": (512, 1024)}, "labels are 512x1024, the row's 1024x2048"),
+        ({"target": TRAIN[:9]}, "the target set has 9 frames, the row's 2975"),
+        ({"target": [*TRAIN[:-1], VAL[0]]}, "1 target frames are of scored cities"),
+        ({"used": 100}, "100 target frames are used, the row has 505"),
+        ({"changed": ["steps=3"]}, "settings were changed: steps=3"),
+    ],
+)  # fmt: skip
+def test_every_difference_is_named(change, words):
+    found = differences(**change)
+    assert len(found) == 1
+    assert words in found[0]
+
+
+def test_a_row_on_other_data_is_marked(toy_pack, sets, capsys):
+    assert main(arguments(toy_pack, sets, "source")) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["comparable"] is False
+    assert "this is not the published row: the network is roadnet" in err
+    assert "6 frames are scored, the row has 500" in err
+    assert json.loads((sets / "source" / "row.json").read_text())["differs"] == json.loads(out)["differs"]
+    assert main([a for a in arguments(toy_pack, sets, "source") if a != "--json"]) == 0
+    assert "not comparable with the published" in capsys.readouterr().out

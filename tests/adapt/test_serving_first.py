@@ -14,6 +14,7 @@ import pytest
 from adapt.loop.process_priority import Starvation, run_and_wait
 from adapt.loop.server_channel import Remote
 from adapt.loop.throttle import Throttle, ThrottleConfig
+from tests.waits import PATIENCE, until
 
 
 class Served:
@@ -125,20 +126,15 @@ def test_a_polite_process_is_what_it_says():
 
 
 # ------------------------------------------------------------------------------------------- the line
-def until(condition, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.02)
-
-
-def test_a_line_to_a_real_server_reports_obeys_and_comes_back(tmp_path):
+def test_a_line_to_a_real_server_reports_obeys_and_comes_back(tmp_path, monkeypatch):
     from runtime.client import Client, Rejected
     from runtime.config import EngineConfig, ServerConfig
     from runtime.repository.repository import Repository
+    from runtime.rpc import adaptation
     from runtime.server import Server
     from tests.runtime import builders
 
+    monkeypatch.setattr(adaptation, "ANSWER", PATIENCE)
     home = Repository(tmp_path / "engines")
     builders.publish(home)
     config = ServerConfig(repository=str(home.path), port=0, metrics_port=0, engine=EngineConfig(threads=1))
@@ -162,7 +158,7 @@ def test_a_line_to_a_real_server_reports_obeys_and_comes_back(tmp_path):
         until(lambda: commands.extend(line.poll()) or commands)
         assert (commands[0].kind, commands[0].values["reason"]) == ("start_round", "why not")
         line.answer(commands[0], True)
-        asked.join(10)
+        asked.join(PATIENCE)
         assert answers[0]["command"]["accepted"] is True
         refusals: list = []
 
@@ -176,13 +172,13 @@ def test_a_line_to_a_real_server_reports_obeys_and_comes_back(tmp_path):
         asked.start()
         until(lambda: commands.extend(line.poll()) or len(commands) > 1)
         line.answer(commands[1], False, "nothing runs")
-        asked.join(10)
+        asked.join(PATIENCE)
         assert "nothing runs" in refusals[0]
         server.stop()
         line.report(phase="paused", note="while it was away")
         server = Server(ServerConfig(**{**vars(config), "port": port})).start()
         again = Client(server.target)
-        until(lambda: again.adaptation("road")["adapters"], 20.0)
+        until(lambda: again.adaptation("road")["adapters"])
         until(lambda: again.adaptation("road")["adapters"][0]["report"].get("phase") == "paused")
         again.close()
     finally:
@@ -205,6 +201,8 @@ def test_work_that_hardly_gets_the_processor_is_said_with_its_remedy():
 
 def test_the_kernel_counts_what_ran_and_what_waited():
     before = run_and_wait()
+    if before is None:
+        pytest.skip("this system does not count what ran and what waited")
     end = time.thread_time() + 0.05
     while time.thread_time() < end:
         pass

@@ -7,7 +7,6 @@ from __future__ import annotations
 import io
 import re
 import threading
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image
 
 from adapt.sources import SourceError, open_source
 from adapt.sources.live import LiveSource
+from tests.waits import PATIENCE, until
 
 
 def picture(i: int, size: tuple[int, int] = (48, 64)) -> np.ndarray:
@@ -205,9 +205,7 @@ def test_a_recording_that_is_cut_or_none_at_all(bag, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ the service
 def until_it_raises(source) -> None:
-    for _ in range(50):
-        source.get(0.1)
-        time.sleep(0.01)
+    until(lambda: source.get(0.1) is source)  # never: it raises, or the wait ends
 
 
 def test_the_live_source_comes_back_and_gives_up_in_words():
@@ -217,14 +215,14 @@ def test_the_live_source_comes_back_and_gives_up_in_words():
         def frames(self, model, *, max_fps, source):
             self.calls += 1
             if self.calls > 2:
-                threading.Event().wait(30)
+                threading.Event().wait(5 * PATIENCE)
             yield SimpleNamespace(
                 time=float(self.calls), source="front", model=model, version=1, frame=picture(0), labels=None,
                 confidence=None, dropped=0,
             )  # fmt: skip
 
     source = LiveSource(Client(), "road", wait=0.3)
-    assert [source.get(5.0).time, source.get(5.0).time] == [1.0, 2.0]
+    assert [source.get(PATIENCE).time, source.get(PATIENCE).time] == [1.0, 2.0]
     with pytest.raises(SourceError, match="no frame for"):
         until_it_raises(source)
     source.close()

@@ -11,6 +11,7 @@ import pytest
 from adapt import view
 from adapt.files import write_json
 from adapt.round.pictures import keep_pictures
+from tests.waits import PATIENCE
 
 
 def a_workdir(path):
@@ -124,7 +125,7 @@ def test_a_recording_is_one_that_rerun_reads(tmp_path, capsys):
 
     rerun = Path(sys.executable).parent / "rerun"
     command = [str(rerun), "rrd", "print", "-v", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     for entity in ("/round/0/frame", "/gate/finite", "/lambda/a_sign_post", "/swap", "/version"):
         assert entity in done.stdout

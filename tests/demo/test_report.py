@@ -266,3 +266,21 @@ def test_the_tables_are_shown(seeds: int, tmp_path: Path, capsys: pytest.Capture
     assert all(name in shown for name in STREET.classes)
     assert f"mean of {seeds}" in shown
     assert str(tmp_path) in shown.replace("\n", "")
+
+
+def test_what_the_drift_monitor_said_is_on_the_page_and_in_the_summary() -> None:
+    said = {
+        "day": {"state": "in-domain", "reason": "", "frames": 64},
+        "before": {"state": "drifting", "reason": "shares 0.28 <from> the reference", "frames": 60},
+        "after": {"state": "in-domain", "reason": "", "frames": 90},
+    }
+    run = a_run() | {"drift": said}
+    summary = report.summary([run], FACTS)
+    assert summary["seeds"][0]["drift"] == said
+    html = report.render(summary, [run])
+    assert "What the drift monitor said" in html
+    assert "shares 0.28 &lt;from&gt; the reference" in html
+    assert html.count(">in-domain<") == 2
+    refused = run | {"swapped": False, "swap_seconds": None, "versions_seen": [1], "events": []}
+    assert report.render(report.summary([refused], FACTS), [refused]).count(">in-domain<") == 1
+    assert "What the drift monitor said" not in report.render(report.summary([a_run()], FACTS), [a_run()])

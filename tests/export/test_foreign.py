@@ -147,6 +147,19 @@ def test_a_graph_with_our_contracts_tensors_is_served_as_segmentation(pack, tmp_
     assert (answer.version, answer.labels.shape) == (1, (64, 96))
 
 
+def test_given_frames_are_what_our_contracts_graph_is_compared_on(pack, tmp_path):
+    from export.build import build
+
+    file = build(pack, tmp_path / "other").path / "model.onnx"
+    np.savez(tmp_path / "in.npz", frame=pack.golden())
+    labels = list(pack.spec.classes)
+    result = publish_onnx(file, tmp_path / "repo", "road", labels=labels, inputs=tmp_path / "in.npz")
+    assert (result.manifest["parity"]["golden"], result.manifest["parity"]["frames"]) == ("given", 3)
+    with np.load(result.path / "golden.npz") as stored:
+        assert np.array_equal(stored["frames"], pack.golden())
+    assert not (result.path / "inputs.npz").exists()
+
+
 def test_command_line(file, tmp_path, capsys):
     labels = tmp_path / "labels.txt"
     labels.write_text("near\nfar\n")

@@ -24,6 +24,7 @@ from export.publish import foreign
 from export.refit import main as refit_main
 from protos import model_config_pb2
 from runtime.repository.repository import Repository, digest
+from tests.waits import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 VALUE = helper.make_tensor_value_info
@@ -265,7 +266,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what is
 def work():
     def slow(self, *rest, **more):
         print("writing", flush=True)
-        time.sleep(60)
+        time.sleep(600)
     publish.Repository.publish = slow
     publish.publish(sys.argv[1], "m", {"model.onnx": b"x"}, {}, "", None)
 
@@ -298,14 +299,14 @@ sys.exit(finish(work, (publish.ExportError,)))
     def test_told_to_stop_it_leaves_nothing(self, tmp_path, start):
         child = start(tmp_path / "repo")
         child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=30)
+        _, err = child.communicate(timeout=PATIENCE)
         assert (child.returncode, err) == (130, "error: interrupted\n")
         assert list((tmp_path / "repo").iterdir()) == []
 
     def test_killed_it_is_swept_by_the_next(self, tmp_path, capsys, start):
         child = start(tmp_path / "repo")
         child.kill()
-        child.wait(30)
+        child.wait(PATIENCE)
         assert any(".staging-" in path.name for path in (tmp_path / "repo" / "m").iterdir())
         (tmp_path / "m.onnx").write_bytes(relu().SerializeToString())
         words = ["--onnx", tmp_path / "m.onnx", "--name", "m", "--repository", tmp_path / "repo"]

@@ -14,7 +14,7 @@ from bench import gpu
 from runtime.engines.cuda import context
 
 # Thread: a signal does not reach who waits inside a driver.
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200, method="thread")]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(2400, method="thread")]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -19,7 +19,7 @@ from tests.runtime import builders as b
 from tests.runtime.test_kill import Process
 from tests.tensorrt.test_cuda_shm import PIXELS, Calls
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300, method="thread")]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900, method="thread")]
 
 
 @pytest.fixture(scope="module")

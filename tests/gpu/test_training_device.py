@@ -16,7 +16,7 @@ from adapt.round.presets import PRESETS
 from bench.training import Bench
 from tests.adapt.conftest import dark_frames, toy_pack  # noqa: F401
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600, method="thread")]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1800, method="thread")]
 
 
 @pytest.fixture(scope="module", autouse=True)

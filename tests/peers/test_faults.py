@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2_grpc
 from bench import load
 from bench.peers import calls, process
 from bench.peers.process import Server
+from tests.waits import PATIENCE, until
 
 FRAME = calls.frames(1)
 ALLOWED = {"", "NOT_FOUND", "INVALID_ARGUMENT"}
@@ -39,7 +40,7 @@ def test_region_unregistered_while_in_use(server: Server) -> None:
     meddler = threading.Thread(target=meddle)
     with load.opened([sender]) as senders:
         meddler.start()
-        result = load.closed_loop(senders, 60.0, limit=300)
+        result = load.closed_loop(senders, PATIENCE, limit=300)
         stop.set()
         meddler.join()
     assert len(result.sent) == 300
@@ -53,7 +54,7 @@ def test_region_shortened_while_registered(server: Server) -> None:
 
     sender = load.SharedSender(server.target, "seg", FRAME)
     with load.opened([sender]) as senders:
-        assert load.closed_loop(senders, 60.0, limit=1).failed == 0
+        assert load.closed_loop(senders, PATIENCE, limit=1).failed == 0
         descriptor = os.open(f"/dev/shm/{sender.names[0]}", os.O_RDWR)
         try:
             size = os.fstat(descriptor).st_size
@@ -61,7 +62,7 @@ def test_region_shortened_while_registered(server: Server) -> None:
             with grpc.insecure_channel(server.target) as channel:
                 call = channel.unary_unary(load.PATH)
                 try:
-                    call(sender.request, timeout=20)
+                    call(sender.request, timeout=PATIENCE)
                     code = "OK"
                 except grpc.RpcError as error:
                     code = error.code().name
@@ -88,9 +89,6 @@ def test_stream_whose_client_vanishes(server: Server) -> None:
         channel.close()
     with grpc.insecure_channel(server.target) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        answers = list(stub.ModelStreamInfer(iter([request, request]), timeout=60))
+        answers = list(stub.ModelStreamInfer(iter([request, request]), timeout=PATIENCE))
     assert [one.error_message for one in answers] == ["", ""]
-    until = time.monotonic() + 30
-    while process.descriptors(server.pid) > before + 2 and time.monotonic() < until:
-        time.sleep(0.1)
-    assert process.descriptors(server.pid) <= before + 2
+    until(lambda: process.descriptors(server.pid) <= before + 2)

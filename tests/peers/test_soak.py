@@ -10,7 +10,7 @@ from bench import soak_serving
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_requests_under_swaps_are_all_accounted_for(capsys: pytest.CaptureFixture[str]) -> None:
     code = soak_serving.main(["--requests", "1500", "--every", "50"])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException, shared_memory
 
 from bench.peers import calls
 from bench.peers.process import Server
+from tests.waits import PATIENCE
 
 FRAME = calls.frames(1, seed=3)
 SHAPE = [1, calls.HEIGHT, calls.WIDTH]
@@ -99,7 +100,7 @@ def test_async_infer_with_callback(
     for _ in range(4):
         client.async_infer("seg", [frame_input()], callback=lambda result, error: done.put((result, error)))
     for _ in range(4):
-        result, error = done.get(timeout=20)
+        result, error = done.get(timeout=PATIENCE)
         assert error is None
         np.testing.assert_array_equal(result.as_numpy("labels"), expected["labels"])
 
@@ -145,7 +146,7 @@ def test_streaming(client: triton.InferenceServerClient, expected: dict[str, np.
     client.start_stream(callback=lambda result, error: done.put((result, error)))
     for i in range(3):
         client.async_stream_infer("seg" if i != 1 else "nope", [frame_input()], request_id=str(i))
-    answers = [done.get(timeout=20) for _ in range(3)]
+    answers = [done.get(timeout=PATIENCE) for _ in range(3)]
     client.stop_stream()
     good = [result for result, error in answers if error is None]
     bad = [error for _, error in answers if error is not None]

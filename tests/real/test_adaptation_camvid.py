@@ -36,7 +36,7 @@ def test_the_lists_are_disjoint_and_labelled_as_told():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_mirrored_agreement_picks_batch_statistics_that_do_not_hurt():
     """The Cityscapes network on CamVid: AdaBN alone hurts; what a round would choose does not."""
     torch = pytest.importorskip("torch")

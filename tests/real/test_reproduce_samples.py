@@ -36,7 +36,7 @@ def test_the_samples_become_published_layouts(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_rows_are_filled_from_real_frames(tmp_path, capsys):
     arguments = ["--out", str(tmp_path), "--size", "64x128", "--epochs", "2", "--steps", "2"]
     assert reproduce_samples.main([*arguments, "--row", "source", "--row", "cbst-sp"]) == 0

@@ -7,6 +7,7 @@ import queue
 import threading
 
 from runtime.client import Client, Rejected, RpcError
+from tests.waits import PATIENCE
 
 
 class Adapter:
@@ -47,7 +48,7 @@ class Adapter:
         self.client.close()
 
     def __enter__(self):
-        assert self.welcome.wait(10), self.error
+        assert self.welcome.wait(PATIENCE), self.error
         return self
 
     def __exit__(self, *_):

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 from runtime.client import AsyncClient, Client
+from tests.waits import PATIENCE
 
 KINDS = ("sync", "asyncio")
 
@@ -20,7 +21,7 @@ class _Looped:
 
     def _wait(self, value: Any) -> Any:
         if inspect.iscoroutine(value):
-            value = asyncio.run_coroutine_threadsafe(value, self._loop).result(30)
+            value = asyncio.run_coroutine_threadsafe(value, self._loop).result(PATIENCE)
         return _Looped(value, self._loop) if hasattr(value, "__anext__") else value
 
     def __getattr__(self, name: str) -> Any:
@@ -70,12 +71,12 @@ class Looped(_Looped):
         async def make() -> AsyncClient:
             return AsyncClient(*arguments, **named)
 
-        super().__init__(asyncio.run_coroutine_threadsafe(make(), loop).result(10), loop)
+        super().__init__(asyncio.run_coroutine_threadsafe(make(), loop).result(PATIENCE), loop)
 
     def __exit__(self, *_: object) -> None:
         self.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(PATIENCE)
         self._loop.close()
 
 

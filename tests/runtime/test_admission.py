@@ -19,6 +19,7 @@ from runtime.rpc import admission
 from runtime.rpc.admission import Lane, Refusals
 from runtime.rpc.thread_pool import Pool
 from tests.runtime import builders as b
+from tests.waits import PATIENCE
 
 KSERVE, CONTROL = "/inference.GRPCInferenceService/", "/roadworthy.v1.Roadworthy/"
 FRAME = np.zeros((*b.SIZE, 3), np.uint8)
@@ -109,7 +110,7 @@ def test_half_open_calls_shut_out_nobody(repository, quick, serve, method, strea
         until(lambda: sum(len(lane.waiting) for lane in server._admission._lanes) >= 40)
         answered(server.target, *ANY)
 
-        until(_admitted(lambda: client.infer("road", FRAME, timeout=30).version == 1))
+        until(_admitted(lambda: client.infer("road", FRAME, timeout=PATIENCE).version == 1))
         until(_admitted(lambda: next(client.infer_stream("road", [FRAME])).version == 1))
     assert refused(server)["no-message"] > 0 or method == "ModelInfer"  # which has room for them all
 

@@ -14,7 +14,8 @@ from runtime.config import QueueConfig
 from runtime.serving import batching, counters
 from runtime.serving.queueing import DELAY, REJECT, Plan, QueuePolicy
 from tests.runtime import builders as b
-from tests.runtime.test_scheduling import held, until
+from tests.runtime.test_scheduling import held
+from tests.waits import PATIENCE, until
 
 FULL = """
 name: "road" platform: "onnxruntime_onnx" max_batch_size: 8
@@ -120,7 +121,7 @@ def test_priorities_and_batches_of_a_served_model(repository, quick, serve):
         client.infer_tensors("road", zeros(3))
     gate.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     assert sizes == [1, 2, 2, 1]
     assert ran == [{"runs"}, {"high a", "high b"}, {"low a", "low b"}, {"low c"}]
 

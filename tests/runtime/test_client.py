@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import inspect
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,8 +22,11 @@ import pytest
 
 from runtime.client import Answer, AsyncClient, Client, Rejected, RpcError
 from runtime.config import QueueConfig
+from runtime.shared_memory.system import Regions
 from tests.runtime import builders as b
 from tests.runtime.clients import KINDS, client
+from tests.runtime.test_scheduling import held
+from tests.waits import PATIENCE, until
 
 LARGE = (96, 256)  # 72 KiB a frame: goes through shared memory
 
@@ -72,9 +77,9 @@ def test_both_have_the_same_methods():
 @pytest.mark.parametrize("shared", [None, False, True])
 def test_answers_are_right_and_lanes_are_used_where_they_may_be(large, kind, shared):
     with client(kind, large.target, shared_memory=shared) as c:
-        c.wait_ready(10)
+        c.wait_ready(PATIENCE)
         for frame, labels in frames(3):
-            answer = c.infer("road", frame, source="front", timeout=20, request_id="7")
+            answer = c.infer("road", frame, source="front", timeout=PATIENCE, request_id="7")
             assert isinstance(answer, Answer)
             assert answer.version == 1
             assert (answer.labels == labels).mean() > 0.95  # noise at the blocks' borders
@@ -148,22 +153,19 @@ def test_a_lane_that_is_borrowed_while_its_stream_is_closed_is_given_up(large, m
         calls.append(lane)
         if len(calls) == 2:
             entered.set()
-            assert go.wait(10)
+            assert go.wait(PATIENCE)
         return lane
 
     monkeypatch.setattr(Client, "_borrow", slow)
     with Client(large.target, shared_memory=True) as c:
         stream = c.infer_stream("road", [frame for frame, _ in frames(3)])
         next(stream)
-        assert entered.wait(10)
+        assert entered.wait(PATIENCE)
         stream.close()
         go.set()
-        end = time.monotonic() + 30
-        while len(large.service.regions.status("")) != len(c._lanes._free):
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        until(lambda: calls[1]._descriptor < 0)  # ours is closed after the server's
         assert calls[1] not in c._lanes._free
-        assert calls[1]._descriptor < 0
+        until(lambda: len(large.service.regions.status("")) == len(c._lanes._free))
 
 
 def test_a_fault_of_the_callers_iterator_is_the_callers(large, kind):
@@ -179,14 +181,15 @@ def test_a_fault_of_the_callers_iterator_is_the_callers(large, kind):
 
 
 def test_deadline_and_refusals_have_their_own_exceptions(repository, quick, serve, kind):
-    slow = b.segmentation(*b.nearest_weights(), (128, 128), depth=6, width=32)
-    b.publish(repository, model=slow, size=(128, 128))
+    b.publish(repository)
     server = serve(dataclasses.replace(quick, queue=QueueConfig(limit=4)))
-    frame = np.zeros((128, 128, 3), np.uint8)
+    frame = np.zeros((*b.SIZE, 3), np.uint8)
+    gate, _ = held(server)
     with client(kind, server.target) as c:
         with pytest.raises(RpcError) as late:
-            c.infer("road", frame, timeout=0.001)
+            c.infer("road", frame, timeout=0.2)
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        gate.set()
         with pytest.raises(Rejected) as unknown:
             c.infer("nope", frame)
         assert unknown.value.code == "NOT_FOUND"
@@ -201,7 +204,7 @@ def test_the_swap_and_its_events(repository, large, kind):
     new = publish(repository)
     with client(kind, large.target) as c:
         with c.watch("road") as events:
-            states = [event.state for event in c.submit("road", new, timeout=60)]
+            states = [event.state for event in c.submit("road", new, timeout=PATIENCE)]
             assert states[0] == "SUBMITTED"
             assert states[-1] == "LIVE"
             assert [next(events).state for _ in states] == states
@@ -267,16 +270,45 @@ def test_a_silent_peer_is_given_up(silent, kind):
             lambda: list(c.submit("road", 1)),
             lambda: c.infer("road", np.zeros((160, 160, 3), np.uint8), timeout=0.3),
         ):
-            begun = time.monotonic()
             with pytest.raises(RpcError) as silence:
                 call()
             assert silence.value.code() in (
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 grpc.StatusCode.UNAVAILABLE,
             )
-            assert time.monotonic() - begun < 8
         with pytest.raises(grpc.FutureTimeoutError):
             c.wait_ready(0.2)
+
+
+@pytest.fixture
+def slow_road(large):
+    """The address of a relay to the server that passes nothing on for the first half second."""
+
+    def pump(source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+
+    def relay():
+        with listener.accept()[0] as near, socket.create_connection(("127.0.0.1", large.port)) as far:
+            time.sleep(0.5)
+            back = threading.Thread(target=pump, args=(far, near), daemon=True)
+            back.start()
+            pump(near, far)
+            far.shutdown(socket.SHUT_RDWR)
+            back.join(PATIENCE)
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        threading.Thread(target=relay, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_connection_may_take_its_time(slow_road, kind):
+    """A busy machine needs more than a moment for it: the first call waits and does not fail."""
+    with client(kind, slow_road, shared_memory=False) as c:
+        assert c.infer("road", frames(1)[0][0]).version == 1
 
 
 def test_a_server_that_comes_back_is_found_again(repository, quick, serve, kind):
@@ -290,15 +322,14 @@ def test_a_server_that_comes_back_is_found_again(repository, quick, serve, kind)
         with pytest.raises((RpcError, Rejected)):
             c.infer("road", frame, timeout=2)
         serve(dataclasses.replace(quick, port=port))
-        end = time.monotonic() + 20
-        while True:
+
+        def back():
             try:
-                answer = c.infer("road", frame, timeout=5)
-                break
+                return c.infer("road", frame, timeout=PATIENCE).version == 1
             except (RpcError, Rejected):
-                assert time.monotonic() < end
-                time.sleep(0.05)
-        assert answer.version == 1
+                return False
+
+        until(back)
         assert c.infer("road", frame).version == 1  # and through a new lane
 
 
@@ -320,6 +351,31 @@ def test_a_call_that_is_cancelled_takes_its_lane_out_of_use(large):
     assert large.service.regions.status("") == []
 
 
+def test_a_call_that_is_cancelled_while_its_lane_is_registered_leaves_no_region(large, monkeypatch):
+    """The server has the region, and the caller goes before it hears of that: the client takes it back."""
+    entered, go = threading.Event(), threading.Event()
+    register = Regions.register
+
+    def slow(self, *arguments):
+        register(self, *arguments)
+        entered.set()
+        assert go.wait(PATIENCE)
+
+    monkeypatch.setattr(Regions, "register", slow)
+
+    async def main():
+        async with AsyncClient(large.target, shared_memory=True) as c:
+            call = asyncio.ensure_future(c.infer("road", frames(1)[0][0]))
+            await asyncio.to_thread(entered.wait, PATIENCE)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            go.set()
+
+    asyncio.run(main())
+    assert large.service.regions.status("") == []
+
+
 KILLED = """
 import sys, time
 import numpy as np
@@ -327,7 +383,7 @@ from runtime.client import Client
 client = Client(sys.argv[1], shared_memory=True)
 client.infer("road", np.zeros((96, 256, 3), np.uint8))
 print("done", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -342,7 +398,7 @@ def test_lanes_of_a_client_that_was_killed_are_given_back(large):
         c.infer("road", frame)
         assert len(regions.status("")) == 2  # the other client lives: its lane stays
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(PATIENCE)
         process.stdout.close()
         with Client(large.target) as other:
             other.infer("road", frame)
@@ -354,6 +410,73 @@ def test_lanes_of_a_client_that_was_killed_are_given_back(large):
 @pytest.mark.parametrize("letter", ["a", "ß", "\N{ROLLING ON THE FLOOR LAUGHING}"])
 def test_a_refusal_of_something_with_a_long_name_has_its_own_status(large, letter):
     with Client(large.target) as c, pytest.raises(Rejected) as caught:
-        c.infer("road", frames(1)[0][0], outputs=(letter * 20000,), timeout=20)
+        c.infer("road", frames(1)[0][0], outputs=(letter * 20000,), timeout=PATIENCE)
     assert caught.value.code == "INVALID_ARGUMENT"
     assert caught.value.reason.startswith(f"unexpected inference output '{letter * 100}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("frame", "remedy"),
+    [
+        (np.zeros((512, 1024), np.uint8), "numpy.repeat(grey[..., None], 3, -1)"),
+        (np.zeros((512, 1024, 1), np.uint8), "numpy.repeat(grey, 3, -1)"),
+        (np.zeros((2, 512, 1024), np.uint8), "numpy.repeat(grey[..., None], 3, -1)"),
+        (np.zeros((2, 16, 32, 1), np.uint8), "numpy.repeat(grey, 3, -1)"),
+        (np.zeros((16, 32, 4), np.uint8), "frame[..., :3]"),
+        (np.zeros((2, 16, 32, 4), np.uint8), "frame[..., :3]"),
+        (np.zeros((3, 16, 32), np.uint8), "numpy.moveaxis(frame, -3, -1)"),
+        (np.zeros((2, 3, 16, 32), np.uint8), "numpy.moveaxis(frame, -3, -1)"),
+        (np.zeros((), np.uint8), "infer_tensors"),
+        (np.zeros(7, np.uint8), "infer_tensors"),
+        (np.zeros((1, 1, 16, 32, 3), np.uint8), "infer_tensors"),
+        ([[1, 2, 3]], "numpy.asarray(frame)"),
+        (None, "numpy.asarray(frame)"),
+    ],
+)
+def test_a_frame_of_another_shape_is_refused_with_the_remedy(kind, frame, remedy):
+    """Before anything is sent: nobody listens here.  A grey picture was taken for as many frames as it has
+    rows.
+    """
+    with client(kind, "127.0.0.1:9") as c:
+        with pytest.raises(ValueError, match=re.escape(remedy)) as error:
+            c.infer("road", frame)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_refuses_a_grey_picture_too(kind, repository, quick, serve):
+    b.publish(repository)
+    with client(kind, serve(quick).target) as c:
+        frames = [np.zeros((*b.SIZE, 3), np.uint8), np.zeros(b.SIZE, np.uint8)]
+        with pytest.raises(ValueError, match="make a grey picture one of three channels"):
+            list(c.infer_stream("road", frames))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"source": "\ud800"}, "parameter 'source' is"),
+        ({"request_id": "a\udfff"}, "request_id is"),
+    ],
+)
+def test_text_that_no_message_can_carry_is_refused_in_a_line(given, says):
+    with Client("127.0.0.1:9") as c, pytest.raises(ValueError, match=says) as error:
+        c.infer("road", np.zeros((16, 32, 3), np.uint8), **given)
+    assert str(error.value).isascii()
+
+
+@pytest.mark.parametrize("value", [1 << 64, -(1 << 63) - 1, 10**30])
+def test_a_parameter_beyond_64_bits_is_refused_with_the_remedy(value):
+    with Client("127.0.0.1:9") as c, pytest.raises(ValueError, match="send it as text"):
+        c.infer_tensors("road", {"x": np.zeros(1)}, parameters={"n": value})
+
+
+def test_a_parameter_of_64_bits_arrives():
+    from protos import inference_pb2 as pb
+    from runtime.client import messages
+
+    for value in (0, -1, (1 << 63) - 1, -(1 << 63), 1 << 63, (1 << 64) - 1):
+        request = pb.ModelInferRequest.FromString(messages.tensors("m", {}, (), {"n": value}))
+        (parameter,) = request.parameters.values()
+        assert getattr(parameter, parameter.WhichOneof("parameter_choice")) == value

@@ -14,6 +14,7 @@ import pytest
 
 from runtime.client import Client, Rejected
 from tests.runtime import builders as b
+from tests.waits import PATIENCE, until
 
 W, B = b.nearest_weights()
 RNG = np.random.default_rng(11)
@@ -35,13 +36,12 @@ class Camera(threading.Thread):
 
     def __enter__(self):
         self.start()
-        while not self.versions and not self.failed:
-            time.sleep(0.005)
+        until(lambda: self.versions or self.failed)
         return self
 
     def __exit__(self, *_):
         self.stopping.set()
-        self.join(20)
+        self.join(PATIENCE)
 
     def run(self):
         scenes = [scene(i) for i in range(6)]
@@ -123,7 +123,6 @@ def bad_versions():
         "a joint network": ("contract", lambda: {"joint": True}),
         "a segmentation that says edges": ("contract", lambda: {"model": b.segmentation(W, B, b.EDGE_SIZE)}),
         "an edge network that says segmentation": ("contract", lambda: {"task": "segmentation"}),
-        "eighty times as slow": ("latency", lambda: {"model": good(depth=60), "answers": answers}),
         "no golden frames": ("golden", lambda: {"answers": {"x": np.zeros(1)}}),
         "golden without edges": ("golden", lambda: {"answers": npz(edges=None)}),
         "golden of floats, with NaN": (
@@ -147,26 +146,6 @@ def bad_versions():
     }
 
 
-@pytest.fixture(scope="module")
-def one_server(tmp_path_factory):
-    """A server with a live edge network, for versions that never become live."""
-    from runtime.config import EngineConfig, ServerConfig, ShadowConfig
-    from runtime.repository.repository import Repository
-    from runtime.server import Server
-
-    repository = Repository(tmp_path_factory.mktemp("edges") / "engines")
-    b.publish_edges(repository)
-    config = ServerConfig(
-        repository=str(repository.path),
-        port=0,
-        metrics_port=-1,
-        engine=EngineConfig(threads=1),
-        shadow=ShadowConfig(frames=4, timeout=10.0, idle_timeout=0.1, min_frames=3),
-    )
-    with Server(config) as server:
-        yield server, repository
-
-
 @pytest.mark.parametrize(
     ("case", "traffic"),
     [
@@ -176,9 +155,11 @@ def one_server(tmp_path_factory):
         if check.startswith("shadow") or not traffic  # the others never come to a live frame
     ],
 )
-def test_a_bad_version_is_refused_by_the_name_of_the_check(one_server, case, traffic):
-    server, repository = one_server
+def test_a_bad_version_is_refused_by_the_name_of_the_check(repository, quick, driving, serve, case, traffic):
+    """Each has its own server: a wrong verdict makes the version live, and would fail all that follow."""
     check, how = bad_versions()[case]
+    b.publish_edges(repository)
+    server = serve(driving if traffic else quick)
     bad = b.publish_edges(repository, **how())
     with Client(server.target) as client:
         if traffic:
@@ -194,9 +175,9 @@ def test_a_bad_version_is_refused_by_the_name_of_the_check(one_server, case, tra
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_a_good_version_is_shadowed_and_goes_live(repository, quick, serve, joint):
+def test_a_good_version_is_shadowed_and_goes_live(repository, driving, serve, joint):
     b.publish_edges(repository, joint=joint)
-    server = serve(quick)
+    server = serve(driving)
     second = b.publish_edges(repository, model=good(edge_bias=-5.0, joint=joint), joint=joint)
     with Client(server.target) as client, Camera(server.target, "edges") as camera:
         events = list(client.submit("edges", second))
@@ -209,9 +190,9 @@ def test_a_good_version_is_shadowed_and_goes_live(repository, quick, serve, join
     assert camera.versions == sorted(camera.versions)
 
 
-def test_a_part_that_no_request_asks_for_is_decided_by_the_golden_frames(repository, quick, serve):
+def test_a_part_that_no_request_asks_for_is_decided_by_the_golden_frames(repository, driving, serve):
     b.publish_edges(repository, joint=True)
-    server = serve(quick)
+    server = serve(driving)
     mixed = b.publish_edges(repository, model=good(order=(1, 2, 3, 0), joint=True), joint=True)
     fine = b.publish_edges(repository, model=good(edge_bias=-5.0, joint=True), joint=True)
     with Client(server.target) as client, Camera(server.target, "edges", ["labels"]) as camera:
@@ -236,12 +217,13 @@ def test_a_live_version_that_stops_seeing_edges_is_rolled_back(repository, quick
         assert client.infer_tensors("edges", {"frame": fog[None]}).outputs["edge_bits"].any()
         *_, last = client.submit("edges", second)
         assert last.state == "LIVE", last
-        end = time.monotonic() + 40
-        while not (back := [e for e in client.history("edges") if e.state == "ROLLED_BACK"]):
-            assert time.monotonic() < end, "never rolled back"
+
+        def back():
             client.infer_tensors("edges", {"frame": fog[None]})
-            time.sleep(0.02)
-        (event,) = back
+            return [e for e in client.history("edges") if e.state == "ROLLED_BACK"]
+
+        until(back)
+        (event,) = back()
         assert event.check == "watch-collapse"
 
 
@@ -282,7 +264,7 @@ def test_empty_batches_are_answered_and_decide_nothing(repository, quick, serve)
             assert (last.state, last.detail["shadow"]["frames"]) == ("LIVE", 0), last
     finally:
         stopping.set()
-        sender.join(20)
+        sender.join(PATIENCE)
 
 
 @pytest.mark.parametrize("name", ["edge_bits", "edges"])
@@ -384,9 +366,10 @@ def wide_golden(classes):
     }
 
 
-def test_a_zip_bomb_in_golden_npz_is_refused_by_its_headers(one_server):
+def test_a_zip_bomb_in_golden_npz_is_refused_by_its_headers(repository, quick, serve):
     """Half a gigabyte of zeros in half a megabyte: nothing of it is unpacked beyond what is used."""
-    server, repository = one_server
+    b.publish_edges(repository)
+    server = serve(quick)
     staged = repository.stage("edges")
     (staged / "model.onnx").write_bytes(good().SerializeToString())
     height, width = 30_000, 20_000

@@ -84,10 +84,11 @@ def edge(tmp_path_factory):
     b.publish(repository, "simple", b.simple(), foreign=True)
     service = Service(ServerConfig(repository=str(repository.path), engine=EngineConfig(threads=1)))
     service.start()
-    return InferenceEdge(service)
+    yield InferenceEdge(service)
+    service.close()
 
 
-@settings(max_examples=400, deadline=2000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, suppress_health_check=list(HealthCheck))
 @given(st.one_of(requests(), damaged(), st.binary(max_size=300)))
 def test_every_message_gets_a_status(edge, message):
     failure = None

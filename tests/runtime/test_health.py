@@ -19,6 +19,7 @@ from runtime.client import Client
 from runtime.rpc import health
 from runtime.rpc.inference import SERVICE as INFERENCE
 from tests.runtime import builders as b
+from tests.waits import PATIENCE
 
 OWN = ("grpc.use_local_subchannel_pool", 1)
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -72,7 +73,7 @@ def vehicles(server, number, stay, stop=None):
     finally:
         stop.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(PATIENCE)
 
 
 def test_a_watch_has_one_message_for_each_change(repository, quick, serve):
@@ -94,7 +95,7 @@ def test_a_watch_has_one_message_for_each_change(repository, quick, serve):
             server._health.set(serving)
         until(lambda: seen[-1] == SERVING)
         server.stop()
-        reader.join(30)
+        reader.join(PATIENCE)
         assert watch.code() is grpc.StatusCode.UNAVAILABLE
     assert seen[0] == SERVING
     assert seen[-1] == NOT_SERVING
@@ -127,7 +128,7 @@ def test_watches_that_come_and_go_hold_up_nobody(repository, quick, serve):
             opened += 1
             server._health.set(bool(opened % 2))
             if opened % 50 == 0:
-                assert client.infer("road", FRAME, timeout=30).version == 1
+                assert client.infer("road", FRAME, timeout=PATIENCE).version == 1
     until(lambda: not server._health._watchers)
     assert server.stop()
 
@@ -193,7 +194,7 @@ def test_a_watcher_that_takes_nothing_is_sent_away():
             self.callback()
 
     service.set(True)
-    service.watch(asked(), Context(stalled), lambda message: stalled.wait(30))
+    service.watch(asked(), Context(stalled), lambda message: stalled.wait(PATIENCE))
     service.watch(asked(), Context(threading.Event()), lambda message: got.append(message.status))
     until(lambda: got == [SERVING])
     service.set(False)

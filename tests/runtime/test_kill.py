@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,15 @@ import pytest
 
 from runtime.client import Client, Rejected
 from tests.runtime import builders as b
+from tests.waits import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """\
+drain = 120.0
 [engine]
 threads = 1
+[guard]
+latency_slack_ms = 1e9
 [shadow]
 frames = 2
 min_frames = 1
@@ -40,6 +45,7 @@ class Process:
         command = [sys.executable, "-m", "runtime.serve", "--repository", str(repository.path)]
         command += ["--port", "0", "--metrics-port", "-1", "--config", str(config), *more]
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        weakref.finalize(self, self.process.kill)  # a test that fails leaves none behind
         self.lines = []
         self.target = ""
         assert self.process.stderr is not None
@@ -58,8 +64,8 @@ class Process:
 
     def end(self, number):
         os.kill(self.process.pid, number)
-        code = self.process.wait(30)
-        self.reader.join(10)
+        code = self.process.wait(PATIENCE)
+        self.reader.join(PATIENCE)
         self.process.stderr.close()
         return code
 
@@ -80,7 +86,7 @@ def test_kill_in_mid_swap(repository):
         server = Process(repository)
         version = b.publish(repository, answers=answers)
         with Client(server.target) as client:
-            answer = client.infer("road", frame, timeout=10)
+            answer = client.infer("road", frame, timeout=PATIENCE)
             assert answer.version == before, "the last live version is the one that answers after a kill"
             assert (answer.labels == labels).all()
             events = client.submit("road", version)
@@ -97,7 +103,7 @@ def test_kill_in_mid_swap(repository):
     assert True in seen
     server = Process(repository)
     with Client(server.target) as client:
-        assert client.infer("road", frame, timeout=10).version == before
+        assert client.infer("road", frame, timeout=PATIENCE).version == before
     assert server.end(signal.SIGTERM) == 0
 
 
@@ -120,7 +126,7 @@ def test_sigterm_drains(repository):
     def send():
         with Client(server.target) as client:
             try:
-                ends.append(client.infer("road", frame, timeout=20).version)
+                ends.append(client.infer("road", frame, timeout=PATIENCE).version)
             except Rejected as refusal:
                 ends.append(refusal.reason)
 
@@ -134,14 +140,13 @@ def test_sigterm_drains(repository):
         with Client(server.target) as client:
             for thread in threads:
                 thread.start()
-            while client.status()["account"]["accepted"] < 6:
-                time.sleep(0.002)
+            until(lambda: client.status()["account"]["accepted"] == 6)
         os.kill(server.process.pid, signal.SIGTERM)
         assert next(statuses).status == health_pb2.HealthCheckResponse.NOT_SERVING
         for thread in threads:
-            thread.join(30)
-    assert server.process.wait(30) == 0
-    server.reader.join(10)
+            thread.join(PATIENCE)
+    assert server.process.wait(PATIENCE) == 0
+    server.reader.join(PATIENCE)
     server.process.stderr.close()
     assert ends == [1] * 6
 
@@ -165,7 +170,7 @@ def test_exit_codes_and_one_line_errors(tmp_path, arguments, code, says):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == code, done.stderr
     assert says in done.stderr
@@ -183,7 +188,7 @@ def test_a_second_server_does_not_share_the_port(repository, tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 1
     assert "is another server there" in done.stderr.splitlines()[-1]
@@ -198,7 +203,7 @@ def test_one_server_for_one_repository(repository):
     server = Process(repository)
     command = [sys.executable, "-m", "runtime.serve", "--log", "error", "--port", "0", "--repository"]
     done = subprocess.run(
-        [*command, str(repository.path)], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [*command, str(repository.path)], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1, done.stderr
@@ -206,7 +211,7 @@ def test_one_server_for_one_repository(repository):
     before = b.tree(repository.path)
     onlooker = Process(repository, "--read-only")
     with Client(onlooker.target) as client:
-        assert client.infer("road", frame, timeout=10).version == 1
+        assert client.infer("road", frame, timeout=PATIENCE).version == 1
         for call in (
             lambda: list(client.submit("road", 1)),
             lambda: client.rollback("road"),

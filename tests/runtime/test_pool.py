@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
 from runtime.rpc.thread_pool import Pool
-
-
-def until(condition):
-    end = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < end, "never happened"
-        time.sleep(0.001)
+from tests.waits import PATIENCE, until
 
 
 def names():
@@ -43,7 +36,7 @@ def test_no_more_threads_than_allowed_and_none_before_it_is_needed():
         until(lambda: pool._free == 1)
     assert len(mine()) == 1
     for n in range(8):
-        pool.submit(lambda n=n: (gate.wait(10), ran.append(n)))
+        pool.submit(lambda n=n: (gate.wait(PATIENCE), ran.append(n)))
     until(lambda: len(mine()) == 3)
     gate.set()
     until(lambda: len(ran) == 12)
@@ -58,10 +51,10 @@ def test_a_call_that_raises_is_over_and_its_thread_lives(caplog):
     pool = Pool(1, "pool-test-c")
     over = threading.Event()
     pool.submit(lambda: 1 / 0).add_done_callback(lambda _: over.set())
-    assert over.wait(5)
+    assert over.wait(PATIENCE)
     again = threading.Event()
     pool.submit(again.set)
-    assert again.wait(5)
+    assert again.wait(PATIENCE)
     assert "ZeroDivisionError" in caplog.text
     pool.shutdown()
 
@@ -69,7 +62,7 @@ def test_a_call_that_raises_is_over_and_its_thread_lives(caplog):
 def test_where_the_system_gives_no_more_threads_calls_wait_for_those_there_are(monkeypatch, caplog):
     pool = Pool(3, "pool-test-d")
     gate, ran = threading.Event(), []
-    pool.submit(gate.wait, 10)
+    pool.submit(gate.wait, PATIENCE)
     start = threading.Thread.start
 
     def refuse(thread):
@@ -86,7 +79,7 @@ def test_where_the_system_gives_no_more_threads_calls_wait_for_those_there_are(m
     monkeypatch.undo()
     together = threading.Barrier(3)
     for _ in range(3):
-        pool.submit(together.wait, 10)
+        pool.submit(together.wait, PATIENCE)
     until(lambda: pool._free == 3)
     assert not together.broken
     assert "no thread for a call" in caplog.text

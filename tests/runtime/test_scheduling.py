@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import threading
-import time
 import urllib.request
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from runtime.drift.drift import DriftConfig
 from tests.runtime import builders as b
 from tests.runtime.adapters import Adapter
 from tests.runtime.test_kill import Process
+from tests.waits import PATIENCE, until
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "docs" / "observability" / "grafana.json"
 
@@ -31,19 +31,12 @@ def held(server):
     gate, run, sizes = threading.Event(), engine.run, []
 
     def wait(inputs, names):
-        assert gate.wait(60)
+        assert gate.wait(PATIENCE)
         sizes.append(len(inputs["frame"]))
         return run(inputs, names)
 
     engine.run = wait
     return gate, sizes
-
-
-def until(condition):
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "never happened"
-        time.sleep(0.002)
 
 
 def test_requests_that_wait_share_a_run_and_each_gets_its_own_answer(repository, quick, serve):
@@ -65,7 +58,7 @@ def test_requests_that_wait_share_a_run_and_each_gets_its_own_answer(repository,
     until(lambda: host.pending == 7)
     gate.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     assert wrong == [0] * 8
     assert sizes == [1, 4, 3]
     now = host.statistics_of(1).snapshot()
@@ -99,7 +92,7 @@ def test_a_newer_frame_of_the_same_camera_replaces_the_one_that_waits(repository
     assert "a newer frame of source 'front' has arrived" in ends["old"]
     gate.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     assert {name: ends[name] for name in ("runs", "rear", "new")} == {"runs": 1, "rear": 1, "new": 1}
     assert len(sizes) == 3
     account = server.service.account.snapshot()
@@ -126,7 +119,8 @@ def test_hup_reads_the_limits_again(repository):
 
 
 def scrape(server):
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as response:
+    address = f"http://127.0.0.1:{server.metrics_port}/metrics"
+    with urllib.request.urlopen(address, timeout=PATIENCE) as response:
         return response.read().decode()
 
 
@@ -148,7 +142,7 @@ def test_the_dashboard_asks_for_metrics_that_exist(repository, quick, serve):
         for _ in range(20):
             client.infer("road", np.zeros((*b.SIZE, 3), np.uint8))
         (monitor, _, _) = server.service.monitors._monitors["road"]
-        assert monitor.drain()
+        assert monitor.drain(PATIENCE)
         with pytest.raises(Rejected):
             client.infer("road", np.zeros((3, 3, 3), np.uint8))
         text = scrape(server)

@@ -26,6 +26,7 @@ from runtime.repository.signing import signer
 from runtime.rpc.auth import exposed, roles_for
 from runtime.server import REFLECTIONS, Server
 from tests.runtime import builders as b
+from tests.waits import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAME = np.zeros((*b.SIZE, 3), np.uint8)
@@ -186,13 +187,13 @@ def test_tls(repository, quick, serve, keys, mutual):
     anonymous = grpc.ssl_channel_credentials(ca)
     known = grpc.ssl_channel_credentials(ca, read(keys / "client.key"), read(keys / "client.pem"))
     with Client(server.target, credentials=known) as client:
-        assert client.infer("road", FRAME, timeout=10).version == 1
+        assert client.infer("road", FRAME, timeout=PATIENCE).version == 1
     with Client(server.target, credentials=anonymous) as client:
         if mutual:
             with pytest.raises(grpc.RpcError):
                 client.infer("road", FRAME, timeout=5)
         else:
-            assert client.infer("road", FRAME, timeout=10).version == 1
+            assert client.infer("road", FRAME, timeout=PATIENCE).version == 1
     with Client(server.target) as client, pytest.raises(grpc.RpcError):
         client.infer("road", FRAME, timeout=5)
 
@@ -278,16 +279,18 @@ def test_reflection_names_every_service(repository, quick, serve, package):
 
         def held():
             yield requests[0]
-            over.wait(60)
+            over.wait(PATIENCE)
 
         streams = []
-        end = time.monotonic() + 30
-        while len(streams) < REFLECTIONS:  # the one above may not have given its place back yet
-            assert time.monotonic() < end
+
+        def full():
             stream = info(held())
             with contextlib.suppress(grpc.RpcError):
                 next(stream)
                 streams.append(stream)
+            return len(streams) == REFLECTIONS
+
+        until(full)  # the one above may not have given its place back yet
         with pytest.raises(grpc.RpcError) as refused:
             list(info(iter(requests)))
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -337,7 +340,7 @@ def test_certificates_are_read_again(repository, quick, serve, keys, tmp_path):
         with pytest.raises(ConfigError, match="TLS is switched on and off at a start"):
             server.configure(dataclasses.replace(quick, security=SecurityConfig()))
     with Client(server.target, credentials=ca) as client:
-        assert client.infer("road", FRAME, timeout=20).version == 1
+        assert client.infer("road", FRAME, timeout=PATIENCE).version == 1
 
 
 def test_tokens_are_read_again(repository, quick, serve):

@@ -20,11 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import serve as runtime_serve
-from runtime.client import Client, Rejected
+from runtime.client import Client, Rejected, RpcError
 from runtime.client.shm_segments import PREFIX
 from runtime.errors import ServiceError
 from runtime.shared_memory.system import LIMIT, Place, Region, Regions
 from tests.runtime import builders as b
+from tests.waits import PATIENCE, until
 
 SIZE = (128, 256)
 
@@ -171,7 +172,7 @@ def test_many_threads_have_a_lane_each(server):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(PATIENCE)
         assert 1 <= len(server.service.regions.status("")) <= 4
     assert wrong == [0] * 60
 
@@ -196,14 +197,14 @@ def test_a_client_outlives_its_server(repository, quick, serve):
         assert (client.infer("road", frame).labels == labels).all()
         first.stop()
         serve(dataclasses.replace(quick, port=first.port))
-        end = time.monotonic() + 20
-        while True:
+
+        def back():
             try:
-                assert (client.infer("road", frame).labels == labels).all()
-                break
-            except Exception:
-                assert time.monotonic() < end
-                time.sleep(0.1)
+                return (client.infer("road", frame).labels == labels).all()
+            except (Rejected, RpcError):
+                return False
+
+        until(back)
         assert (client.infer("road", frame).labels == labels).all()
 
 
@@ -215,10 +216,7 @@ def test_nothing_leaks(server):
     for _ in range(10):
         with Client(server.target) as client:
             client.infer("road", frame)
-    end = time.monotonic() + 30
-    while descriptors() > before + 2 and time.monotonic() < end:
-        time.sleep(0.05)
-    assert descriptors() <= before + 2
+    until(lambda: descriptors() <= before + 2)
     assert server.service.regions.status("") == []
 
 
@@ -283,7 +281,7 @@ def test_a_copy_in_another_thread_survives_too(memory, monkeypatch):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE)
     assert errors == [1] * 4
 
 
@@ -321,7 +319,7 @@ def test_a_fault_that_is_not_ours_still_ends_the_process(tmp_path):
     )
     root = Path(__file__).resolve().parents[2]
     ended = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "file")], cwd=root, capture_output=True, timeout=60
+        [sys.executable, "-c", code, str(tmp_path / "file")], cwd=root, capture_output=True, timeout=PATIENCE
     )
     assert ended.stdout == b"before\n"
     assert ended.returncode == -signal.SIGBUS

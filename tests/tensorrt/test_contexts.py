@@ -151,9 +151,9 @@ def test_an_engine_that_nobody_closed_is_closed_when_the_process_ends() -> None:
     """Its objects would otherwise be destroyed on a thread without the context, which may crash."""
     code = """
 import atexit
+atexit.register(lambda: print("clean", device.clean(), device.broken))  # first in, last out
 from tests.tensorrt.fakes import Device
 device = Device()
-atexit.register(lambda: print("clean", device.clean(), device.broken))
 from tests.tensorrt.test_contexts import load
 engine, closed = load(device), load(device)
 closed.close()

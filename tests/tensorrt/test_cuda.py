@@ -16,6 +16,7 @@ import pytest
 from runtime.engines.cuda import context, pycuda_driver
 from runtime.engines.cuda.gate import GATE
 from tests.tensorrt.fakes import Device, RuleBroken
+from tests.waits import PATIENCE
 
 DRIVER = """
 #include <string.h>
@@ -166,7 +167,7 @@ def test_everything_on_the_thread_waits_for_a_capture() -> None:
             assert one.is_alive()
         assert device.contexts == 1
     for one in waiting:
-        one.join(20)
+        one.join(PATIENCE)
     assert sorted(done) == ["call", "open", "run"]
     thread.close()
     assert device.clean()

@@ -18,6 +18,7 @@ from runtime.shared_memory import cuda
 from runtime.shared_memory.system import Place
 from tests.runtime import builders as b
 from tests.tensorrt.fake_ipc import Ipc
+from tests.waits import PATIENCE
 
 PIXELS = b.SIZE[0] * b.SIZE[1]
 HUGE = [(1 << 64) - 1, 1 << 63, (1 << 63) - 1]
@@ -35,7 +36,7 @@ class Calls:
             request_serializer=getattr(pb, f"{rpc}Request").SerializeToString,
             response_deserializer=getattr(pb, f"{rpc}Response").FromString,
         )
-        return call(getattr(pb, f"{rpc}Request")(**fields), timeout=20)
+        return call(getattr(pb, f"{rpc}Request")(**fields), timeout=PATIENCE)
 
     def refused(self, rpc: str, /, **fields: Any) -> tuple[str, str]:
         with pytest.raises(grpc.RpcError) as error:
@@ -51,7 +52,7 @@ class Calls:
             tensor.parameters["shared_memory_byte_size"].int64_param = place["size"]
             tensor.parameters["shared_memory_offset"].int64_param = place.get("offset", 0)
         call = self.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        return pb.ModelInferResponse.FromString(call(request.SerializeToString(), timeout=20))
+        return pb.ModelInferResponse.FromString(call(request.SerializeToString(), timeout=PATIENCE))
 
 
 @pytest.fixture
@@ -191,7 +192,7 @@ def test_device_memory_waits_while_a_graph_is_captured(device):
             work[name] = thread
         assert not done
     for thread in work.values():
-        thread.join(20)
+        thread.join(PATIENCE)
     assert sorted(done) == sorted(work)
 
 

@@ -15,6 +15,7 @@ from runtime.engines.tensorrt.engine import TensorRTEngine
 from runtime.engines.tensorrt.library import Log, logger, open_runtime
 from runtime.errors import Refused
 from tests.tensorrt.fakes import Device, library, plan
+from tests.waits import PATIENCE
 
 MIX = np.array([0.25, 0.5, 0.25], np.float32)
 DYNAMIC = {"shape": (-1, 4, 5, 3), "profile": ((1, 4, 5, 3), (2, 4, 5, 3), (6, 4, 5, 3))}
@@ -363,7 +364,7 @@ def test_close_waits_for_the_run_and_refuses_the_next() -> None:
     closing.join(0.05)
     assert closing.is_alive()
     engine._give(lane)
-    closing.join(5)
+    closing.join(PATIENCE)
     assert not closing.is_alive()
     with pytest.raises(RuntimeError, match="closed"):
         engine.run({"frame": frames(2)}, ["mixed"])

@@ -19,6 +19,7 @@ from runtime.repository.repository import Repository
 from runtime.server import Server
 from tests.runtime import builders
 from tests.tensorrt.fakes import Device, library, onnx_plan
+from tests.waits import PATIENCE
 
 BATCHES = [[n, *builders.SIZE, 3] for n in (1, 1, 4)]
 
@@ -38,7 +39,7 @@ class Camera(threading.Thread):
 
     def __exit__(self, *exception: object) -> None:
         self.stopping.set()
-        self.join(20)
+        self.join(PATIENCE)
 
     def run(self) -> None:
         with Client(self.target) as client:
@@ -79,7 +80,9 @@ def test_a_plan_is_served_and_swapped_while_frames_arrive(device: Device, tmp_pa
         engine=EngineConfig(threads=1, concurrency=2, device="cuda"),
         # The fake device's times mean nothing.
         guard=GuardConfig(max_latency_ratio=1e6),
-        shadow=ShadowConfig(frames=4, timeout=10.0, idle_timeout=2.0, min_frames=2, max_latency_ratio=1e6),
+        shadow=ShadowConfig(
+            frames=4, timeout=PATIENCE, idle_timeout=PATIENCE, min_frames=2, max_latency_ratio=1e6
+        ),
         watch=WatchConfig(seconds=0.2, max_latency_ratio=1e6),
     )
     frame, labels = builders.blocks(np.random.default_rng(3))

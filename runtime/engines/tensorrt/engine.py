@@ -43,7 +43,7 @@ from runtime.engines.tensorrt.library import (
     open_runtime,
     tensorrt,
 )
-from runtime.errors import Refused
+from runtime.errors import Unjudged
 from runtime.tensors import DTYPES, Array, EngineSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -467,7 +467,7 @@ class TensorRTEngine:
             plan = _Plan(model, found, driver, host_code=config.host_code, weights=weights)
             return cls._warmed(plan, precision, config, 1 if candidate else config.concurrency, graphs)
         except (CudaError, *BINDING_ERRORS) as error:
-            raise Refused("load", _line(error)) from error
+            raise Unjudged("load", _line(error)) from error  # the plan's hash is right
 
     @classmethod
     def _warmed(
@@ -549,7 +549,7 @@ class TensorRTEngine:
                 self._plan.share(), self._precision, self._config, self._config.concurrency, self._graphs
             )
         except (CudaError, *BINDING_ERRORS) as error:
-            raise Refused("load", _line(error)) from error
+            raise Unjudged("load", _line(error)) from error  # the plan's hash is right
 
     def refit(self, weights: Mapping[str, Array]) -> TensorRTEngine:
         """A NEW, warm standby engine with these weights; this one goes on untouched.
