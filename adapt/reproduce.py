@@ -207,8 +207,8 @@ class _Frames(Sequence[np.ndarray]):
 
 def run(arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Measure a row; what --json prints and out/row.json keeps."""
+    from adapt.evaluate.scoring import score
     from adapt.evaluate.segmentation import Confusion
-    from adapt.train.supervised import score
     from networks.pack.pack import load_pack
 
     table = TABLES[arguments.table]

@@ -248,9 +248,9 @@ def open_shift(name: str, seed: int, folder: Path) -> Shift:
 # ---------------------------------------------------------------------------------------------- measuring
 def score(shift: Shift, network: Any) -> dict[str, Any]:
     """mIoU, IoU of each class, calibration on the evaluation frames."""
-    from adapt.train import supervised
+    from adapt.evaluate import scoring
 
-    confusion, calibration = supervised.score(
+    confusion, calibration = scoring.score(
         network, shift.pack.spec, shift.evaluation, table=shift.table, classes=len(shift.classes)
     )
     return numbers(confusion, shift.classes) | {"ece": calibration.ece()}
@@ -367,8 +367,8 @@ def bound(shift: Shift, seed: int) -> dict[str, Any]:
     Where only the scored frames have labels, it is crossed over two halves of them: each half is scored by
     the network that learnt from the other.
     """
+    from adapt.evaluate import scoring
     from adapt.evaluate.segmentation import Confusion
-    from adapt.train import supervised
     from adapt.train.augment import Augmentation
     from adapt.train.batches import Mixture, sampler
     from adapt.train.segmentation import SegmentationTrainer, TrainConfig
@@ -394,7 +394,7 @@ def bound(shift: Shift, seed: int) -> dict[str, Any]:
         draw = sampler(replay, pairs, mixture, len(spec.classes), seed, 90 + fold)
         SegmentationTrainer(network, spec, how, draw, seed=seed + fold).run()
         with_statistics(shift, network, seed)
-        part, _ = supervised.score(network, spec, Subset(shift.evaluation, scored))
+        part, _ = scoring.score(network, spec, Subset(shift.evaluation, scored))
         total.merge(part)
     return numbers(total, shift.classes)
 

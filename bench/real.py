@@ -162,9 +162,9 @@ class Seed:
 
     def score(self, network: Any, spec: Any, name: str = "dusk_eval") -> dict[str, Any]:
         from adapt.data.base import open_dataset
-        from adapt.train import supervised
+        from adapt.evaluate import scoring
 
-        confusion, calibration = supervised.score(network, spec, open_dataset(self.set(name)))
+        confusion, calibration = scoring.score(network, spec, open_dataset(self.set(name)))
         return numbers(confusion, spec.classes) | {"ece": calibration.ece()}
 
     def source(self) -> dict[str, Any]:
@@ -206,8 +206,8 @@ class Seed:
         from adapt import batchnorm, inference
         from adapt.data.base import read_frame, read_label, resize_frame, resize_label
         from adapt.data.camvid import CamVid
+        from adapt.evaluate import scoring
         from adapt.evaluate.segmentation import Confusion
-        from adapt.train import supervised
         from adapt.train.augment import Augmentation
         from adapt.train.batches import Mixture, sampler
         from adapt.train.segmentation import SegmentationTrainer, TrainConfig
@@ -241,7 +241,7 @@ class Seed:
                     for i in range(0, len(frames) - 1, 6)
                 ),
             )
-            part, _ = supervised.score(network, spec, [drive[i] for i in test])
+            part, _ = scoring.score(network, spec, [drive[i] for i in test])
             total.merge(part)
         return numbers(total, spec.classes)
 

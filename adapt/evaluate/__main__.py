@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
 
 def evaluate(path: str, arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Scores of one pack as plain numbers (0..1)."""
-    from adapt.train.supervised import score
+    from adapt.evaluate.scoring import score
     from networks.pack.pack import load_pack
 
     pack = load_pack(path)

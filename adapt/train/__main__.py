@@ -237,6 +237,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from adapt import inference
+    from adapt.evaluate.scoring import score
     from adapt.evaluate.truth import Truth, training_plan
     from adapt.train import priors, supervised
     from adapt.train.augment import Augmentation
@@ -308,7 +309,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             network, spec, frames, recipe, seed=arguments.seed, checkpoint=checkpoint, progress=bars
         )
         if val is not None:
-            confusion, calibration = supervised.score(network, spec, val, progress=bars)
+            confusion, calibration = score(network, spec, val, progress=bars)
             iou = confusion.iou()
             summary |= {
                 "miou": confusion.miou(), "ece": calibration.ece(),

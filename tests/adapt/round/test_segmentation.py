@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from adapt.data.base import read_label
+from adapt.evaluate.scoring import score
 from adapt.round import RoundConfig, RoundError, SegmentationRound, adapt
 from adapt.round.presets import PRESETS, preset
-from adapt.train.supervised import score
 from networks.pack.pack import load_pack
 from tests.adapt.conftest import toy_scene
 

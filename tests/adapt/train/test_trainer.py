@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import networks
+from adapt.evaluate.scoring import score
 from adapt.train import losses, priors, supervised
 from adapt.train.augment import Augmentation, crop
 from adapt.train.batches import Mixture, class_mix, rare_class_chances, sampler
@@ -91,11 +92,11 @@ def test_a_damaged_or_foreign_checkpoint_is_not_used(tmp_path):
 
 def test_the_recipe_learns_the_bands():
     network = small_network()
-    before = supervised.score(network, toy_spec(), PAIRS)[0].miou()
+    before = score(network, toy_spec(), PAIRS)[0].miou()
     supervised.train(network, toy_spec(), PAIRS, supervised.Recipe(
         epochs=20, batch=3, augmentation=Augmentation(SIZE, (0.9, 1.1)), rate=4e-3
     ))  # fmt: skip
-    after = supervised.score(network, toy_spec(), PAIRS)[0].miou()
+    after = score(network, toy_spec(), PAIRS)[0].miou()
     assert after > before + 0.3
     assert after > 0.5
 
