@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import networks
 from adapt.evaluate.scoring import score
@@ -13,6 +14,7 @@ from adapt.train import losses, priors, supervised
 from adapt.train.augment import Augmentation, crop
 from adapt.train.batches import Mixture, class_mix, rare_class_chances, sampler
 from adapt.train.segmentation import Batch, SegmentationTrainer, TrainConfig, learning_rate
+from adapt.train.trainer import ResumableTrainer, silent
 from tests.adapt.conftest import SIZE, toy_scene, toy_spec
 
 PAIRS = [toy_scene(i) for i in range(6)]
@@ -279,3 +281,62 @@ def test_the_spatial_prior_is_where_the_class_was():
     # every class sums to the same over the pixels, as the paper asks
     assert q[0].sum() == pytest.approx(q[1].sum(), rel=0.01)
     np.testing.assert_allclose(priors.class_shares(labels, 3), [0.5, 0.5, 0])
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(step):
+    def progress(stage, done, total, **numbers):
+        if done >= step:
+            raise Stopped
+
+    return progress
+
+
+class Quadratic(ResumableTrainer):
+    """Moves one weight towards the number of its step; `fatal` is the step whose loss is not finite."""
+
+    def __init__(self, steps, *, fatal=-1, **how):
+        network = nn.Linear(1, 2)
+        with torch.no_grad():
+            network.weight.zero_()
+        super().__init__(network, steps, **({"checkpoint": None, "every": 2, "identity": "x"} | how))
+        self.moving, self.frozen = [network.weight], [network.bias]
+        self.optimiser = torch.optim.SGD(self.moving, lr=0.1, momentum=0.9)
+        self.fatal = fatal
+        self._resume(self._stored())
+
+    def _loss(self, step):
+        assert not self.network.bias.requires_grad
+        loss = ((self.network.weight - step) ** 2).sum()
+        return loss * float("nan") if step == self.fatal else loss
+
+    def run(self, progress=silent):
+        self._run(progress, "train")
+        return self.network.weight.detach().clone()
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_any_training_resumes_to_the_same_bits_whichever_step_it_stopped_at(tmp_path, monkeypatch, first):
+    monkeypatch.setattr(Quadratic, "STORE_FIRST", first)
+    whole = Quadratic(7).run()
+    for at in range(1, 8):
+        checkpoint = tmp_path / f"{at}.pt"
+        with pytest.raises(Stopped):
+            Quadratic(7, checkpoint=checkpoint).run(stop_at(at))
+        resumed = Quadratic(7, checkpoint=checkpoint)
+        due = (at if first else at - 1) // 2 * 2
+        assert resumed.step == (7 if first and at == 7 else due)
+        assert torch.equal(resumed.run(), whole)
+        assert len(resumed.history) == 7
+
+
+def test_a_loss_that_is_not_finite_moves_nothing_and_frees_what_was_frozen():
+    trainer = Quadratic(5, fatal=3)
+    with pytest.raises(FloatingPointError, match="the loss of step 3 is nan: lower the learning rate"):
+        trainer.run()
+    assert trainer.step == 3
+    assert torch.isfinite(trainer.network.weight).all()
+    assert trainer.network.bias.requires_grad
