@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from adapt.command import interruptible
-from adapt.data.base import DataError, Dataset, Resized, Subset, open_dataset, refuse_overlap
+from adapt.data.base import DataError, Dataset, Resized, Subset, refuse_overlap
+from adapt.data.open import open_dataset
 from adapt.data.pairs import Pairs, examine
 from adapt.data.reading import add_options, reading_of
 from adapt.evaluate.truth import Truth, mean_iou, plan

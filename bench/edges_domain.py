@@ -25,7 +25,8 @@ import torch.nn.functional as F
 
 import networks
 from adapt import batchnorm, inference
-from adapt.data.base import open_dataset, read_frame, read_label, resize_frame, resize_label
+from adapt.data.base import read_frame, read_label, resize_frame, resize_label
+from adapt.data.open import open_dataset
 from adapt.gate.edges import EdgeMeasures, decide, edge_score, measure
 from adapt.gate.limits import EdgeLimits
 from adapt.progress import Bars

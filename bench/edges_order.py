@@ -35,7 +35,7 @@ import torch
 from numpy.typing import NDArray
 
 import networks
-from adapt.data.base import open_dataset
+from adapt.data.open import open_dataset
 from adapt.data.street import scenes as street_scenes
 from adapt.evaluate.edge_sets import around
 from adapt.evaluate.edges import EdgeCounts

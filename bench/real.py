@@ -161,7 +161,7 @@ class Seed:
         return load_pack(path)
 
     def score(self, network: Any, spec: Any, name: str = "dusk_eval") -> dict[str, Any]:
-        from adapt.data.base import open_dataset
+        from adapt.data.open import open_dataset
         from adapt.evaluate import scoring
 
         confusion, calibration = scoring.score(network, spec, open_dataset(self.set(name)))

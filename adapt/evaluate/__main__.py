@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from adapt.command import interruptible
-from adapt.data.base import DataError, kinds, open_dataset
+from adapt.data.base import DataError
+from adapt.data.open import kinds, open_dataset
 from adapt.data.pairs import examine
 from adapt.data.reading import add_options, reading_of
 from adapt.evaluate.boundary_iou import BoundaryIoU

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from adapt.command import interruptible
-from adapt.data.base import DataError, Resized, kinds, open_dataset, refuse_overlap
+from adapt.data.base import DataError, Resized, refuse_overlap
+from adapt.data.open import kinds, open_dataset
 from adapt.data.pairs import CACHE_MB, Pairs, examine
 from adapt.data.reading import add_options, reading_of
 from adapt.progress import Bars

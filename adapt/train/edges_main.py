@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from adapt.command import interruptible
-from adapt.data.base import DataError, open_dataset, read_frame
+from adapt.data.base import DataError, read_frame
+from adapt.data.open import open_dataset
 from adapt.data.pairs import CACHE_MB, Cached, Pairs, examine, listed
 from adapt.data.reading import Problem, add_options, reading_of
 from adapt.labels import edge_codec
