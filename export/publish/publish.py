@@ -16,7 +16,8 @@ from typing import Any
 from export.errors import ExportError, one_line
 from networks.pack.pack import Pack
 from runtime.errors import Refused
-from runtime.repository.repository import Repository, check_name
+from runtime.repository.manifest import check_name
+from runtime.repository.repository import Repository
 
 LIBRARIES = ("roadworthy", "torch", "onnx", "onnxruntime", "numpy")
 #: Source statistics that the pack may have: a version brings them, so that a server can watch for drift.

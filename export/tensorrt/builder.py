@@ -28,7 +28,6 @@ from export.progress import Bars
 from export.tensorrt.options import PlanOptions, add_arguments, from_arguments
 from networks.command import finish
 from runtime.engines.cuda.gate import GATE
-from runtime.engines.tensorrt.engine import refit_engine
 from runtime.engines.tensorrt.library import (
     BINDING_ERRORS,
     RTX,
@@ -42,6 +41,7 @@ from runtime.engines.tensorrt.library import (
     open_runtime,
     tensorrt,
 )
+from runtime.engines.tensorrt.plan import refit_engine
 from runtime.tensors import Array
 
 if TYPE_CHECKING:

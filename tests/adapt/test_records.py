@@ -11,8 +11,8 @@ import pytest
 
 from adapt.files import read_json
 from adapt.frames.store import FrameStore, StoreError
+from adapt.loop import Loop, LoopConfig, LoopError
 from adapt.loop.budget import Budget, BudgetError, Meter
-from adapt.loop.loop import Loop, LoopConfig, LoopError
 from adapt.round import RoundConfig, RoundError, adapt
 
 

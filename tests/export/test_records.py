@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from export.build import main as build_main
 from export.inspect import main as inspect_main
 from export.refit import main as refit_main
-from runtime.repository.repository import digest
+from runtime.repository.manifest import digest
 
 ROOT = Path(__file__).resolve().parents[2]
 GIGABYTES = 2 << 30
