@@ -141,7 +141,7 @@ class Scheduler:
         return job.result
 
     def cancel(self, job: Job) -> None:
-        """Cancels a job whose caller is gone: a waiting job is dropped, the answer of a running one is too."""
+        """Cancels a job whose caller is gone: a waiting job, or the answer of a running one, is dropped."""
         with self._lock:
             job.cancelled = True
             if job.state == _QUEUED:
