@@ -102,7 +102,7 @@ def _names(*folders: Path) -> list[str]:
 
 def _yaml_names(text: str, path: Path) -> list[str]:
     """The names of a YOLO data.yaml: a list in brackets, a list of dashes, or a mapping of numbers."""
-    found = re.search(r"^names:[ \t]*(.*?)(?=^\S|\Z)", text + "\n", re.M | re.S)
+    found = re.search(r"^names:[ \t]*(.*?)(?=^[^\s-]|\Z)", text + "\n", re.M | re.S)
     body = found.group(1) if found else ""
     if body.strip().startswith("["):
         names = body.strip().strip("[]").split(",")

@@ -182,7 +182,7 @@ def test_cvat(tmp_path: Path) -> None:
         ('width="20" height="10"', "", "no picture size"),
         ("20.0,9.0", "20.0", "no pair"),
         ("xbr=", "other=", "no number"),
-        ("<polyline", "<ellipse", "no XML"),
+        ("<polyline", "<ellipse", "no shape that a mark can be"),
         ("</image>", '</image><image name="b/a.jpg" width="2" height="2"/>', "there twice"),
     ],
 )
@@ -198,7 +198,7 @@ def coco() -> dict[str, Any]:
         "categories": [{"id": 3, "name": "car"}, {"id": 1, "name": "pole"}],
         "annotations": [
             {"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4]},
-            {"id": 2, "image_id": 7, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4]], "bbox": [0, 0, 4, 4]},
+            {"id": 2, "image_id": 7, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4]]},
             {"id": 3, "image_id": 7, "category_id": 3, "keypoints": [0, 0, 0, 9, 8, 2]},
         ],
     }  # fmt: skip
@@ -221,6 +221,9 @@ def test_coco_compressed_masks() -> None:
     assert mask.tolist() == [[False, True, True], [False, True, False]]
     plain = coco_mask({"size": [2, 3], "counts": [2, 3, 1]}, (3, 2), "x")
     assert np.array_equal(mask, plain)
+    blocks = np.kron(np.random.default_rng(5).integers(0, 2, (4, 5)), np.ones((9, 7))) > 0
+    text = "0b0b00000000000000000000000000b0GG00000000000^O9900000000000k0G^O00000000000"
+    assert np.array_equal(coco_mask({"size": [36, 35], "counts": text}, (35, 36), "x"), blocks)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +323,7 @@ def test_label_studio_tags_and_refusals(tmp_path: Path) -> None:
             read(put(tmp_path / "s.json", studio(kind, **value)), CLASSES)
 
 
-VOC = """<annotation><filename>a.jpg</filename><size><width>20</width><height>10</height><depth>3</depth></size>
+VOC = """<annotation><filename>a.jpg</filename><size><width>20</width><height>10</height></size>
 <object><name>car</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>20</xmax><ymax>10</ymax></bndbox></object>
 </annotation>"""
 
