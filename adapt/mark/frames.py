@@ -55,7 +55,8 @@ def unsure(shares: np.ndarray, confidences: np.ndarray) -> np.ndarray:
     """
     total = shares.mean(0)
     rarity = -np.log(np.maximum(total, 1e-6))
-    return np.where(shares > 0, rarity * (1 - confidences), 0.0).sum(1)
+    found: np.ndarray = np.where(shares > 0, rarity * (1 - confidences), 0.0).sum(1)
+    return found
 
 
 def order(how: str, summaries: Sequence[dict[str, Any]], seed: int = 0) -> list[int]:

@@ -159,8 +159,8 @@ def _done(marks: Marks, op: Mapping[str, Any]) -> Marks:
     if kind == "point":
         return replace(marks, points=(*marks.points, Point(op.get("x"), op.get("y"), label)))  # type: ignore[arg-type]
     if kind == "box":
-        at = [op.get(k) for k in ("x0", "y0", "x1", "y1")]
-        return replace(marks, boxes=(*marks.boxes, Box(*at, label)))  # type: ignore[arg-type]
+        x0, y0, x1, y1 = (op.get(k) for k in ("x0", "y0", "x1", "y1"))
+        return replace(marks, boxes=(*marks.boxes, Box(x0, y0, x1, y1, label)))  # type: ignore[arg-type]
     if kind == "scribble":
         line = op.get("line")
         if not isinstance(line, list) or not all(isinstance(p, list) and len(p) == 2 for p in line):
@@ -170,5 +170,5 @@ def _done(marks: Marks, op: Mapping[str, Any]) -> Marks:
     if kind in ("absent", "all_boxes"):
         now = getattr(marks, kind)
         changed = tuple(c for c in now if c != label) if label in now else (*now, label)
-        return replace(marks, **{kind: changed})
+        return replace(marks, absent=changed) if kind == "absent" else replace(marks, all_boxes=changed)
     raise WeakError(f"operation {str(kind)[:40]!r} is unknown; load the page again")
