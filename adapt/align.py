@@ -20,11 +20,12 @@ from PIL import Image
 from adapt.data.base import DataError, read_frame
 from adapt.data.pairs import listed
 from adapt.data.reading import Problem, Reading, add_options, reading_of
+from adapt.evaluate.edge_sets import around
 from adapt.evaluate.matching import match_pairs
 from adapt.labels import edge_codec
 from adapt.labels.edges import category_edges
 from adapt.labels.errors import EdgeError
-from adapt.labels.seal import Alignment, Gate, align_details
+from adapt.labels.seal import Alignment, Gate, Pieces, align_details
 from common.cli import run_command
 from common.progress import ProgressBars
 
@@ -48,8 +49,9 @@ ridges, one of:
                            network's softmax changes
   --probabilities DIR      NAME.npz with 'probability' [K,H,W], uint8 or float
 
-The gate keeps a piece of label where the ridges within its reach are weak, do not stand out, or would save
-little: an alignment to a bad detector harms labels. --no-gate moves everything, as published.
+The gate keeps a piece of label whose pixels would not move together: their spread (root mean square distance
+from the piece's mean move, in pixels) is over --spread, or over --base + --slope times their mean move. Noise
+moves neighbours apart, an annotator's error moves them alike. --no-gate moves everything, as published.
 
 written to --out: NAME.npz (bit fields), report.json, and pictures/ with --pictures: red only before, green
 only after, yellow both.
@@ -104,15 +106,18 @@ class Report:
     classes: tuple[str, ...]
     shifts: list[list[NDArray[np.float64]]] = field(init=False)
     kept: NDArray[np.int64] = field(init=False)
+    pieces: list[list[Pieces]] = field(init=False)
     saved: NDArray[np.float64] = field(init=False)
     # [class, tolerance, before/after, (matched, labelled, reference)]
     matches: NDArray[np.int64] = field(init=False)
+    gate: Gate | None = None
     images: int = 0
     referenced: int = 0
 
     def __post_init__(self) -> None:
         k = len(self.classes)
         self.shifts = [[] for _ in range(k)]
+        self.pieces = [[] for _ in range(k)]
         self.kept, self.saved = np.zeros(k, np.int64), np.zeros(k)
         self.matches = np.zeros((k, len(TOLERANCES), 2, 3), np.int64)
 
@@ -121,21 +126,27 @@ class Report:
         before: NDArray[np.bool_],
         alignments: Sequence[Alignment],
         reference: NDArray[np.bool_] | None = None,
+        unknown: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Count one image: bool [K,H,W] before, what ``align_classes`` gave, and a better annotation if
-        any."""
+        """Count one image: bool [K,H,W] before, what ``align_classes`` gave, and a better annotation if any.
+
+        unknown: bool [H,W], where the better annotation does not know; nothing is counted there.
+        """
         self.images += 1
         self.referenced += reference is not None
         for k, alignment in enumerate(alignments):
             if len(alignment.source):
                 self.shifts[k].append(alignment.shift)
+                self.pieces[k].append(alignment.pieces)
                 self.kept[k] += int((~alignment.moved).sum())
                 self.saved[k] += (alignment.cost_before - alignment.cost_after) * len(alignment.source)
             if reference is not None and (before[k].any() or reference[k].any()):
+                known = np.ones(before[k].shape, bool) if unknown is None else ~unknown
+                truth = reference[k] & known
                 for t, tolerance in enumerate(TOLERANCES):
-                    for stage, mask in enumerate((before[k], alignment.aligned)):
-                        n = match_pairs(mask, reference[k], tolerance)[0].size
-                        self.matches[k, t, stage] += (n, mask.sum(), reference[k].sum())
+                    for stage, mask in enumerate((before[k] & known, alignment.aligned & known)):
+                        n = match_pairs(mask, truth, tolerance)[0].size
+                        self.matches[k, t, stage] += (n, mask.sum(), truth.sum())
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers: |m(q)| statistics a class, F before and after at each tolerance."""
@@ -158,6 +169,7 @@ class Report:
                 "moved": float((shift > 0).mean()),
                 "kept_by_gate": float(self.kept[k] / shift.size),
                 "cost_saved": float(self.saved[k] / shift.size),
+                "pieces": self._why(k),
             }
         out: dict[str, Any] = {"images": self.images, "classes": rows}
         if self.referenced:
@@ -172,17 +184,47 @@ class Report:
         return out
 
 
+    def _why(self, k: int) -> dict[str, Any]:
+        """How many pieces of a class moved or stayed, and why.
+
+        moved: they moved, whole or in part; at_rest: no move would have paid; spread: their moves' spread is
+        over the gate's largest; apart: it is over what their mean move allows.
+        """
+        move, spread, stopped = (
+            np.concatenate([getattr(p, name) for p in self.pieces[k]])
+            for name in ("move", "spread", "stopped")
+        )
+        rest = ~stopped & (move == 0)
+        wide = stopped & (spread > self.gate.spread) if self.gate else np.zeros(move.size, bool)
+        moved = ~stopped & ~rest
+        return {
+            "all": int(move.size), "moved": int(moved.sum()), "at_rest": int(rest.sum()),
+            "kept": {"spread": int(wide.sum()), "apart": int((stopped & ~wide).sum())},
+            "mean_move": {
+                name: float(move[chosen].mean()) if chosen.any() else None
+                for name, chosen in (("moved", moved), ("kept", stopped))
+            },
+            "mean_spread": {
+                name: float(spread[chosen].mean()) if chosen.any() else None
+                for name, chosen in (("moved", moved), ("kept", stopped))
+            },
+        }  # fmt: skip
+
+
 def markdown(summary: dict[str, Any]) -> str:
     """A summary as Markdown."""
     lines = [
-        "| class | pixels | mean shift | median | 90 % | moved | kept by gate |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| class | pixels | mean shift | median | 90 % | moved | kept by gate "
+        "| pieces moved, at rest, kept: spread, apart |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, r in summary["classes"].items():
         lines.append(
             f"| {name} | {r['pixels']} | {r['shift_mean']:.2f} | {r['shift_median']:.2f} | "
             f"{r['shift_p90']:.2f} "
-            f"| {100 * r['moved']:.0f} % | {100 * r['kept_by_gate']:.0f} % |"
+            f"| {100 * r['moved']:.0f} % | {100 * r['kept_by_gate']:.0f} % "
+            f"| {r['pieces']['moved']}, {r['pieces']['at_rest']}, {r['pieces']['kept']['spread']}, "
+            f"{r['pieces']['kept']['apart']} |"
         )
     if "reference" in summary:
         lines += ["", "| tolerance | F before | F after |", "|---:|---:|---:|"]
@@ -285,17 +327,21 @@ def parser() -> argparse.ArgumentParser:
     ):
         add(f"--{name}", type=float, metavar="X", help=f"{text} (the preset's)")
     add("--solver", choices=("exact", "auction"), default="auction", help="auction: within 1e-4 of exact")
-    add("--no-gate", action="store_true", help="move every label, as published")
     add(
-        "--strength", type=float, default=Gate.strength, help=f"gate: mean ridge of a piece ({Gate.strength})"
+        "--gate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="move only pieces whose pixels move together (--gate); --no-gate: every label, as published",
     )
-    add(
-        "--contrast",
-        type=float,
-        default=Gate.contrast,
-        help=f"gate: ridge above surroundings ({Gate.contrast})",
-    )
-    add("--gain", type=float, default=Gate.gain, help=f"gate: cost saved a pixel ({Gate.gain})")
+    for name, text in (
+        ("spread", "largest spread of a piece's moves in pixels"),
+        ("base", "largest spread of a piece that hardly moves"),
+        ("slope", "spread allowed more per pixel of mean move"),
+    ):
+        add(
+            f"--{name}", type=float, default=getattr(Gate, name), metavar="X",
+            help=f"gate: {text} ({getattr(Gate, name)})",
+        )  # fmt: skip
     add("--tile", type=int, default=0, metavar="N", help="run the network on N×N tiles (whole frames)")
     add("--pictures", type=int, default=0, metavar="N", help="draw the first N images")
     add("--jobs", type=int, default=0, metavar="N", help="threads (all cores)")
@@ -368,10 +414,10 @@ def _checked(
 
 def _work(a: argparse.Namespace, files: list[Path], out: Path) -> Iterator[Report]:
     classes, ridges = _ridges(a)
-    gate = None if a.no_gate else Gate(a.strength, a.contrast, a.gain)
+    gate = Gate(a.spread, a.base, a.slope) if a.gate else None
     parameters = dict(PRESETS[a.preset])
     parameters |= {n: v for n in parameters if (v := getattr(a, n)) is not None}
-    report = Report(classes)
+    report = Report(classes, gate)
     reading = reading_of(a, classes) if a.segmentation else None
     files = _checked(a, files, len(classes), reading)
     jobs = a.jobs or os.cpu_count() or 1
@@ -379,9 +425,11 @@ def _work(a: argparse.Namespace, files: list[Path], out: Path) -> Iterator[Repor
         frame = _frame(a.images, path.stem)
         size = (frame.shape[0], frame.shape[1])
         before, ignore = _label(path, len(classes), size, reading)
-        reference = None
+        reference = unknown = None
         if a.reference:
-            reference, _ = _label(_reference(a, path), len(classes), size, reading)
+            reference, unknown = _label(_reference(a, path), len(classes), size, reading)
+            if a.segmentation:  # a border to void may be an edge, and the map does not show which
+                unknown = around(unknown, 2)
         try:
             alignments = align_classes(
                 before, ridges(path.stem, frame), gate=gate, solver=a.solver, jobs=jobs, **parameters
@@ -393,7 +441,7 @@ def _work(a: argparse.Namespace, files: list[Path], out: Path) -> Iterator[Repor
         if i < a.pictures:
             (out / "pictures").mkdir(exist_ok=True)
             Image.fromarray(picture(frame, before, after)).save(out / "pictures" / f"{path.stem}.png")
-        report.add(before, alignments, reference)
+        report.add(before, alignments, reference, unknown)
         yield report
 
 

@@ -31,16 +31,15 @@ exit codes: 0 measured, 1 a process failed, 2 wrong usage
 CHILD = """
 import sys, threading, time
 import torch
-from adapt.politeness import be_polite
-from adapt.frames import FrameStore
-from adapt.road import RELEASED, Probe, Response
-from adapt.selection import confidence_summary
+from adapt.frames.store import FrameStore, confidence_summary
+from adapt.loop.domain_memory import RELEASED, DomainPolicy, FeatureProbe
+from adapt.loop.process_priority import lower_priority
 from adapt.sources.live import LiveSource
 from networks.pack import load_pack
 from runtime.client import Client
-be_polite(nice=10, idle=sys.argv[5] == "idle")
+lower_priority(nice=10, idle=sys.argv[5] == "idle")
 torch.set_num_threads(1)
-response = Response(Probe(load_pack(sys.argv[6])))
+policy = DomainPolicy(FeatureProbe(load_pack(sys.argv[6])))
 client, store = Client(sys.argv[1]), FrameStore(sys.argv[2], near=-1)
 kept = 0
 on, source = threading.Event(), None
@@ -53,7 +52,7 @@ def collect():
             summary = confidence_summary(captured.labels, captured.confidence, int(sys.argv[4]))
             if store.add(captured.frame, source="front", summary=summary).id is not None:
                 kept += 1
-                response.offer(captured.frame, RELEASED, "front")
+                policy.offer(captured.frame, RELEASED, "front")
 threading.Thread(target=collect, daemon=True).start()
 print("ready", flush=True)
 for line in sys.stdin:
@@ -73,7 +72,7 @@ def on_the_answering_thread(frames: np.ndarray, labels: np.ndarray) -> dict[str,
     monitor.
     """
     from runtime.config import TapConfig
-    from runtime.drift.drift import DriftMonitor
+    from runtime.drift import DriftMonitor
     from runtime.serving.tap import Observation, Tap
 
     tap, monitor = Tap(TapConfig()), DriftMonitor(MODEL, 12)

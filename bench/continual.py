@@ -8,7 +8,7 @@ tent        TENT: entropy lowered on every batch by scale and shift of batch nor
 ours        a round (adapt.round) after every 50 frames on those 50, from the released pack, behind its gate;
             what it accepts answers from the next frame on.  Where it finds that the released pack is best
             here, that one answers; where it refuses otherwise, nothing changes
-refresh     the loop's answer to a change of road alone (adapt.loop.domain_memory.Response,
+refresh     the loop's answer to a change of road alone (adapt.loop.domain_memory.DomainPolicy,
             adapt.loop.domain_response.refresh_config): after a dozen frames of another road back to the
             version that knows it, or new batch statistics
 ours+refresh  both, as adapt.run does it: refreshed at once, trained on 50 frames of the new road
@@ -39,7 +39,7 @@ import torch
 from adapt import baselines, inference
 from adapt.data.street import scenes
 from adapt.evaluate.segmentation import Confusion
-from adapt.loop.domain_memory import RELEASED, Probe, Response
+from adapt.loop.domain_memory import RELEASED, DomainPolicy, FeatureProbe
 from adapt.loop.domain_response import refresh_config
 from adapt.round import segmentation as rounds
 from adapt.round.segmentation import RoundConfig, adapt
@@ -78,7 +78,7 @@ class _Labelled(rounds._Round):
 class Rounds:
     """ "ours" and "bound" as a method of `adapt.baselines`: what is live answers, a round may change it.
 
-    refresh: a change of road is answered by `adapt.loop.domain_memory.Response`, as the running loop has it.
+    refresh: `adapt.loop.domain_memory.DomainPolicy` responds to a change of road, as in the running loop.
     train: rounds of training follow.  lag: frames that go by, answered but not kept, until what was decided
     is live.
     """
@@ -96,7 +96,7 @@ class Rounds:
     ) -> None:
         self.pack, self.config, self.out, self.truth = pack, config, out, truth
         self.train, self.lag = train, lag
-        self.response = Response(Probe(pack)) if refresh else None
+        self.policy = DomainPolicy(FeatureProbe(pack)) if refresh else None
         self.networks = {RELEASED: pack.network().eval()}
         self.live = self.decided = RELEASED
         self.count = self.busy = self.returns = 0
@@ -116,13 +116,13 @@ class Rounds:
 
     def _see(self, frame: np.ndarray) -> None:
         self.seen.append(frame)
-        if self.response is not None:
-            action = self.response.offer(frame, self.decided)
+        if self.policy is not None:
+            action = self.policy.offer(frame, self.decided)
             if action is not None and action.kind != "stay":
-                self.seen = self.seen[-self.response.config.frames * self.response.config.agree :]
+                self.seen = self.seen[-self.policy.config.frames * self.policy.config.agree :]
                 if action.kind == "back":
                     self._serve(action.version)
-                    self.response.start_again()
+                    self.policy.start_again()
                     self.returns += 1
                 else:
                     self._round(self.seen, refresh_config(self.config))
@@ -146,17 +146,17 @@ class Rounds:
         else:
             result = adapt(self.pack, frames, config=config, out=self.out)
         failed = result.report["gate"]["failed"]
-        look = self.response.probe.all_of(frames) if self.response is not None else None
+        stats = self.policy.probe.measure_all(frames) if self.policy is not None else None
         if result.pack is not None:
             version = max(self.networks) + 1
             self.networks[version] = result.pack.network().eval()
             self._serve(version)
-            if self.response is not None and look is not None:
-                self.response.learn(version, look)
-        elif self.response is None and failed == ["changed"]:
+            if self.policy is not None and stats is not None:
+                self.policy.learn(version, stats)
+        elif self.policy is None and failed == ["changed"]:
             self._serve(RELEASED)
-        elif refreshing and self.response is not None and look is not None:
-            answer = self.response.refreshed(None, failed, self.decided, look)
+        elif refreshing and self.policy is not None and stats is not None:
+            answer = self.policy.refreshed(None, failed, self.decided, stats)
             if answer != self.decided:
                 self._serve(answer)
         self.log.append(

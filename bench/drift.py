@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.drift.drift import DriftConfig, Sample, SourceDrift, measure
+from runtime.drift import DriftConfig, Sample, SourceDrift, measure
 
 DAY = ("0006R0", "0016E5", "Seq05VD")
 DUSK = "0001TP"

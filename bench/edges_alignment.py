@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import gaussian_filter
 
 from adapt.align import TOLERANCES
 from adapt.data.base import open_dataset
@@ -28,18 +28,11 @@ from adapt.evaluate.matching import match_pairs
 from adapt.labels.edges import category_edges
 from adapt.labels.seal import Gate, align
 from bench import machine
+from bench.edges_damage import pushed
 from networks.labels import SPACES
 
 DETECTORS = ((1.2, 0.05), (2.5, 0.15), (6.0, 0.3))  # (σ of the blur in pixels, deviation of the noise)
 PARAMETERS: dict[str, float] = {"sigma_x": 1.0, "sigma_y": 3.0, "max_cost": 2.0, "smoothness": 0.02}
-
-
-def pushed(label: NDArray[np.uint8], rng: np.random.Generator, most: float = 4.0) -> NDArray[np.uint8]:
-    """A class map whose pixels come from up to ``most`` pixels away, smoothly."""
-    move = np.stack([gaussian_filter(rng.normal(size=label.shape), 20) for _ in range(2)])
-    move *= most / np.hypot(*move).max()
-    grid = np.mgrid[: label.shape[0], : label.shape[1]]
-    return np.asarray(map_coordinates(label, grid + move, order=0, mode="nearest"))
 
 
 def detector(truth: NDArray[np.bool_], sigma: float, noise: float, rng: np.random.Generator) -> Any:

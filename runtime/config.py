@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common import files
-from runtime.drift.drift import DriftConfig
+from runtime.drift.config import DriftConfig
 from runtime.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -441,11 +441,20 @@ def _hidden(name: str) -> str:
 
 
 _SHARES = {
-    "guard": ("min_golden_agreement", "min_golden_bits", "min_golden_overlap", "max_dominance",
-              "max_edge_share", "shown_edge_share", "shown_share", "vanished_share", "max_vanished"),
+    "guard": (
+        "min_golden_agreement",
+        "min_golden_bits",
+        "min_golden_overlap",
+        "max_dominance",
+        "max_edge_share",
+        "shown_edge_share",
+        "shown_share",
+        "vanished_share",
+        "max_vanished",
+    ),
     "shadow": ("min_agreement", "min_kappa", "min_edge_kappa", "max_vanished", "edge_tolerance", "max_mixed"),
     "watch": ("max_error_share", "max_bad_share"),
-}  # fmt: skip
+}
 
 
 def unlikely(config: ServerConfig) -> list[str]:

@@ -1,7 +1,6 @@
-"""The two ways in which this package says no.
+"""Exceptions: `ServiceError` (a failed request) and `Refused` (a rejected version).
 
-`ServiceError` answers a call; `Refused` answers a version.  Neither knows gRPC: the
-codes are gRPC's names as plain strings, and the edge translates them.
+Neither knows gRPC: the codes are gRPC's names as plain strings, and `runtime/rpc` translates them.
 """
 
 from __future__ import annotations
@@ -11,12 +10,25 @@ from enum import StrEnum
 from typing import Any
 
 _MACHINE = {
-    errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO, errno.EINTR,
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.ENODEV,
-}  # fmt: skip
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EAGAIN,
+    errno.EIO,
+    errno.EINTR,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EBUSY,
+    errno.ENODEV,
+}
 
 
-#: What libraries say, in exceptions of their own, where the machine has too little or the library is too old.
+#: Parts of messages by which libraries report that the machine has too little, or that they are too old.
 _WORDS = (
     *("bad_alloc", "bad allocation", "Failed to allocate", "out of memory", "OUT_OF_MEMORY"),
     *("pthread_create", "start new thread", "Resource temporarily unavailable"),
@@ -26,8 +38,8 @@ _WORDS = (
 
 
 def of_the_machine(error: BaseException) -> bool:
-    """Whether an error is no fault of what was read or loaded: a right, a limit, memory, a disk, a library
-    that is not installed.
+    """True if an error is a fault of the machine, not of what was read or loaded: a permission, a limit,
+    memory, a disk, or a library that is not installed.
     """
     if isinstance(error, OSError):
         return error.errno in _MACHINE
@@ -37,12 +49,12 @@ def of_the_machine(error: BaseException) -> bool:
 
 
 def _unicode(text: str) -> str:
-    """What a file and a message can carry: names of files may hold bytes that are no Unicode."""
+    """Returns text that files and messages can contain: file names may have bytes that are not Unicode."""
     return text.encode(errors="replace").decode()
 
 
 class Code(StrEnum):
-    """Status names, spelt as gRPC spells them."""
+    """Status names, as in gRPC."""
 
     CANCELLED = "CANCELLED"
     INVALID_ARGUMENT = "INVALID_ARGUMENT"

@@ -74,6 +74,8 @@ def check(host: str, port: int) -> None:
     where = f"cannot listen on {joined(host, port)}"
     if host.startswith("unix:"):
         _check_path(where, _path(host))
+    elif is_unix(host):
+        _check_abstract(where, host.removeprefix("unix-abstract:"))
     elif not is_unix(host) and bare(host) not in _EVERYWHERE:
         try:
             socket.getaddrinfo(bare(host), port, type=socket.SOCK_STREAM)
@@ -117,6 +119,20 @@ def _bind(host: str, port: int) -> int:
 def _path(host: str) -> str:
     path = host.removeprefix("unix:")
     return path.removeprefix("//") if path.startswith("///") else path
+
+
+def _check_abstract(where: str, name: str) -> None:
+    if not name:  # the kernel would choose one, which no client could know
+        raise ConfigError(f"{where}: a name belongs behind 'unix-abstract:'")
+    if len(os.fsencode(name)) > _LONGEST:
+        raise ConfigError(f"{where}: the name of a socket has at most {_LONGEST} bytes; choose a shorter one")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(b"\0" + os.fsencode(name))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigError(f"{where}; is another server there? choose another name") from error
+            raise ConfigError(f"{where}: {error.strerror or error}; choose another name") from error
 
 
 def _check_path(where: str, path: str) -> None:

@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not config.repository:
             p.error("--repository is needed (or 'repository' in the configuration file)")
         _check_repository(Path(config.repository))
-        allocator.keep_memory()
+        allocator.tune_allocator()
         _allow_descriptors()
         server = Server(config)
         stop = threading.Event()
@@ -127,12 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    if not server.service.hosts() and not config.models:
+    if not server.service.models.hosts() and not config.models:
         logging.warning(
             "repository '%s' holds no version yet; publish one with export.build", config.repository
         )
     print(f"ready grpc={server.target} metrics={server.metrics_target}", file=sys.stderr, flush=True)
-    for status in server.service.status():
+    for status in server.service.admin.status():
         what = f"version {status.live} is live" if status.ready else f"NOT READY: {status.reason}"
         logging.info("%s: %s", status.model, what)
     while True:

@@ -25,7 +25,7 @@ from runtime.rpc.control import ADAPTERS, COMMANDS, ControlEdge, taps
 from runtime.rpc.control import SERVICE as CONTROL
 from runtime.rpc.inference import SERVICE as INFERENCE
 from runtime.rpc.inference import InferenceEdge
-from runtime.rpc.thread_pool import Pool
+from runtime.rpc.thread_pool import RpcThreadPool
 from runtime.service import Service
 
 log = logging.getLogger("roadworthy.server")
@@ -46,7 +46,7 @@ class Server:
         self.metrics_port = 0
         self._metrics_server: Any = None
         self._grpc: Any = None
-        self._pool: Pool | None = None
+        self._pool: RpcThreadPool | None = None
         self._health = health.Health(("", INFERENCE, CONTROL))
         self._refusals = Refusals()
         self._admission: Admission | None = None
@@ -86,7 +86,7 @@ class Server:
     def _start(self) -> None:
         config = self.config
         metrics = metrics_module.Metrics(self.service, self._refusals.snapshot)
-        self._pool = Pool(2, "grpc")  # each call has a lane, and its threads
+        self._pool = RpcThreadPool(2, "grpc")  # each call has a lane, and its threads
         self._admission = Admission(
             self._lanes(), self._tokens.refusal, self._refusals, config.message_timeout
         )
@@ -134,7 +134,8 @@ class Server:
     def _lanes(self) -> Callable[[str], Lane]:
         """Which threads a call gets, by its method."""
         config = self.config
-        inference = 2 * config.engine.concurrency + config.queue.limit * max(1, len(self.service.hosts()))
+        models = max(1, len(self.service.models.hosts()))
+        inference = 2 * config.engine.concurrency + config.queue.limit * models
         watching = 2 * config.streams + taps(config) + COMMANDS + ADAPTERS  # streams hold one each
         infer = Lane("infer", min(512, inference + 16))
         streams, control = Lane("streams", config.streams + 16), Lane("control", watching + BRIEF)

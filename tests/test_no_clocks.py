@@ -28,10 +28,11 @@ CALLS = {"infer", "infer_tensors", "run", "check_output", "urlopen"}  # that tak
 ALLOWED = {
     ("adapt/test_run.py", "stop.wait(0.05)"): "the pause between two frames of a camera",
     ("runtime/adapters.py", "self._thread.join(0.5)"): "its stream is closed next, ended or not",
-    ("runtime/test_client.py", 'lambda: c.infer("road", np.zeros((160, 160, 3), np.uint8), timeout=0.3),'): (
-        "raises, because the peer never says a word"
-    ),
-    ("runtime/test_faults.py", "watch.join(0.5)"): "the thread cannot end before the test lets it",
+    (
+        "runtime/client/test_client.py",
+        'lambda: c.infer("road", np.zeros((160, 160, 3), np.uint8), timeout=0.3),',
+    ): ("raises, because the peer never says a word"),
+    ("runtime/scenarios/test_faults.py", "watch.join(0.5)"): "the thread cannot end before the test lets it",
     ("tensorrt/test_server.py", "while not self.stopping.wait(0.01):"): "the pause between two frames",
     ("tensorrt/test_builder.py", "others[0].join(0.2)"): "the thread cannot end before the test lets it",
     ("tensorrt/test_contexts.py", "thread.join(0.05)"): "the thread cannot end before the test lets it",

@@ -14,7 +14,7 @@ from bench.demo import streets
 from export.build import Options, build
 from networks.pack import load_pack
 from runtime.config import EngineConfig, ServerConfig
-from runtime.drift.drift import DriftConfig, SourceDrift, measure
+from runtime.drift import DriftConfig, SourceDrift, measure
 from runtime.server import Server
 
 ROOT = Path(__file__).resolve().parent.parent

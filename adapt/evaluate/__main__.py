@@ -16,10 +16,11 @@ import numpy as np
 from adapt.data.base import DataError, kinds, open_dataset
 from adapt.data.pairs import examine
 from adapt.data.reading import add_options, reading_of
+from adapt.evaluate.boundary_iou import BoundaryIoU
 from adapt.evaluate.plot import svg
 from adapt.evaluate.protocols import PROTOCOLS
 from adapt.evaluate.tables import markdown
-from adapt.evaluate.truth import Truth, mean_iou, plan
+from adapt.evaluate.truth import Plan, Truth, mean_iou, plan
 from common.cli import run_command
 from common.progress import ProgressBars
 from networks.labels import SPACES
@@ -72,6 +73,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--truth", metavar="SPACE", help="label space of a folder if not the pack's: maps answers")
     add_options(p)
     p.add_argument("--protocol", choices=sorted(PROTOCOLS), help="classes to score and to average (all)")
+    p.add_argument(
+        "--boundary",
+        type=float,
+        metavar="RATIO",
+        help="also score boundary IoU in bands of RATIO of the diagonal (as published: .02)",
+    )
     p.add_argument("--batch", type=int, default=4, metavar="N", help="frames at a time (4)")
     p.add_argument("--threads", type=int, default=0, metavar="N", help="torch threads (as they are)")
     p.add_argument("--markdown", metavar="FILE", help="also write the table to FILE")
@@ -95,11 +102,13 @@ def evaluate(path: str, arguments: argparse.Namespace, progress: Any) -> dict[st
         Truth(open_dataset(arguments.data, reading=reading_of(arguments, names)), how),
         what=arguments.data, skip_bad=arguments.skip_bad, classes=how.classes, progress=progress,
     )  # fmt: skip
+    bands = None if arguments.boundary is None else BoundaryIoU(len(how.classes), arguments.boundary)
     confusion, calibration = score(
         pack.network(), pack.spec, dataset, batch=arguments.batch, progress=progress, table=how.answers,
-        classes=len(how.classes),
+        classes=len(how.classes), boundary=bands,
     )  # fmt: skip
     iou = confusion.iou()
+    more = {} if bands is None else _boundary(bands, how)
     return {
         "pack": str(path), "name": pack.spec.name, "version": pack.spec.version, "sha256": pack.sha256,
         "data": arguments.data, "protocol": arguments.protocol, "frames": len(dataset),
@@ -109,10 +118,21 @@ def evaluate(path: str, arguments: argparse.Namespace, progress: Any) -> dict[st
             c: (float(v) if np.isfinite(v) else None)
             for c, v in zip(how.classes, iou, strict=True) if c in how.scored
         },
-        "calibration": calibration.curve(),
+        "calibration": calibration.curve(), **more,
         **({"left_out": dataset.plain()} if arguments.skip_bad else {}),
         "notes": [note for note in dataset.notes if "have no label" not in note],
     }  # fmt: skip
+
+
+def _boundary(bands: BoundaryIoU, how: Plan) -> dict[str, Any]:
+    """Boundary IoU of the scored classes as plain numbers, and its mean over those averaged that have one."""
+    values = {c: float(v) for c, v in zip(how.classes, bands.iou(), strict=True) if c in how.scored}
+    known = [v for c, v in values.items() if c in how.averaged and np.isfinite(v)]
+    return {
+        "boundary_ratio": bands.ratio,
+        "boundary_iou": {c: v if np.isfinite(v) else None for c, v in values.items()},
+        "boundary_miou": float(np.mean(known)) if known else None,
+    }
 
 
 def _headings(scores: Sequence[dict[str, Any]]) -> list[str]:

@@ -10,7 +10,8 @@ Layouts:
   cityscapes:ROOT:SPLIT  ROOT/gtFine/SPLIT/CITY/*_gtFine_labelIds.png and *_instanceIds.png
   bsds:ROOT[:PREFIX]     ROOT/groundTruth/**/*.mat (BSDS500), or ROOT/edges/PREFIX*.png, bit i = annotator i
   camvid:ROOT:LIST       ROOT/labels/*.png (11 classes), ROOT/LIST.txt
-  labels:ROOT:CLASSES    ROOT/*.npz, *.mat or *.png edge labels (adapt.labels.edge_codec), CLASSES of them
+  labels:ROOT:CLASSES    ROOT/*.npz, *.mat or *.png edge labels (adapt.labels.edge_codec), CLASSES of them;
+                         of one class also black and white PNGs
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from adapt.data.base import BROKEN
 from adapt.evaluate import edges
 from adapt.evaluate.resize import resize_bicubic, resize_nearest
 from adapt.labels import edge_codec
-from adapt.labels.edges import category_edges, cityscapes_edges, instance_edges
+from adapt.labels.edges import category_edges, cityscapes_edges, half_disc, instance_edges
 from adapt.labels.errors import EdgeError
 
-__all__ = ["CLASSES", "EdgeSet", "Predictions", "fit", "open_truth"]
+__all__ = ["CLASSES", "EdgeSet", "Predictions", "fit", "inverted", "open_truth", "unknown"]
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "sbd": (
@@ -68,14 +69,74 @@ class EdgeSet(Protocol):
         ...
 
 
+def unknown(truth: EdgeSet, i: int, mode: str) -> NDArray[np.bool_] | None:
+    """Where the truth of image i does not know whether there is an edge: bool [H,W], or None.
+
+    A set says so by a method ``unknown(i, mode)``.  The published protocols of SBD, Cityscapes and BSDS500
+    count every pixel, so those sets have none.
+    """
+    says = getattr(truth, "unknown", None)
+    return None if says is None else says(i, mode)
+
+
+def around(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """A mask and the pixels within ``radius`` of it: bool [H,W]."""
+    from scipy.ndimage import binary_dilation
+
+    disc = np.zeros((2 * radius + 1, 2 * radius + 1), bool)
+    disc[radius, radius] = True
+    for dy, dx in half_disc(radius).tolist():
+        disc[radius + dy, radius + dx] = disc[radius - dy, radius - dx] = True
+    return np.asarray(binary_dilation(mask, disc)) if mask.any() else mask
+
+
 def _image(path: Path) -> NDArray[Any]:
+    """The numbers of an image.
+
+    A palette of greys is applied, because tools that shrink PNGs put one there.  A palette of
+    colours stays an index map [H,W]: class maps have one.
+    """
     try:
         with Image.open(path) as image:
+            palette = _palette(image)
+            if palette is not None and (palette == palette[:, :1]).all():
+                indices = np.asarray(image)
+                if int(indices.max(initial=0)) < len(palette):
+                    return np.asarray(palette[indices, 0])
             return np.asarray(image)
     except FileNotFoundError:
         raise EdgeError(f"{path} is missing: is the set unpacked completely?") from None
     except BROKEN as error:
         raise EdgeError(f"{path} is no readable image ({error}): unpack the set again") from None
+
+
+def _palette(image: Image.Image) -> NDArray[np.uint8] | None:
+    """uint8 [n,3] of a palette image, None of any other."""
+    if image.mode != "P":
+        return None
+    return np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+
+
+def _map(path: Path) -> NDArray[Any]:
+    """A probability map: as ``_image``, but a palette that loses the map's order or its levels is refused.
+
+    A palette of colours has no order.  One of few greys was made by a tool that merges levels: the map it
+    came from scores otherwise.
+    """
+    values = _image(path)
+    with Image.open(path) as image:
+        palette = _palette(image)
+    if palette is not None and not (palette == palette[:, :1]).all():
+        raise EdgeError(
+            f"{path} has a palette of colours: its numbers are no probabilities; save it as one grey channel"
+        )
+    levels = np.unique(values).size if palette is not None else 0
+    if 2 < levels == len(palette if palette is not None else ()) < 100:
+        raise EdgeError(
+            f"{path} has a palette of {levels} greys: levels were merged and the scores would not be the "
+            "map's; save it as one grey channel of 8 bits"
+        )
+    return values
 
 
 def _labels(path: Path) -> NDArray[Any]:
@@ -120,8 +181,9 @@ def _dense(m: Any) -> NDArray[np.bool_]:
 
 
 class SBD:
-    """Semantic Boundaries Dataset, instance-sensitive: thin = the annotated boundaries, raw = seg2edge,
-    radius 2.
+    """Semantic Boundaries Dataset: thin = the annotated boundaries, raw = seg2edge, radius 2.
+
+    Of instances (inst/), or of classes (cls/) under a protocol without instances.
     """
 
     classes = CLASSES["sbd"]
@@ -135,6 +197,8 @@ class SBD:
 
     def truth(self, i: int, mode: str) -> NDArray[np.bool_]:
         """bool [20,H,W]."""
+        if not self.protocol.instances:
+            return self._of_classes(self.root / "cls" / f"{self.names[i]}.mat", mode)
         path = self.root / "inst" / f"{self.names[i]}.mat"
         instances = _matlab(path, "GTinst")
         segmentation = _field(instances, "Segmentation", path)
@@ -163,6 +227,28 @@ class SBD:
             out[int(category) - 1] |= edge
         return out
 
+    def _of_classes(self, path: Path, mode: str) -> NDArray[np.bool_]:
+        categories = _matlab(path, "GTcls")
+        segmentation = np.asarray(_field(categories, "Segmentation", path))
+        k = len(self.classes)
+        if mode == "raw":  # classes count from 1; every border of a class is an edge, that to 0 as well
+            return category_edges(segmentation.astype(np.int64) - 1, k, ignore=())
+        boundaries = np.atleast_1d(_field(categories, "Boundaries", path))
+        if len(boundaries) != k:
+            raise EdgeError(
+                f"{path} has boundaries of {len(boundaries)} classes, {k} are needed: unpack again"
+            )
+        out = np.zeros((k, *segmentation.shape), np.bool_)
+        for c, boundary in enumerate(boundaries):
+            edge = _dense(boundary)
+            if edge.shape == segmentation.shape:
+                out[c] = edge
+            elif edge.any():
+                raise EdgeError(
+                    f"{path}: a boundary is {list(edge.shape)}, {list(segmentation.shape)} is needed"
+                )
+        return out
+
 
 class Cityscapes:
     """Cityscapes, instance-sensitive, at half resolution: thin = radius 1 on the halved maps, raw = radius 2
@@ -183,18 +269,54 @@ class Cityscapes:
         """bool [19,H/2,W/2]."""
         path = self.files[i]
         ids = _labels(path)
-        instances = _labels(path.with_name(path.name.replace("_labelIds", "_instanceIds")))
         if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() > 255:
             raise EdgeError(f"{path} holds ids of {ids.min()} to {ids.max()}: labelIds are 0 to 255")
+        other = path.with_name(path.name.replace("_labelIds", "_instanceIds"))
+        instances = _labels(other)
+        _check_ids(ids, instances, path, other)
         table = np.full(256, 255, np.uint8)
         table[list(LABEL_IDS)] = np.arange(len(LABEL_IDS))
         train = table[ids.astype(np.uint8)]
         height, width = train.shape
         half = (height // 2, width // 2)
+        if not self.protocol.instances:
+            return _class_edges(train, ids, half, mode)
         if mode == "thin":
             return cityscapes_edges(resize_nearest(train, half), resize_nearest(instances, half), radius=1)
         full = cityscapes_edges(train, instances)
         return np.stack([resize_nearest(e, half) for e in full]).astype(np.bool_)
+
+
+def _check_ids(ids: NDArray[Any], instances: NDArray[Any], path: Path, other: Path) -> None:
+    """Raise EdgeError unless the two maps are Cityscapes' labelIds and instanceIds of one image.
+
+    An instance id is 1000 times the labelId plus a number, or the labelId itself.
+    """
+    if instances.shape != ids.shape:
+        raise EdgeError(f"{other} is {list(instances.shape)}, {path.name} {list(ids.shape)}: another image?")
+    if instances.dtype == np.uint8:
+        raise EdgeError(f"{other} has 8 bits: instanceIds go to 33999 and were cut off; take the 16-bit file")
+    own = np.where(instances >= 1000, instances // 1000, instances)
+    wrong = float((own != ids)[(instances >= 0) & (instances <= 33999)].mean()) if ids.size else 0.0
+    if wrong > 0.01:
+        train = set(np.unique(ids).tolist()) <= {*range(19), 255}
+        what = "it holds trainIds" if train else "another image's?"
+        raise EdgeError(
+            f"{path}: {100 * wrong:.0f} % of its ids are not those of {other.name} ({what}); give labelIds"
+        )
+
+
+def _class_edges(
+    train: NDArray[np.uint8], ids: NDArray[Any], half: tuple[int, int], mode: str
+) -> NDArray[np.bool_]:
+    """Class borders alone, at half resolution; nothing along the rectification border and outside the region
+    of interest."""
+    outside = 254
+    labels = np.where(np.isin(ids, (2, 3)), outside, train)
+    if mode == "thin":
+        return category_edges(resize_nearest(labels, half), len(LABEL_IDS), 1, ignore=(outside,))
+    full = category_edges(labels, len(LABEL_IDS), 2, ignore=(outside,))
+    return np.stack([resize_nearest(e, half) for e in full]).astype(np.bool_)
 
 
 class BSDS:
@@ -221,6 +343,11 @@ class BSDS:
                 raise EdgeError(f"{path}: its annotators' maps differ in size: unpack the set again")
             return np.stack(drawn)
         bits = _labels(path)
+        if bits.dtype not in (np.uint8, np.bool_):
+            raise EdgeError(f"{path} is {bits.dtype}: an annotator is a bit of 8; save one 8-bit channel")
+        bits = bits.astype(np.uint8)
+        if np.isin(bits, (0, 255)).all():  # one drawing, black and white, not eight that agree everywhere
+            bits = np.minimum(bits, 1)
         maps = np.stack([(bits >> b) & 1 for b in range(8)]).astype(np.bool_)
         marked = np.flatnonzero(maps.any((1, 2)))
         if not marked.size:
@@ -240,8 +367,18 @@ class CamVid:
 
     def truth(self, i: int, mode: str) -> NDArray[np.bool_]:
         """bool [11,H,W]."""
-        labels = _labels(self.root / "labels" / f"{self.names[i]}.png")
-        return category_edges(labels, len(self.classes), 1 if mode == "thin" else 2)
+        return category_edges(self._labels(i), len(self.classes), self._radius(mode))
+
+    def unknown(self, i: int, mode: str) -> NDArray[np.bool_]:
+        """bool [H,W]: void and 2 pixels around it, where detectors of radius 2 mark a border to void."""
+        return around(self._labels(i) == 255, self._radius("raw"))
+
+    def _labels(self, i: int) -> NDArray[Any]:
+        return _labels(self.root / "labels" / f"{self.names[i]}.png")
+
+    @staticmethod
+    def _radius(mode: str) -> int:
+        return 1 if mode == "thin" else 2
 
 
 class Labels:
@@ -259,8 +396,15 @@ class Labels:
 
     def truth(self, i: int, mode: str) -> NDArray[np.bool_]:
         """bool [K,H,W]."""
+        return self._read(i)[0]
+
+    def unknown(self, i: int, mode: str) -> NDArray[np.bool_]:
+        """bool [H,W]: the file's ignore bit."""
+        return self._read(i)[1]
+
+    def _read(self, i: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         k = len(self.classes)
-        return edge_codec.unpack(edge_codec.read(self.files[i], k), k)[0]
+        return edge_codec.unpack(edge_codec.read(self.files[i], k), k)
 
 
 _KINDS: dict[str, Callable[..., EdgeSet]] = {
@@ -328,9 +472,9 @@ class Predictions:
                     f"{packed} holds no 'probability' [K,H,W] ({str(error).splitlines()[0]})"
                 ) from None
         elif len(self.classes) == 1 and (self.root / f"{name}.png").is_file():
-            maps = [_image(self.root / f"{name}.png")]
+            maps = [_map(self.root / f"{name}.png")]
         elif all(self.folders):
-            maps = [_image(folder / f"{name}.png") for folder in self.folders if folder]
+            maps = [_map(folder / f"{name}.png") for folder in self.folders if folder]
         else:
             raise EdgeError(
                 f"{self.root} has no prediction of {name}: NAME.npz, or NAME.png in a folder a class"
@@ -338,6 +482,14 @@ class Predictions:
         if len(maps) != len(self.classes):
             raise EdgeError(f"{packed} holds {len(maps)} maps, the truth has {len(self.classes)} classes")
         return [fit(m, size, f"{self.root}/{name}") for m in maps]
+
+
+def inverted(probability: NDArray[Any]) -> bool:
+    """Whether a map looks as if edges were dark on white: the mean probability is over a half."""
+    p = np.asarray(probability)
+    if not p.size:
+        return False
+    return float(p.mean(dtype=np.float64)) > (127.5 if p.dtype == np.uint8 else 0.5)
 
 
 def fit(probability: NDArray[Any], size: tuple[int, int], where: str) -> NDArray[Any]:

@@ -39,7 +39,8 @@ class Protocol:
 
     ``scale``: the truth's resolution over the annotation's; predictions are brought to the truth's size.
     ``annotators``: several truths an image, OR-ed through min-cost matchings; the truth is not thinned again.
-    ``modes``: what the benchmark reports.
+    ``modes``: what the benchmark reports.  ``instances``: a border between two instances of a class is an
+    edge; False: only a border of the class is (the other protocol of CASENet, DFF and STEAL).
     """
 
     name: str
@@ -48,6 +49,7 @@ class Protocol:
     scale: float = 1.0
     annotators: bool = False
     modes: tuple[str, ...] = ("thin", "raw")
+    instances: bool = True
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -56,6 +58,8 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol("sbd", 0.02, margin=5),
         Protocol("sbd-reanno", 0.0075, margin=5),
         Protocol("cityscapes", 0.0035, scale=0.5),
+        Protocol("sbd-cls", 0.02, margin=5, instances=False),
+        Protocol("cityscapes-cls", 0.02, scale=0.5, instances=False),
         Protocol("bsds", 0.0075, annotators=True, modes=("thin",)),
     )
 }
@@ -204,12 +208,16 @@ class EdgeCounts:
             )
         return array[..., m : height - m, m : width - m] if m else array
 
-    def count(self, probability: NDArray[Any], truth: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def count(
+        self, probability: NDArray[Any], truth: NDArray[np.bool_], ignore: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64]:
         """One image's counts of one class, int64 [4,99]: matched truth, truth, matched predicted, predicted.
 
         Pure (touches no table, may run in any thread).  probability: uint8 or float [H,W]; truth: bool
         [H,W], or bool [A,H,W] for several annotators.  An image without the class adds its predicted pixels
-        as false positives, as the SEAL benchmark has it.  Raises EdgeError, see ``levels_of`` and ``match``.
+        as false positives, as the SEAL benchmark has it.  ignore: bool [H,W] or None; where it is True the
+        truth does not know, so that neither predicted nor truth pixels count there.  Raises EdgeError, see
+        ``levels_of`` and ``match``.
         """
         truth = np.asarray(truth)
         if truth.dtype != np.bool_ or truth.ndim not in (2, 3):
@@ -225,6 +233,14 @@ class EdgeCounts:
                 "resize the prediction to the truth first (adapt.evaluate.resize.resize_bicubic)"
             )
         level, truth = levels_of(np.ascontiguousarray(self._cut(p))), self._cut(truth)
+        if ignore is not None:
+            unknown = np.asarray(ignore)
+            if unknown.shape != p.shape or unknown.dtype != np.bool_:
+                raise EdgeError(
+                    f"edges: ignore is {unknown.dtype} {list(unknown.shape)}; bool {list(p.shape)} is needed"
+                )
+            unknown = self._cut(unknown)
+            level, truth = np.where(unknown, np.uint8(0), level), truth & ~unknown
         counts = np.zeros((4, LEVELS), np.int64)
         if truth.ndim == 3:
             rows, total = count_annotators(level, truth, self.max_distance, thinned=self.thin)
@@ -255,19 +271,29 @@ class EdgeCounts:
         self.best[class_index] += counts[:, LEVELS - 1 - int(f[::-1].argmax())]  # the last of equals
         self.images[class_index] += 1
 
-    def add(self, probability: NDArray[Any], truth: NDArray[np.bool_], class_index: int = 0) -> None:
+    def add(
+        self,
+        probability: NDArray[Any],
+        truth: NDArray[np.bool_],
+        class_index: int = 0,
+        ignore: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Count one image of one class; see ``count`` for what is taken and what is refused."""
         self._check_class(class_index)
-        self.add_counts(self.count(probability, truth), class_index)
+        self.add_counts(self.count(probability, truth, ignore), class_index)
 
-    def add_classes(self, probability: NDArray[Any], truth: NDArray[np.bool_]) -> None:
-        """Count one image of all classes: probability uint8 or float [K,H,W], truth bool [K,H,W]."""
+    def add_classes(
+        self, probability: NDArray[Any], truth: NDArray[np.bool_], ignore: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Count one image of all classes: probability uint8 or float [K,H,W], truth bool [K,H,W], ignore bool
+        [H,W]."""
         if len(probability) != self.classes or len(truth) != self.classes:
             raise EdgeError(
                 f"EdgeCounts: {len(probability)} probability and {len(truth)} truth maps for "
                 f"{self.classes} classes"
             )
-        counts = [self.count(p, t) for p, t in zip(probability, truth, strict=True)]  # all or none are added
+        # All or none are added.
+        counts = [self.count(p, t, ignore) for p, t in zip(probability, truth, strict=True)]
         for index, one in enumerate(counts):
             self.add_counts(one, index)
 

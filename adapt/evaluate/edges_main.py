@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.evaluate import edges
-from adapt.evaluate.edge_sets import EdgeSet, Predictions, fit, open_truth
+from adapt.evaluate.edge_sets import EdgeSet, Predictions, fit, inverted, open_truth, unknown
 from adapt.evaluate.edges import EdgeCounts
+from adapt.evaluate.nms import nms
 from adapt.labels.errors import EdgeError
 from common.cli import run_command
 from common.progress import ProgressBars
@@ -31,6 +32,7 @@ truth:
   bsds:ROOT[:PREFIX]       ROOT/groundTruth or ROOT/edges            bsds, several annotators
   camvid:ROOT:LIST         ROOT/labels, ROOT/LIST.txt                .0075 of the diagonal
   labels:ROOT:CLASSES      edge labels as .npz, .mat or .png         sbd-reanno
+Pixels that a truth does not know (CamVid's void, the ignore bit of edge labels) are not counted.
 
 predictions, whichever is there for an image NAME:
   DIR/NAME.npz             'probability' [K,H,W], uint8 or float
@@ -39,12 +41,15 @@ predictions, whichever is there for an image NAME:
 
 protocols (distance as a fraction of the diagonal, margin):
   sbd .02, 5    sbd-reanno .0075, 5    cityscapes .0035, 0    bsds .0075, 0
+  sbd-cls .02, 5    cityscapes-cls .02, 0: borders of classes, not of instances (CASENet, DFF, STEAL)
+
+--nms thins to ridges first, as HED's, PiDiNet's and TEED's figures are made: radius 1, border 5, factor 1.01.
 
 examples:
   python -m adapt.evaluate edges --truth cityscapes:data/cityscapes:val --predictions out/edges
   python -m adapt.evaluate edges --truth camvid:data/camvid:dusk_eval --model packs/edges \\
       --images data/camvid/images
-  python -m adapt.evaluate edges --truth bsds:data/bsds500:test_ --predictions out/hed --json
+  python -m adapt.evaluate edges --truth bsds:data/bsds500:test_ --predictions out/hed --nms --json
   # two machines, one table
   python -m adapt.evaluate edges --truth sbd:data/sbd:val --predictions out --shard 1/2 --save a.npz
   python -m adapt.evaluate edges --truth sbd:data/sbd:val --predictions out --shard 2/2 --save b.npz
@@ -109,14 +114,16 @@ def evaluate(
         out: dict[str, list[NDArray[np.int64]]] = {}
         maps: Sequence[NDArray[Any]] = ()
         for mode in modes:
-            masks = truth.truth(i, mode)
+            masks, ignore = truth.truth(i, mode), unknown(truth, i, mode)
             if not maps:
                 maps = read(truth.names[i], (int(masks.shape[-2]), int(masks.shape[-1])))
             try:
                 if protocol.annotators:
-                    out[mode] = [tables[mode].count(maps[0], masks)]
+                    out[mode] = [tables[mode].count(maps[0], masks, ignore)]
                 else:
-                    out[mode] = [tables[mode].count(p, t) for p, t in zip(maps, masks, strict=True)]
+                    out[mode] = [
+                        tables[mode].count(p, t, ignore) for p, t in zip(maps, masks, strict=True)
+                    ]
             except EdgeError as error:
                 raise EdgeError(f"{truth.names[i]}: {error}") from None
         return out
@@ -217,6 +224,7 @@ def parser() -> argparse.ArgumentParser:
         help="score saved count tables instead, added together",
     )
     add("--protocol", choices=sorted(edges.PROTOCOLS), help="distance and margin (the truth's own)")
+    add("--nms", action="store_true", help="non-maximum suppression before thinning")
     add(
         "--mode",
         choices=("thin", "raw", "both"),
@@ -242,6 +250,9 @@ def _run(a: argparse.Namespace) -> dict[str, Any]:
         return report({"thin" if first.thin else "raw": first}, names)
     truth = open_truth(a.truth)
     protocol = edges.PROTOCOLS[a.protocol] if a.protocol else truth.protocol
+    if not protocol.instances and a.truth.partition(":")[0] != a.protocol.removesuffix("-cls"):
+        raise EdgeError(f"--protocol {a.protocol} is for --truth {a.protocol.removesuffix('-cls')}:…")
+    truth.protocol = protocol  # type: ignore[misc]
     if a.max_distance is not None:
         from dataclasses import replace
 
@@ -255,15 +266,30 @@ def _run(a: argparse.Namespace) -> dict[str, Any]:
         if a.model
         else Predictions(a.predictions, truth.classes)
     )
+    suspicious: list[str] = []
+
+    def read(name: str, size: tuple[int, int]) -> Sequence[NDArray[Any]]:
+        maps: Sequence[NDArray[Any]] = source.read(name, size)
+        if any(inverted(m) for m in maps):
+            suspicious.append(name)
+        return [nms(m) for m in maps] if a.nms else maps
+
     with ProgressBars(quiet=a.quiet) as bars:
         tables = evaluate(
             truth,
-            source.read,
+            read,
             modes=modes,
             protocol=protocol,
             jobs=a.jobs,
             images=range(part - 1, len(truth.names), whole),
             progress=lambda done, total: bars("edges", done, total),
+        )
+    if suspicious:
+        of = len(range(part - 1, len(truth.names), whole))
+        print(
+            f"adapt.evaluate edges: warning: {len(suspicious)} of {of} predictions ({min(suspicious)} is "
+            "one) have a mean probability over .5: are they inverted (dark edges on white)? Save 1 - p then",
+            file=sys.stderr,
         )
     if a.save:
         tables[modes[0]].save(a.save)

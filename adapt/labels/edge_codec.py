@@ -195,7 +195,10 @@ def write_png(path: str | Path, bits: NDArray[np.uint32], classes: int) -> None:
 
 
 def read_png(path: str | Path, classes: int) -> NDArray[np.uint32]:
-    """uint32 [1,H,W] of a DFF label.  Raises EdgeError for other images and for bits beyond the classes."""
+    """uint32 [1,H,W] of a DFF label; of one class also of a drawing in 0 and 1 or 0 and 255, in any mode.
+
+    Raises EdgeError for other images and for bits beyond the classes.
+    """
     from PIL import Image
 
     from adapt.data.base import BROKEN
@@ -204,8 +207,14 @@ def read_png(path: str | Path, classes: int) -> NDArray[np.uint32]:
         raise EdgeError(f"{path}: a 24-bit PNG holds {PNG_CLASSES} classes, not {classes}; read .npz or .bin")
     try:
         with Image.open(path) as image:
+            drawn = _drawing(image) if classes == 1 else None
+            if drawn is not None:
+                return drawn.astype(np.uint32)[None]
             if image.mode != "RGB":
-                raise EdgeError(f"{path}: mode {image.mode}, a 24-bit label is RGB; is it an edge label?")
+                also = ", or black and white" if classes == 1 else ""
+                raise EdgeError(
+                    f"{path}: mode {image.mode}, a 24-bit label is RGB{also}; is it an edge label?"
+                )
             rgb = np.asarray(image).astype(np.uint32)
     except EdgeError:
         raise
@@ -214,6 +223,24 @@ def read_png(path: str | Path, classes: int) -> NDArray[np.uint32]:
     bits = (rgb[..., 2] | rgb[..., 1] << np.uint32(8) | rgb[..., 0] << np.uint32(16))[None]
     unpack(bits, classes)
     return np.asarray(bits)
+
+
+def _drawing(image: Any) -> NDArray[np.bool_] | None:
+    """Where a black and white picture is white: bool [H,W]; None for a picture of other values.
+
+    White is 255, or 1 in a single channel.  RGB must be grey: (0, 0, 1) is DFF's bit of class 0.
+    """
+    if image.mode not in ("1", "L", "P", "RGB", "RGBA", "LA", "I", "I;16"):
+        return None
+    if image.mode in ("P", "RGB", "RGBA", "LA"):
+        rgb = np.asarray(image.convert("RGB"))
+        grey, top = rgb[..., 0], {255}
+        if (rgb != rgb[..., :1]).any():
+            return None
+    else:
+        grey, top = np.asarray(image), {1, 255, 65535}
+    values = set(np.unique(grey).tolist()) - {0}
+    return np.asarray(grey != 0) if not values or (len(values) == 1 and values <= top) else None
 
 
 def write_npz(path: str | Path, bits: NDArray[np.uint32], classes: int) -> None:

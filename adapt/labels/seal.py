@@ -15,9 +15,9 @@ O(1) a candidate, from three sums over N(q).  As m(q) = q is always allowed, eve
 and the
 label's thickness is kept.
 
-What SEAL lacks and this has is a ``Gate``: a bad detector harms labels, so pieces of label whose ridges are
-weak
-stay where they are.  This module knows nothing of networks, files or classes: one class of one image.
+What SEAL lacks and this has is a ``Gate``: a bad detector harms labels, so pieces of label whose pixels
+would not move together stay where they are.  This module knows nothing of networks, files or classes: it
+aligns one class of one image.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from adapt.labels import assignment
 from adapt.labels.errors import EdgeError
 from adapt.labels.thinning import thin
 
-__all__ = ["Alignment", "Gate", "align", "align_details", "tangents"]
+__all__ = ["Alignment", "Gate", "Pieces", "align", "align_details", "tangents"]
 
 #: Candidates a pixel grow with the square of the reach; the published ones are 6 and 12 pixels.
 FARTHEST = 64
 CLIP = 64.0
 STEPS = 16  # geodesic reach of N(q)
+MEMBERS = 1 << 24  # of all N(q) together: 64 MiB
 
 
 def _is_number(value: Any) -> bool:
@@ -50,20 +51,47 @@ def _is_number(value: Any) -> bool:
 class Gate:
     """Which pieces of a label may move.  A piece is what a tile of ``tile`` pixels cuts out of a component.
 
-    strength: mean over a piece's pixels of the best probability within reach; contrast: that minus the mean
-    probability within reach (a ridge stands out, fog does not); gain: mean cost saved a pixel; pieces below
-    any of them keep their pixels.  Kept pieces are pinned, not left out: nobody else may take their place.
+    An annotator's error moves neighbouring pixels alike, and noise does not.  So the gate looks at where the
+    pixels of a piece would go: the spread of their moves is the root mean square distance of a move from the
+    piece's mean move, in pixels.  A piece keeps its pixels if the spread is over ``spread``, or over ``base``
+    plus ``slope`` times the mean length of its moves.  The gate pins a piece that keeps its pixels: no other
+    pixel takes their places.  ``bench.edges_gate`` measures the criterion and the limits on pieces.
+
+    Raises EdgeError if a limit is no finite number of at least 0, or if the tile is no whole number of at
+    least 1.
     """
 
-    strength: float = 0.5
-    contrast: float = 0.15
-    gain: float = 0.5
+    spread: float = 0.8
+    base: float = 0.5
+    slope: float = 0.3
     tile: int = 32
 
     def __post_init__(self) -> None:
-        numbers = (self.strength, self.contrast, self.gain)
-        if not all(_is_number(v) for v in numbers) or not isinstance(self.tile, int) or self.tile < 1:
-            raise EdgeError(f"{self}: finite limits and a tile of whole pixels, 1 at least, are needed")
+        numbers = (self.spread, self.base, self.slope)
+        limits = all(_is_number(v) and v >= 0 for v in numbers)
+        whole = isinstance(self.tile, int) and not isinstance(self.tile, bool)
+        if not limits or not whole or self.tile < 1:
+            raise EdgeError(
+                f"{self}: finite limits of at least 0 and a tile of whole pixels, 1 at least, are needed"
+            )
+
+    def stops(self, move: NDArray[np.float64], spread: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which pieces keep their pixels: mean length and spread of the moves, float64 [n] -> bool [n]."""
+        return np.asarray((spread > self.spread) | (spread > self.base + self.slope * move))
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of an aligned label, as the solution without pins would move them.
+
+    size: int64 [n], pixels; move: float64 [n], mean length of the moves in pixels; spread: float64 [n], root
+    mean square distance of a move from the piece's mean move; stopped: bool [n], the gate kept the piece.
+    """
+
+    size: NDArray[np.int64]
+    move: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    stopped: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -71,8 +99,8 @@ class Alignment:
     """What happened to a label.
 
     aligned: bool [H,W]; source, target: int64 [n,2], (y, x) of each label pixel and of where it went;
-    moved: bool [n], False where the gate kept the pixel; cost_before, cost_after: the mean unary cost a
-    pixel.
+    moved: bool [n], False if the gate kept the pixel; cost_before, cost_after: the mean unary cost per
+    pixel; piece: int64 [n], the piece of each label pixel; pieces: what is known of each piece.
     """
 
     aligned: NDArray[np.bool_]
@@ -81,6 +109,8 @@ class Alignment:
     moved: NDArray[np.bool_]
     cost_before: float
     cost_after: float
+    piece: NDArray[np.int64]
+    pieces: Pieces
 
     @property
     def shift(self) -> NDArray[np.float64]:
@@ -151,41 +181,38 @@ def _thin_tangents(skeleton, reach, least, sharp):  # type: ignore[no-untyped-de
 
 
 @numba.njit(cache=True, nogil=True)
-def _spread(label, skeleton, angle, reach, spread):  # type: ignore[no-untyped-def]
+def _spread(ys, xs, skeleton, angle, reach, spread):  # type: ignore[no-untyped-def]
     """Carry the skeleton's angles to the label pixels around, each unwrapped against the running mean."""
-    height, width = label.shape
-    total = np.zeros((height, width))
-    weight = np.zeros((height, width))
+    height, width = skeleton.shape
+    weights = np.empty((2 * reach + 1, 2 * reach + 1))
     for dy in range(-reach, reach + 1):
         for dx in range(-reach, reach + 1):
-            w = math.exp(-(dx * dx + dy * dy) / spread)
-            for y in range(height):
-                j = y + dy
-                if j < 0 or j >= height:
-                    continue
-                for x in range(width):
-                    i = x + dx
-                    if not label[y, x] or i < 0 or i >= width or not skeleton[j, i]:
-                        continue
-                    theta = angle[j, i]
-                    if weight[y, x] > 0:
-                        mean = total[y, x] / weight[y, x]
-                        if theta - mean > math.pi / 2:
-                            theta -= math.pi
-                        elif theta - mean < -math.pi / 2:
-                            theta += math.pi
-                    total[y, x] += w * theta
-                    weight[y, x] += w
+            weights[dy + reach, dx + reach] = math.exp(-(dx * dx + dy * dy) / spread)
     out = np.zeros((height, width))
-    for y in range(height):
-        for x in range(width):
-            if weight[y, x] > 0:
-                theta = total[y, x] / weight[y, x]
-                while theta > math.pi / 2:
-                    theta -= math.pi
-                while theta <= -math.pi / 2:
-                    theta += math.pi
-                out[y, x] = theta
+    for q in range(ys.size):
+        y, x = ys[q], xs[q]
+        total = weight = 0.0
+        for j in range(max(0, y - reach), min(height, y + reach + 1)):
+            for i in range(max(0, x - reach), min(width, x + reach + 1)):
+                if not skeleton[j, i]:
+                    continue
+                w = weights[j - y + reach, i - x + reach]
+                theta = angle[j, i]
+                if weight > 0:
+                    mean = total / weight
+                    if theta - mean > math.pi / 2:
+                        theta -= math.pi
+                    elif theta - mean < -math.pi / 2:
+                        theta += math.pi
+                total += w * theta
+                weight += w
+        if weight > 0:
+            theta = total / weight
+            while theta > math.pi / 2:
+                theta -= math.pi
+            while theta <= -math.pi / 2:
+                theta += math.pi
+            out[y, x] = theta
     return out
 
 
@@ -199,7 +226,8 @@ def tangents(label: NDArray[np.bool_]) -> NDArray[np.float64]:
     """
     label = _bool_map(label, "tangents")
     skeleton = thin(label)
-    return np.asarray(_spread(label, skeleton, _thin_tangents(skeleton, 5, 8, 0.5), 5, 8.0))
+    ys, xs = np.nonzero(label)
+    return np.asarray(_spread(ys, xs, skeleton, _thin_tangents(skeleton, 5, 8, 0.5), 5, 8.0))
 
 
 # ------------------------------------------------------------------------------------------- candidates
@@ -234,39 +262,104 @@ def _candidates(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _neighbour_sums(index, ys, xs, move, reach):  # type: ignore[no-untyped-def]
-    """For each label pixel q, over N(q): (count, Σu, Σv, Σ|m|²) of the moves, float64 [n,4].
+def _beside(index, ys, xs):  # type: ignore[no-untyped-def]
+    """The label pixels beside each one: int32 [n,8] and how many int32 [n].
 
     index: int32 [H,W], the label pixel's number or -1.
     """
     height, width = index.shape
-    sums = np.zeros((ys.size, 4))
-    seen = np.full(ys.size, -1, np.int32)
-    queue = np.empty(ys.size, np.int32)
+    beside = np.empty((ys.size, 8), np.int32)
+    degree = np.zeros(ys.size, np.int32)
     for q in range(ys.size):
+        y, x = ys[q], xs[q]
+        n = 0
+        for j in range(max(0, y - 1), min(height, y + 2)):
+            for i in range(max(0, x - 1), min(width, x + 2)):
+                w = index[j, i]
+                if w >= 0 and w != q:
+                    beside[q, n] = w
+                    n += 1
+        degree[q] = n
+    return beside, degree
+
+
+@numba.njit(cache=True, nogil=True)
+def _neighbourhoods(beside, degree, first, reach, most):  # type: ignore[no-untyped-def]
+    """N(q) of the label pixels from ``first`` on, one list after the other, until ``most`` members are full.
+
+    Returns (int64 [k+1] starts, int32 members) of the first k pixels; k is 1 at least.  N(q) depends on the
+    label alone, so that each search serves all ICM steps.
+    """
+    n = degree.size
+    seen = np.full(n, -1, np.int32)
+    queue = np.empty(n, np.int32)
+    starts = np.zeros(n - first + 1, np.int64)
+    members = np.empty(max(most, n), np.int32)
+    total = 0
+    for q in range(first, n):
         seen[q] = q
         queue[0] = q
         head, tail = 0, 1
         for _ in range(reach):
             ring = tail
             while head < ring:
-                y, x = ys[queue[head]], xs[queue[head]]
+                at = queue[head]
                 head += 1
-                for j in range(max(0, y - 1), min(height, y + 2)):
-                    for i in range(max(0, x - 1), min(width, x + 2)):
-                        w = index[j, i]
-                        if w >= 0 and seen[w] != q:
-                            seen[w] = q
-                            queue[tail] = w
-                            tail += 1
-                            u, v = move[w, 0], move[w, 1]
-                            sums[q, 0] += 1
-                            sums[q, 1] += u
-                            sums[q, 2] += v
-                            sums[q, 3] += u * u + v * v
+                for k in range(degree[at]):
+                    w = beside[at, k]
+                    if seen[w] != q:
+                        seen[w] = q
+                        queue[tail] = w
+                        tail += 1
             if tail == ring:
                 break
-    return sums
+        if total + tail - 1 > members.size:
+            return starts[: q - first + 1], members[:total]
+        members[total : total + tail - 1] = queue[1:tail]
+        total += tail - 1
+        starts[q - first + 1] = total
+    return starts, members[:total]
+
+
+@numba.njit(cache=True, nogil=True)
+def _sums(starts, members, move, first, sums):  # type: ignore[no-untyped-def]
+    """For each label pixel q from ``first`` on, over N(q): (count, Σu, Σv, Σ|m|²) of the moves."""
+    for q in range(starts.size - 1):
+        su = sv = square = 0.0
+        for k in range(starts[q], starts[q + 1]):
+            u, v = move[members[k], 0], move[members[k], 1]
+            su += u
+            sv += v
+            square += u * u + v * v
+        sums[first + q, 0] = starts[q + 1] - starts[q]
+        sums[first + q, 1] = su
+        sums[first + q, 2] = sv
+        sums[first + q, 3] = square
+
+
+class _Neighbourhoods:
+    """N(q) of every label pixel; the lists are made once if they fit into ``MEMBERS``, else for each step."""
+
+    def __init__(self, index: NDArray[np.int32], ys: NDArray[np.int64], xs: NDArray[np.int64]) -> None:
+        self.beside, self.degree = _beside(index, ys, xs)
+        starts, members = _neighbourhoods(self.beside, self.degree, 0, STEPS, self._most())
+        self.kept = (starts, members) if starts.size == ys.size + 1 else None
+
+    def _most(self) -> int:
+        return int(min(MEMBERS, self.degree.size * (2 * STEPS + 1) ** 2))
+
+    def sums(self, move: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(count, Σu, Σv, Σ|m|²) over N(q) of each label pixel: float [n,2] -> float64 [n,4]."""
+        out = np.zeros((self.degree.size, 4))
+        if self.kept is not None:
+            _sums(*self.kept, move, 0, out)
+            return out
+        first = 0
+        while first < self.degree.size:
+            starts, members = _neighbourhoods(self.beside, self.degree, first, STEPS, self._most())
+            _sums(starts, members, move, first, out)
+            first += starts.size - 1
+        return out
 
 
 @numba.njit(cache=True, nogil=True)
@@ -348,7 +441,9 @@ def align_details(
     n = ys.size
     source = np.stack([ys, xs], 1)
     if n == 0:
-        return Alignment(label.copy(), source, source.copy(), np.zeros(0, bool), 0.0, 0.0)
+        none = np.zeros(0, np.int64)
+        pieces = _told(none, np.zeros((0, 2)), gate)
+        return Alignment(label.copy(), source, source.copy(), np.zeros(0, bool), 0.0, 0.0, none, pieces)
     tangent = _tangents(label) if tangents is None else np.asarray(tangents, np.float64)
     reach = math.ceil(reach)
     with np.errstate(divide="ignore"):
@@ -364,37 +459,37 @@ def align_details(
     itself = (columns == (ys * label.shape[1] + xs)[:, None]) & (np.arange(most) < counts[:, None])
     stay = itself.argmax(1)
     every = np.arange(n)
-    free = np.ones(n, bool)
-    piece = np.zeros(n, np.int64)
-    if gate is not None:
-        piece = _pieces(label, ys, xs, gate.tile)
-        free = _ridges(p, columns, counts, piece, gate)
+    index = np.full(label.shape, -1, np.int32)
+    index[ys, xs] = every
+    around = _Neighbourhoods(index, ys, xs) if smoothness and iterations else None
 
-    def solved() -> NDArray[np.int64]:
-        where = columns.copy()
-        price, count = costs.copy(), np.where(free, counts, 1)
-        pinned = np.flatnonzero(~free)
-        where[pinned, 0], price[pinned, 0] = columns[pinned, stay[pinned]], costs[pinned, stay[pinned]]
+    def solved(pinned: NDArray[np.int64]) -> NDArray[np.int64]:
+        where, price, count = columns, costs, counts
+        if pinned.size:
+            where, price, count = columns.copy(), costs.copy(), counts.copy()
+            count[pinned] = 1
+            where[pinned, 0], price[pinned, 0] = columns[pinned, stay[pinned]], costs[pinned, stay[pinned]]
         choice = solve(where, price, count)
         choice[pinned] = stay[pinned]
-        if smoothness:
-            index = np.full(label.shape, -1, np.int32)
-            index[ys, xs] = every
-            for _ in range(iterations):
-                sums = _neighbour_sums(index, ys, xs, moves[every, choice], STEPS)
-                _with_pairs(costs, counts, moves, sums, smoothness, price)
-                price[pinned, 0] = costs[pinned, stay[pinned]]
-                choice = solve(where, price, count)
-                choice[pinned] = stay[pinned]
+        total = np.empty_like(costs)
+        for _ in range(0 if around is None else iterations):
+            before = choice
+            sums = around.sums(moves[every, choice])  # type: ignore[union-attr]
+            _with_pairs(costs, counts, moves, sums, smoothness, total)
+            total[pinned, 0] = costs[pinned, stay[pinned]]
+            choice = solve(where, total, count)
+            choice[pinned] = stay[pinned]
+            if (choice == before).all():  # the next step would have the same costs
+                break
         return np.asarray(choice)
 
-    choice = solved()
-    if gate is not None and free.any():
-        saved = np.bincount(piece, costs[every, stay] - costs[every, choice]) / np.bincount(piece)
-        poor = (saved < gate.gain)[piece] & free
-        if poor.any():
-            free &= ~poor
-            choice = solved()
+    free = np.ones(n, bool)
+    choice = solved(np.zeros(0, np.int64))
+    piece = _pieces(label, ys, xs, Gate.tile if gate is None else gate.tile)
+    pieces = _told(piece, moves[every, choice].astype(np.float64), gate)
+    if pieces.stopped.any():
+        free = ~pieces.stopped[piece]
+        choice = solved(np.flatnonzero(~free))
     target = columns[every, choice].astype(np.int64)
     aligned = np.zeros(label.shape, bool)
     aligned.reshape(-1)[target] = True
@@ -406,6 +501,8 @@ def align_details(
         free,
         float(costs[every, stay].mean()),
         float(costs[every, choice].mean()),
+        piece,
+        pieces,
     )
 
 
@@ -434,7 +531,8 @@ def align(
         tangents: float [H,W], radians with y up; None: ``tangents(label)``.
         solver: "exact" (optimal in hundredths of a cost unit) or "auction" (within 1e-4, several times
         faster).
-        gate: None moves everything, as published; a ``Gate`` keeps pieces with weak ridges where they are.
+        gate: None moves everything, as published; a ``Gate`` keeps pieces whose pixels would not move
+        together.
     Raises:
         EdgeError: sizes that differ, NaN, logits, parameters out of range.  An empty label gives an empty
         one.
@@ -468,18 +566,12 @@ def _pieces(
     return np.asarray(np.unique(key, return_inverse=True)[1])
 
 
-def _ridges(
-    p: NDArray[np.float64],
-    columns: NDArray[np.int32],
-    counts: NDArray[np.int64],
-    piece: NDArray[np.int64],
-    gate: Gate,
-) -> NDArray[np.bool_]:
-    """Which label pixels lie in pieces with a ridge within reach."""
-    valid = np.arange(columns.shape[1]) < counts[:, None]
-    near = np.where(valid, p.reshape(-1)[columns], 0.0)
-    best, mean = near.max(1), near.sum(1) / counts
+def _told(piece: NDArray[np.int64], move: NDArray[np.float64], gate: Gate | None) -> Pieces:
+    """Size, mean move and spread of every piece, and whether the gate stops it: int64 [n], float64 [n,2]."""
     size = np.bincount(piece)
-    strength = np.bincount(piece, best) / size
-    contrast = strength - np.bincount(piece, mean) / size
-    return np.asarray(((strength >= gate.strength) & (contrast >= gate.contrast))[piece])
+    mean = np.stack([np.bincount(piece, move[:, i]) for i in range(2)], 1) / size[:, None]
+    length = np.bincount(piece, np.hypot(*move.T)) / size
+    away = np.bincount(piece, ((move - mean[piece]) ** 2).sum(1)) / size
+    spread = np.sqrt(away)
+    stopped = np.zeros(size.size, bool) if gate is None else gate.stops(length, spread)
+    return Pieces(size, length, spread, stopped)

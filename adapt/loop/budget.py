@@ -1,8 +1,9 @@
-"""What adaptation may spend: seconds, optimiser steps, joules, bytes of memory; kept over restarts.
+"""What adaptation may spend: seconds, optimiser steps, joules, bytes of memory; counted over restarts.
 
-A `Budget` is the limit for one `period` (a day, say); a `Meter` counts what is spent in it and keeps the
-account in a file, so that neither a kill nor a restart gives more.  A clock that jumps back does not refill
-it.  Energy is read from RAPL (powercap: the whole package, serving included) and NVML where they are there.
+A `Budget` is the limit for one `period` (for example a day).  A `Meter` counts what is spent in it and stores
+the account in a file, so that neither a kill nor a restart gives more.  A clock that jumps back does not
+refill it.  Energy is read from RAPL (powercap: the whole package, serving included) and NVML if they can be
+read.
 Knows nothing of rounds.
 """
 
@@ -29,11 +30,14 @@ class BudgetError(Exception):
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits; None = none.
+    """Limits; None = no limit.  Raises BudgetError for values that cannot be.
 
-    seconds: of work (not of waiting), steps: of the optimiser, joules: all three in one `period`.
-    memory: bytes of this process (resident).  gpu: bytes of CUDA memory.
-    period: seconds after which seconds, steps and joules are full again; None = never.
+    seconds  of work, not of waiting, per period
+    steps    of the optimiser, per period
+    joules   per period
+    memory   resident bytes of this process
+    gpu      bytes of CUDA memory
+    period   seconds after which seconds, steps and joules are full again; None = never
     """
 
     seconds: float | None = None
@@ -53,14 +57,12 @@ class Budget:
 
 
 class EnergyMeter:
-    """Joules since it was made, from every counter that can be read; `readable` is False where there is
-    none.
-    """
+    """Joules since it was made, from every counter that can be read."""
 
     def __init__(self, powercap: Path = POWERCAP, *, nvml: bool = True) -> None:
         self._zones: dict[Path, tuple[int, int]] = {}  # zone -> (last reading, wraps at), in µJ
         for zone in sorted(powercap.glob("intel-rapl:*")) if powercap.is_dir() else ():
-            if zone.name.count(":") != 1:  # a part of a package: counted in it
+            if zone.name.count(":") != 1:  # a part of a package, which counts it already
                 continue
             try:
                 wraps = int((zone / "max_energy_range_uj").read_text())
@@ -84,6 +86,7 @@ class EnergyMeter:
 
     @property
     def readable(self) -> bool:
+        """True if at least one counter can be read."""
         return bool(self._zones or self._devices)
 
     def joules(self) -> float:
@@ -105,7 +108,7 @@ class EnergyMeter:
 
 
 def resident() -> int:
-    """Bytes of memory this process holds; 0 where the system does not say."""
+    """Return the resident bytes of this process; 0 if the system does not report them."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -114,11 +117,13 @@ def resident() -> int:
 
 
 class Meter:
-    """Counts against a budget; the account is in `file`.
+    """Counts against a budget; the account is stored in `file`.
 
         meter.start(); ... meter.step(); meter.exceeded() ...; meter.stop()
 
-    Raises BudgetError where a limit of joules is given and no counter can be read.
+    peak: most resident bytes that `memory_exceeded` has found.
+
+    Raises BudgetError if joules are limited and no counter can be read, or the account is damaged.
     """
 
     def __init__(
@@ -176,7 +181,7 @@ class Meter:
         self._written = self._clock()
 
     def _settle(self) -> None:
-        """Book the time and energy since the last look; begin a new period where one has ended."""
+        """Add the time and energy since the last call; start a new period if one has ended."""
         now = self._clock()
         if self._since is not None:
             self._account["seconds"] += now - self._since
@@ -187,9 +192,7 @@ class Meter:
                 self._account["joules"] += joules - self._joules
             self._joules = joules
         wall = self._wall()
-        if (
-            wall < self._account["start"]
-        ):  # the clock jumped back: the period begins anew, what was spent stays
+        if wall < self._account["start"]:  # the clock jumped back: the period restarts, what was spent stays
             self._account["start"] = wall
         if self.budget.period is not None and wall - self._account["start"] >= self.budget.period:
             self._account.update(start=wall, seconds=0.0, steps=0.0, joules=0.0)
@@ -207,16 +210,16 @@ class Meter:
             self.save()
 
     def step(self) -> None:
-        """One step of an optimiser was made."""
+        """Count one step of an optimiser."""
         self._account["steps"] += 1
 
     def rested(self, seconds: float) -> None:
-        """So many seconds up to now were a pause: they are not work."""
+        """Do not count the last `seconds` as work: they were a pause."""
         if self._since is not None:
             self._since = min(self._since + seconds, self._clock())
 
     def exceeded(self) -> str:
-        """Which limit is reached, in words; "" while none is.  Writes the account every few seconds."""
+        """Return which limit is reached, one line, or "".  Stores the account every few seconds."""
         self._settle()
         if self._since is not None and self._clock() - self._written > 5.0:
             self.save()
@@ -227,7 +230,7 @@ class Meter:
         return ""
 
     def memory_exceeded(self) -> str:
-        """Which bound of memory is passed, in words; "" while none is."""
+        """Return that the memory limit is exceeded, one line, or ""."""
         held = resident()
         self.peak = max(self.peak, held)
         if self.budget.memory is not None and held > self.budget.memory:
@@ -235,16 +238,19 @@ class Meter:
         return ""
 
     def wait(self) -> float:
-        """Seconds until the budget is full again; infinity where it never is."""
+        """Return the seconds until the budget is full again; infinity if it never is."""
         self._settle()
         if self.budget.period is None:
             return math.inf
         return max(0.0, self._account["start"] + self.budget.period - self._wall())
 
     def spent(self) -> dict[str, float]:
-        """{"seconds", "steps", "joules", "memory"} of this period; joules are left out where not readable."""
+        """Return {"seconds", "steps", "joules", "memory": peak} of this period.
+
+        "joules" is missing if they cannot be read.
+        """
         self._settle()
-        told = {key: round(self._account[key], 3) for key in ("seconds", "steps")}
+        spent = {key: round(self._account[key], 3) for key in ("seconds", "steps")}
         if self._energy.readable:
-            told["joules"] = round(self._account["joules"], 3)
-        return {**told, "memory": float(self.peak)}
+            spent["joules"] = round(self._account["joules"], 3)
+        return {**spent, "memory": float(self.peak)}

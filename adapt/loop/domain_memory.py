@@ -1,20 +1,21 @@
-"""Which road is this?  The roads that versions were adapted to, and what to do when it is another one.
+"""Which domain is this?  Remembers the domains that versions were adapted to and decides what should answer.
 
-A *look* is the mean and variance that a few frames have before the first batch normalisations of the released
-network.  That is how the picture looks (light, haze, sensor, contrast) and hardly what is in it.  Two looks
-are compared by the Bhattacharyya distance of their channels' normal distributions, mean over channels and
-layers.  The released network brings its own look: its running statistics; every version that goes live leaves
-the look of its frames here.  Measured (docs/results/continual.md): looks of one road differ by 0.00 to 0.05,
-those of day and dusk, fog or night by 0.04 to 0.6, with rendered streets and with CamVid alike.
+The *feature statistics* of a few frames are the mean and variance before the first batch normalisations of
+the released network.  They describe the picture's appearance (light, haze, sensor, contrast) and hardly its
+content.  Two of them are compared by the Bhattacharyya distance of their channels' normal distributions, mean
+over channels and layers.  Those of the released network are its running statistics; every version that goes
+live leaves those of its frames here.  Measured (docs/results/continual.md): statistics of one road differ by
+0.00 to 0.05, those of day and dusk, fog or night by 0.04 to 0.6, with rendered streets and with CamVid alike.
 
-`Response` is offered the frames that are kept, and says after every few of them what should answer here:
+`DomainPolicy` is offered the frames that are kept and decides after every few of them what should answer:
 
-    stay      what is live was adapted to a road like this
-    back      another version was: go back to that one, nothing has to be learnt
+    stay      the live version was adapted to a domain like this
+    back      another version was: return to it, nothing has to be learnt
     refresh   no version was: new batch statistics now, from these frames; a training round follows when its
               frames are there
 
-Knows networks and numpy arrays; neither the frame store nor the service.  Version 0 is the released pack.
+Knows networks and numpy arrays; knows neither the frame store nor the service.  Version 0 is the released
+pack.
 """
 
 from __future__ import annotations
@@ -39,20 +40,33 @@ from common.files import MAX_JSON_BYTES
 from networks.pack import Pack, normalise
 
 __all__ = [
-    "RELEASED", "Action", "Look", "Probe", "Response", "Road", "RoadConfig", "distance",
-]  # fmt: skip
+    "RELEASED",
+    "Action",
+    "DomainConfig",
+    "DomainPolicy",
+    "FeatureProbe",
+    "FeatureStats",
+    "KnownDomain",
+    "distance",
+]
 
 RELEASED = 0
 EPSILON = 1e-5  # of batch normalisation
-PIXELS, STRIPS = 65536, 8  # of a frame that are looked at, and the most strips it is cut into for that
-CAMERAS = 16  # whose latest frames are held
+PIXELS, STRIPS = 65536, 8  # most pixels of a frame that are measured, and most strips it is cut into for that
+CAMERAS = 16  # most cameras whose latest frames are held in memory
 
 
 @dataclass(frozen=True)
-class RoadConfig:
-    """frames: kept frames of one look.  agree: looks in a row that must say the same.  near: distance up to
-    which a look is of a known road.  nearer: a version takes over from the live one where the road's look is
-    nearer to its own by this factor.  layers: batch normalisations looked at.  known: roads remembered.
+class DomainConfig:
+    """When a change of domain is recognised.  Raises ValueError for values that cannot be.
+
+    frames  kept frames per measurement
+    agree   consecutive measurements that must agree before anything is done
+    near    largest distance at which a measurement is of a known domain
+    nearer  another version takes over if the distance to its domain is at most this fraction of the distance
+            to the live version's, above 0 to 1
+    layers  batch normalisations that are measured
+    known   domains that are remembered
     """
 
     frames: int = 6
@@ -69,26 +83,31 @@ class RoadConfig:
 
 
 @dataclass(frozen=True)
-class Look:
-    """mean, variance: float32, all channels of all layers in one row, and the layers' widths."""
+class FeatureStats:
+    """Mean and variance of features over frames and positions.
+
+    mean, variance: float32 [C], the channels of all layers in one row.  widths: channels per layer, their sum
+    is C.  frames: how many were measured.
+    """
 
     mean: np.ndarray
     variance: np.ndarray
     widths: tuple[int, ...]
     frames: int = 0
 
-    def joined(self, other: Look) -> Look:
-        """The look of both sets of frames together."""
+    def joined(self, other: FeatureStats) -> FeatureStats:
+        """Return the statistics of both sets of frames together."""
         n = self.frames + other.frames
         a, b = self.frames / n, other.frames / n
         mean = a * self.mean + b * other.mean
         second = a * (self.variance + self.mean**2) + b * (other.variance + other.mean**2)
-        return Look(mean, np.maximum(second - mean**2, 0.0), self.widths, n)
+        return FeatureStats(mean, np.maximum(second - mean**2, 0.0), self.widths, n)
 
 
-def distance(one: Look, other: Look) -> float:
-    """Bhattacharyya distance of two normal distributions a channel; mean over a layer's channels, then over
-    layers.  0 = alike; infinite where the looks are of different networks.
+def distance(one: FeatureStats, other: FeatureStats) -> float:
+    """Return the Bhattacharyya distance of two normal distributions, mean over channels, then over layers.
+
+    0 = alike; infinite if the statistics are of different networks.
     """
     if one.widths != other.widths:
         return float("inf")
@@ -99,94 +118,110 @@ def distance(one: Look, other: Look) -> float:
     return float(np.mean([part.mean() for part in np.split(each, ends)]))
 
 
-class _Enough(Exception):
-    """All layers were seen: the rest of the network need not be computed."""
+class _AllMeasured(Exception):
+    """All layers were measured: the rest of the network need not be computed."""
 
 
-class Probe:
-    """Takes looks with the first layers of the released network.
+class FeatureProbe:
+    """Measures frames with the first layers of the released network.
 
-    Raises ValueError where the network has no batch normalisation: there is nothing to look at.
+    Raises ValueError if the network has no batch normalisation.
     """
 
-    def __init__(self, pack: Pack, layers: int = RoadConfig.layers) -> None:
+    def __init__(self, pack: Pack, layers: int = DomainConfig.layers) -> None:
         self.spec = pack.spec
         self.network = pack.network().eval()
-        self._seen: list[tuple[nn.Module, np.ndarray, np.ndarray]] = []
-        self._wanted = layers
+        self._measured: list[tuple[nn.Module, np.ndarray, np.ndarray]] = []
         found = list(batchnorm.layers(self.network))
         if not found:
             raise ValueError("the network has no batch normalisation: a change of road cannot be seen")
-        self._wanted = min(layers, len(found))
+        self._layers = min(layers, len(found))
         for module in found:
-            module.register_forward_pre_hook(self._note)
-        self._run(np.full((*self.spec.size, 3), 127, np.uint8)[None])  # the order in which they are run
-        self._order = [module for module, _, _ in self._seen]
+            module.register_forward_pre_hook(self._on_layer)
+        # Hooks run in the order of the forward pass, which need not be that of the modules.
+        self._order = [module for module, _, _ in self._forward(self._grey())]
 
-    def _note(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if any(module is one for one, _, _ in self._seen):
+    def _grey(self) -> np.ndarray:
+        return np.full((1, *self.spec.size, 3), 127, np.uint8)
+
+    def _on_layer(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if any(module is one for one, _, _ in self._measured):
             return
         x = inputs[0].float()
         axes = [0, *range(2, x.dim())]
         variance, mean = torch.var_mean(x, axes, unbiased=False)
-        self._seen.append((module, mean.cpu().numpy(), variance.cpu().numpy()))
-        if len(self._seen) >= self._wanted:
-            raise _Enough
+        self._measured.append((module, mean.cpu().numpy(), variance.cpu().numpy()))
+        if len(self._measured) >= self._layers:
+            raise _AllMeasured
 
     @torch.no_grad()
-    def _run(self, frames: np.ndarray) -> None:
-        self._seen = []
-        with contextlib.suppress(_Enough):
+    def _forward(self, frames: np.ndarray) -> list[tuple[nn.Module, np.ndarray, np.ndarray]]:
+        """Return (layer, mean, variance) of the first layers for frames uint8 [N,H,W,3]."""
+        self._measured = []
+        with contextlib.suppress(_AllMeasured):
             self.network(normalise(inference.as_tensor(frames), self.spec))
+        return self._measured
 
-    def look(self, frames: Sequence[np.ndarray], first: int = 0) -> Look:
-        """Of frames uint8 [H,W,3]; each is resized to the pack's size.
+    def strips(self, frames: Sequence[np.ndarray], first: int = 0) -> np.ndarray:
+        """Return what is measured of frames uint8 [H,W,3], each resized to the pack's size: uint8 [N,h,w,3].
 
-        Of large ones an upright strip of each is looked at, the next one of the next frame: the scale stays
-        what the network knows, and the cost bounded.  `first`: with which strip to begin.
+        Of a large frame only an upright strip is measured, the next strip of the next frame: the network sees
+        the scale it knows, and the cost is bounded.  first: the strip of the first frame.
         """
         height, width = self.spec.size
-        strips = min(STRIPS, max(1, -(-height * width // PIXELS)))
-        wide = width // strips
+        count = min(STRIPS, max(1, -(-height * width // PIXELS)))
+        wide = width // count
         parts = []
         for i, frame in enumerate(frames, first):
-            left = i % strips * wide
+            left = i % count * wide
             parts.append(resize_frame(frame, self.spec.size)[:, left : left + wide])
-        self._run(np.stack(parts))
-        return _row([(mean, variance) for _, mean, variance in self._seen], len(frames))
+        return np.stack(parts)
 
-    def all_of(self, frames: Iterable[np.ndarray], chunk: int = 6) -> Look:
-        """Of any number of frames, a few in memory at a time."""
-        found: Look | None = None
-        some: list[np.ndarray] = []
+    def measure(self, frames: Sequence[np.ndarray], first: int = 0) -> FeatureStats:
+        """Return the statistics of frames uint8 [H,W,3].  first: see `strips`."""
+        measured = self._forward(self.strips(frames, first))
+        return _joined_layers([(mean, variance) for _, mean, variance in measured], len(frames))
+
+    def measure_all(self, frames: Iterable[np.ndarray], chunk: int = 6) -> FeatureStats:
+        """Return the statistics of any number of frames, `chunk` in memory at a time.
+
+        Raises ValueError if there is no frame.
+        """
+        total: FeatureStats | None = None
+        pending: list[np.ndarray] = []
+
+        def join() -> FeatureStats:
+            stats = self.measure(pending, total.frames if total else 0)
+            return stats if total is None else total.joined(stats)
+
         for frame in frames:
-            some.append(frame)
-            if len(some) == chunk:
-                look, some = self.look(some, found.frames if found else 0), []
-                found = look if found is None else found.joined(look)
-        if some:
-            look = self.look(some, found.frames if found else 0)
-            found = look if found is None else found.joined(look)
-        if found is None:
+            pending.append(frame)
+            if len(pending) == chunk:
+                total, pending = join(), []
+        if pending:
+            total = join()
+        if total is None:
             raise ValueError("no frame to look at")
-        return found
+        return total
 
-    def released(self) -> Look:
-        """What the network was released with: its running statistics."""
+    def released(self) -> FeatureStats:
+        """Return the running statistics that the network was released with."""
         parts = [(np.asarray(m.running_mean), np.asarray(m.running_var)) for m in self._order]
-        return _row(parts, 1)
+        return _joined_layers(parts, 1)
 
 
-def _row(parts: Sequence[tuple[np.ndarray, np.ndarray]], frames: int) -> Look:
+def _joined_layers(parts: Sequence[tuple[np.ndarray, np.ndarray]], frames: int) -> FeatureStats:
     mean = np.concatenate([m for m, _ in parts]).astype(np.float32)
     variance = np.concatenate([v for _, v in parts]).astype(np.float32)
-    return Look(mean, variance, tuple(len(m) for m, _ in parts), frames)
+    return FeatureStats(mean, variance, tuple(len(m) for m, _ in parts), frames)
 
 
 @dataclass(frozen=True)
 class Action:
-    """kind: "stay", "back" or "refresh".  version: what should answer.  why: one line.  sure: enough looks in
-    a row said so.
+    """What should be done.
+
+    kind: "stay", "back" or "refresh".  version: what should answer.  why: one line.  sure: False until
+    `agree` measurements agree.
     """
 
     kind: str
@@ -196,164 +231,175 @@ class Action:
 
 
 @dataclass
-class Road:
-    """A road by its look, and the version that answers best there."""
+class KnownDomain:
+    """A domain by its statistics, and the version that answers best there.
 
-    look: Look
+    source: the camera.  used: when it was recognised last, in seconds since the epoch.
+    """
+
+    stats: FeatureStats
     version: int
     source: str = ""
     used: float = 0.0
 
 
 @dataclass
-class Response:
-    """Says what should answer, look by look.
+class DomainPolicy:
+    """Decides what should answer, measurement by measurement.
 
     Args:
-        probe: takes the looks.
-        file: where the known roads are kept over restarts, or None.
+        probe: measures the frames.
+        file: stores the known domains over restarts; None = they are lost.
     """
 
-    probe: Probe
-    config: RoadConfig = field(default_factory=RoadConfig)
+    probe: FeatureProbe
+    config: DomainConfig = field(default_factory=DomainConfig)
     file: Path | None = None
 
     def __post_init__(self) -> None:
-        self.released = Road(self.probe.released(), RELEASED)
-        self.roads: list[Road] = self._read()
-        self._recent: dict[str, list[tuple[Look, str]]] = {}  # looks in a row, and what each says by itself
-        self._frames: dict[str, list[np.ndarray]] = {}
+        self.released = KnownDomain(self.probe.released(), RELEASED)
+        self.domains: list[KnownDomain] = self._read()
+        # Per camera: consecutive measurements, and which version's domain each is of (None = a new domain).
+        self._recent: dict[str, list[tuple[FeatureStats, int | None]]] = {}
+        self._pending: dict[str, list[np.ndarray]] = {}  # per camera: frames of the next measurement
 
-    # ------------------------------------------------------------------------------------------ the library
-    def _read(self) -> list[Road]:
+    # ------------------------------------------------------------------------------------------ the memory
+    def _read(self) -> list[KnownDomain]:
         if self.file is None or not self.file.is_file():
             return []
         try:
             if self.file.stat().st_size > MAX_JSON_BYTES:
                 raise ValueError("larger than any that is written")
-            with np.load(io.BytesIO(self.file.read_bytes()), allow_pickle=False) as kept:
-                told = json.loads(str(kept["roads"]))
-                found, like = [], self.released.look
-                for i, one in enumerate(told):
-                    look = Look(kept[f"mean_{i}"], kept[f"variance_{i}"], like.widths, int(one["frames"]))
-                    if look.mean.shape == like.mean.shape == look.variance.shape:
-                        road = Road(look, int(one["version"]), str(one["source"]), float(one["used"]))
-                        found.append(road)
-                return found
+            with np.load(io.BytesIO(self.file.read_bytes()), allow_pickle=False) as stored:
+                domains, like = [], self.released.stats
+                for i, one in enumerate(json.loads(str(stored["roads"]))):
+                    stats = FeatureStats(
+                        stored[f"mean_{i}"], stored[f"variance_{i}"], like.widths, int(one["frames"])
+                    )
+                    if stats.mean.shape == like.mean.shape == stats.variance.shape:
+                        domains.append(
+                            KnownDomain(stats, int(one["version"]), str(one["source"]), float(one["used"]))
+                        )
+                return domains
         except Exception:  # what cannot be read is learnt again
             return []
 
     def _write(self) -> None:
         if self.file is None:
             return
-        told = [
-            {"version": r.version, "source": r.source, "used": r.used, "frames": r.look.frames}
-            for r in self.roads
+        rows = [
+            {"version": d.version, "source": d.source, "used": d.used, "frames": d.stats.frames}
+            for d in self.domains
         ]
-        arrays = {f"mean_{i}": r.look.mean for i, r in enumerate(self.roads)}
-        arrays |= {f"variance_{i}": r.look.variance for i, r in enumerate(self.roads)}
+        arrays = {f"mean_{i}": d.stats.mean for i, d in enumerate(self.domains)}
+        arrays |= {f"variance_{i}": d.stats.variance for i, d in enumerate(self.domains)}
         temporary = self.file.with_suffix(".tmp")
-        with contextlib.suppress(OSError):  # a full disk: known until the next start
+        with contextlib.suppress(OSError):  # on a full disk the domains are known until the next start
             with open(temporary, "wb") as out:
-                np.savez(out, roads=np.array(json.dumps(told)), **arrays)  # type: ignore[arg-type]
+                np.savez(out, roads=np.array(json.dumps(rows)), **arrays)  # type: ignore[arg-type]
             os.replace(temporary, self.file)
 
-    def learn(self, version: int, look: Look, source: str = "") -> None:
-        """A road with this look is answered by `version` from now on."""
-        self.roads = [
-            r for r in self.roads if r.source != source or distance(r.look, look) > self.config.near
+    def learn(self, version: int, stats: FeatureStats, source: str = "") -> None:
+        """Remember that `version` answers the domain with these statistics."""
+        self.domains = [
+            d for d in self.domains if d.source != source or distance(d.stats, stats) > self.config.near
         ]
-        self.roads.append(Road(look, version, source, time.time()))
-        if len(self.roads) > self.config.known:
-            self.roads.remove(min(self.roads, key=lambda r: r.used))
+        self.domains.append(KnownDomain(stats, version, source, time.time()))
+        if len(self.domains) > self.config.known:
+            self.domains.remove(min(self.domains, key=lambda d: d.used))
         self.start_again()
         self._write()
 
     def forget(self, version: int) -> None:
-        """No road is answered by `version` any more: it was taken away, or it is gone."""
-        self.roads = [r for r in self.roads if r.version != version]
+        """Forget the domains of `version`: it was rejected or deleted."""
+        self.domains = [d for d in self.domains if d.version != version]
         self._write()
 
     def versions(self) -> set[int]:
-        """Those that some road may want back."""
-        return {r.version for r in self.roads} - {RELEASED}
+        """Return the versions that some known domain may need again."""
+        return {d.version for d in self.domains} - {RELEASED}
 
-    # --------------------------------------------------------------------------------------------- the looks
+    # ------------------------------------------------------------------------------------- the measurements
     def start_again(self) -> None:
-        """What was seen so far is no longer news."""
+        """Drop the frames and measurements since the last decision."""
         self._recent.clear()
-        self._frames.clear()
+        self._pending.clear()
+
+    @property
+    def cameras(self) -> int:
+        """How many cameras have frames in memory."""
+        return len(self._pending)
 
     def offer(self, frame: np.ndarray, live: int, source: str = "") -> Action | None:
-        """One more frame of this camera; an Action after every `frames` of them, None in between.
+        """Take a frame uint8 [H,W,3] of this camera; return an Action after every `frames` of them.
 
-        live: the version that answers now.  The camera that it was adapted to decides; while the released one
-        answers, any does.
+        It returns None in between.  live: the version that answers now.  Only the camera that it was adapted
+        to decides; while the released version answers, any camera does.
         """
-        owners = {r.source for r in self.roads if r.version == live}
+        owners = {d.source for d in self.domains if d.version == live}
         if live != RELEASED and owners and source not in owners:
             return None
-        if source not in self._frames and len(self._frames) >= CAMERAS:  # names without end
+        if source not in self._pending and len(self._pending) >= CAMERAS:  # bounds the memory
             self.start_again()
-        frames = self._frames.setdefault(source, [])
+        frames = self._pending.setdefault(source, [])
         frames.append(resize_frame(frame, self.probe.spec.size))
         if len(frames) < self.config.frames:
             return None
-        look = self.probe.look(frames)
+        stats = self.probe.measure(frames)
         frames.clear()
-        recent = [*self._recent.get(source, []), (look, self._says(look, live, source))]
+        recent = [*self._recent.get(source, []), (stats, self._nearest_version(stats, live, source))]
         self._recent[source] = recent = recent[-self.config.agree :]
-        if len(recent) < self.config.agree or len({word for _, word in recent}) > 1:
+        if len(recent) < self.config.agree or len({version for _, version in recent}) > 1:
             return Action("stay", live, "not sure yet", sure=False)
-        return self._decide(recent[-1][1], self.seen(source), live, source)
+        return self._decide(recent[-1][1], self.recent_stats(source), live, source)
 
-    def seen(self, source: str = "") -> Look:
-        """The looks that the latest decision was made of, together."""
-        recent = self._recent[source]
-        found = recent[0][0]
-        for look, _ in recent[1:]:
-            found = found.joined(look)
-        return found
+    def recent_stats(self, source: str = "") -> FeatureStats:
+        """Return the joined statistics that the latest decision about this camera was made from."""
+        (total, _), *rest = self._recent[source]
+        for stats, _ in rest:
+            total = total.joined(stats)
+        return total
 
     def refreshed(
-        self, version: int | None, failed: Sequence[str], live: int, look: Look, source: str = ""
+        self, version: int | None, failed: Sequence[str], live: int, stats: FeatureStats, source: str = ""
     ) -> int:
-        """A refresh is over: `version` is live, or None, and `failed` names what spoke against it.
+        """Learn how a refresh ended, so that the same domain is not refreshed again.
 
-        Returns what should answer here from now on, which is learnt; so the same road is not tried again.
+        version: what it made live, or None.  failed: names of the gate's checks that it failed.
+
+        Returns the version that should answer this domain from now on.
         """
         answer = live if version is None else version
         if version is None and "changed" in failed:  # the released statistics are the best there are
             answer = RELEASED
-        self.learn(answer, look, source)
+        self.learn(answer, stats, source)
         return answer
 
-    def _known(self, source: str) -> list[Road]:
-        return [self.released, *(r for r in self.roads if r.source == source)]
+    def _known(self, source: str) -> list[KnownDomain]:
+        return [self.released, *(d for d in self.domains if d.source == source)]
 
-    def _says(self, look: Look, live: int, source: str) -> str:
-        """The word new, or the number of the version whose road is nearest."""
+    def _nearest_version(self, stats: FeatureStats, live: int, source: str) -> int | None:
+        """Return the version of the nearest known domain; None if no known domain is near."""
         known = self._known(source)
-        nearest = min(known, key=lambda r: distance(r.look, look))
-        here = min((distance(r.look, look) for r in known if r.version == live), default=float("inf"))
-        best = distance(nearest.look, look)
+        nearest = min(known, key=lambda d: distance(d.stats, stats))
+        of_live = min((distance(d.stats, stats) for d in known if d.version == live), default=float("inf"))
+        best = distance(nearest.stats, stats)
         if best > self.config.near:
-            return "new"
-        if here <= self.config.near and best > self.config.nearer * here:
-            return str(live)
-        return str(nearest.version)
+            return None
+        if of_live <= self.config.near and best > self.config.nearer * of_live:
+            return live
+        return nearest.version
 
-    def _decide(self, word: str, look: Look, live: int, source: str) -> Action:
+    def _decide(self, version: int | None, stats: FeatureStats, live: int, source: str) -> Action:
         known = self._known(source)
-        far = min((distance(r.look, look) for r in known if r.version == live), default=float("inf"))
-        if word == str(live):
+        far = min((distance(d.stats, stats) for d in known if d.version == live), default=float("inf"))
+        if version == live:
             return Action("stay", live, f"the road of version {live} (distance {far:.3f})")
-        if word == "new":
-            best = min(distance(r.look, look) for r in known)
+        if version is None:
+            best = min(distance(d.stats, stats) for d in known)
             return Action("refresh", live, f"no known road is near: the nearest at {best:.3f}")
-        version = int(word)
-        near = min((r for r in known if r.version == version), key=lambda r: distance(r.look, look))
-        near.used = time.time()
+        nearest = min((d for d in known if d.version == version), key=lambda d: distance(d.stats, stats))
+        nearest.used = time.time()
         name = f"version {version}" if version else "the released version"
-        words = f"the road of {name} (distance {distance(near.look, look):.3f}; of what is live {far:.3f})"
-        return Action("back", version, words)
+        near = distance(nearest.stats, stats)
+        return Action("back", version, f"the road of {name} (distance {near:.3f}; of what is live {far:.3f})")

@@ -1,7 +1,7 @@
-"""The adapter takes what serving leaves: priorities of the processor, the disk and the GPU of this process.
+"""Lowers the priority of this process on the processor, the disk and the GPU, so that serving comes first.
 
-Everything is asked for and nothing insisted on: what a system refuses is left as it is and named in the
-answer. Called once, at the start, by the process that trains.
+A system may refuse any of it: the process then works as it is, and the result names the refusal.  The process
+that trains calls this once, when it starts.
 """
 
 from __future__ import annotations
@@ -13,34 +13,36 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["Starvation", "be_polite", "gpu_background"]
+__all__ = ["CpuStarvationMonitor", "gpu_background", "lower_priority"]
 
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _IDLE = 3 << 13  # IOPRIO_CLASS_IDLE
 
 
-def be_polite(*, nice: int = 10, idle: bool = False, cores: Sequence[int] | None = None) -> dict[str, str]:
+def lower_priority(
+    *, nice: int = 10, idle: bool = False, cores: Sequence[int] | None = None
+) -> dict[str, str]:
     """Lower the priority of this process and everything it will start.
 
     Args:
-        nice: 0 (as it is) to 19.
-        idle: SCHED_IDLE: runs only where nothing else wants the core.  Serving then takes a core back at
-        once.
-        cores: the only cores it may use, or None = all it has now.
+        nice: niceness 0 (as it is) to 19.
+        idle: use SCHED_IDLE: the process runs only if nothing else wants the core, and serving takes a core
+            back at once.
+        cores: the only cores it may use; None = all that it has now.
 
-    Returns what was done, by name, and for what was refused the reason.
+    Returns {"cores", "nice", "disk", "scheduling", "session": what was done, or "refused (reason)"}.
 
     Raises:
         ValueError: a core that this process may not use.
     """
-    said: dict[str, str] = {}
+    result: dict[str, str] = {}
 
     def attempt(name: str, done: str, work: object, *arguments: object) -> None:
         try:
             work(*arguments)  # type: ignore[operator]
-            said[name] = done
+            result[name] = done
         except (OSError, AttributeError) as error:
-            said[name] = f"refused ({error})"
+            result[name] = f"refused ({error})"
 
     if cores is not None:
         allowed = os.sched_getaffinity(0)
@@ -56,25 +58,27 @@ def be_polite(*, nice: int = 10, idle: bool = False, cores: Sequence[int] | None
         attempt("disk", "idle", _idle_disk)
     if idle:
         attempt("scheduling", "idle", os.sched_setscheduler, 0, os.SCHED_IDLE, os.sched_param(0))
-        # With autogroups a priority counts within its session alone: one of our own is lowered as a whole.
-        # Where we lead a process group already (started from a terminal) it stays as it is, and Ctrl-C still
-        # works.
+        # With autogroups, a priority counts only within its session: a session of our own is lowered as a
+        # whole.  A process that leads a process group (started from a terminal) cannot have one; its session
+        # stays as it is, and Ctrl-C still works.
         with contextlib.suppress(OSError):
             os.setsid()
         if os.getsid(0) == os.getpid():
             attempt("session", "19", Path("/proc/self/autogroup").write_text, "19")
-    return said
+    return result
 
 
-class Starvation:
-    """Says when work at low priority hardly gets the processor, so that a round without end is not silent.
+class CpuStarvationMonitor:
+    """Warns if work at low priority hardly gets the processor: such a round would seem to hang.
 
-    Asked after each piece of work.  Of the time in which this thread wanted to run it ran a share: the kernel
-    counts both (/proc/self/schedstat); waiting for a GPU, a disk or in a pause is neither.  Under `least`
-    over `after` seconds of such time there is a warning, then again after as long.
+    Call it after each piece of work.  It compares the time in which this thread ran with the time in which it
+    wanted to run; the kernel counts both (/proc/self/schedstat), and neither includes waiting for a GPU, a
+    disk or in a pause.
 
     Args:
-        stat: reads (seconds run, seconds waited to run); None where the system does not say.
+        least: smallest share that passes without a warning, 0 to 1.
+        after: seconds of run and wait time between two judgements.
+        stat: returns (seconds run, seconds waited to run), or None if the system does not count them.
     """
 
     def __init__(
@@ -88,7 +92,7 @@ class Starvation:
         self._before = self._stat()
 
     def __call__(self) -> str:
-        """The warning, one line with the remedy, or nothing."""
+        """Return the warning, one line with the remedy, or ""."""
         now = self._stat()
         if now is None or self._before is None:
             return ""
@@ -107,7 +111,7 @@ class Starvation:
 
 
 def run_and_wait() -> tuple[float, float] | None:
-    """Seconds that the main thread ran, and that it waited for a core though it wanted one."""
+    """Return the seconds that the main thread ran and that it waited for a core; None if not counted."""
     try:
         run, waited, _ = Path("/proc/self/schedstat").read_text().split()
         return int(run) / 1e9, int(waited) / 1e9
@@ -127,9 +131,9 @@ def _idle_disk() -> None:
 
 @contextlib.contextmanager
 def gpu_background(fraction: float | None = None) -> Iterator[None]:
-    """CUDA work inside runs on a stream of the lowest priority, in at most `fraction` of the device's memory.
+    """Run CUDA work inside on a stream of the lowest priority, in at most `fraction` of the device's memory.
 
-    Without a CUDA device it does nothing.
+    Without a CUDA device this does nothing.
 
     Raises:
         ValueError: the fraction is not above 0 and at most 1.

@@ -1,9 +1,8 @@
-"""The adapter's line to the server: what it reports, and the commands it gets, over one connection that comes
-back.
+"""The adapter's channel to the server: reports go out, commands come in, over one connection that reconnects.
 
-A thread keeps `Client.adapter` open.  Reports are merged while nobody takes them (the newest of each part
-counts), so reporting never blocks and a server that is away costs nothing.  Commands wait in a short queue
-until the loop asks. Knows neither rounds nor frames.
+A thread keeps `Client.adapter` open.  While the server takes no report, newer parts replace older ones, so
+reporting never blocks and a server that is away costs nothing.  Commands wait in a queue until the loop
+polls.  Knows neither rounds nor frames.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Command", "Remote", "Silent"]
+__all__ = ["Command", "ControlChannel", "NullChannel"]
+
+COMMANDS = ("start_round", "cancel_round", "set_collection")
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,17 @@ class Command:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-class Silent:
-    """Nobody listens and nobody commands."""
+class NullChannel:
+    """No-op channel: no commands, reports are dropped.
+
+    replaced: why another adapter has taken this one's place at the server, one line; "" if none has.
+    listening: True if reports reach a server.
+    """
 
     replaced = ""
+    listening = False
+
+    def open(self) -> None: ...
 
     def poll(self) -> list[Command]:
         return []
@@ -44,38 +52,44 @@ class Silent:
     def close(self) -> None: ...
 
 
-class Remote(Silent):
-    """Open until `close`.
+class ControlChannel(NullChannel):
+    """A channel that is connected from `open` to `close`.
 
     Args:
         client: a `runtime.client.Client`.
-        name: of this adapter, the same after it was started again.
-        interval: seconds at least between two reports; answers to commands go at once.
+        name: of this adapter; the same after a restart.
+        interval: least seconds between two reports; answers to commands are sent at once.
     """
+
+    listening = True
 
     def __init__(self, client: Any, model: str, name: str, *, interval: float = 1.0) -> None:
         self._client, self._model, self._name, self._interval = client, model, name, interval
         self._changed = threading.Condition()
-        self._parts: dict[str, Any] = {}  # the latest of everything: what a new connection says first
-        self._fresh: dict[str, Any] = {}  # not sent yet
+        self._parts: dict[str, Any] = {}  # the latest of every part: a new connection starts with them
+        self._unsent: dict[str, Any] = {}
         self._results: deque[dict[str, Any]] = deque(maxlen=32)
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._seen: deque[int] = deque(maxlen=256)
         self._closed = self._closing = False
         self._stream: Any = None
-        self.replaced = ""  # why this adapter must not connect again
+        self._thread: threading.Thread | None = None
+        self.replaced = ""
+
+    # -- the loop's side --------------------------------------------------------------------------------
+    def open(self) -> None:
+        """Connect, and connect again whenever the connection is lost."""
         self._thread = threading.Thread(target=self._run, name="adapter-line", daemon=True)
         self._thread.start()
 
-    # -- the loop's side --------------------------------------------------------------------------------
     def poll(self) -> list[Command]:
-        """Commands that came since; never waits."""
-        found = []
+        """Return the commands that came since the last call; never waits."""
+        commands = []
         while True:
             try:
-                found.append(self._commands.get_nowait())
+                commands.append(self._commands.get_nowait())
             except queue.Empty:
-                return found
+                return commands
 
     def answer(self, command: Command, accepted: bool, reason: str = "") -> None:
         with self._changed:
@@ -83,20 +97,22 @@ class Remote(Silent):
             self._changed.notify_all()
 
     def report(self, **parts: Any) -> None:
-        """Parts of an AdapterReport, nested dictionaries; replaces what was said of them before."""
+        """Send parts of an AdapterReport, nested dictionaries.  Each replaces the part of the same name."""
         with self._changed:
             self._parts.update(parts)
-            self._fresh.update(parts)
+            self._unsent.update(parts)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """What was reported last is sent first, where the server takes it within a second."""
+        """Disconnect.  The latest report is sent first if the server takes it within a second."""
+        if self._thread is None:
+            return
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._stream is None or not (self._fresh or self._results), 1.0)
+            self._changed.wait_for(lambda: self._stream is None or not (self._unsent or self._results), 1.0)
         if self._stream is not None:
-            time.sleep(0.1)  # gRPC has it, and puts it on the wire
+            time.sleep(0.1)  # gRPC has the report now and needs a moment to send it
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -109,19 +125,17 @@ class Remote(Silent):
     def _run(self) -> None:
         pause = 0.5
         while not self._closed:
-            begun = time.monotonic()
+            began = time.monotonic()
             try:
                 self._connected()
-            except (
-                Exception
-            ) as error:  # the server is away, too old, or refuses: perception does not depend on it
+            except Exception as error:  # the server is away, too old, or refuses: the loop goes on without it
                 code = getattr(error, "code", "")
                 code = code() if callable(code) else code
                 if getattr(code, "name", code) in ("ABORTED", "ALREADY_EXISTS"):
                     self.replaced = str(getattr(error, "reason", error))
                     if getattr(code, "name", code) == "ABORTED":
                         return
-            if time.monotonic() - begun > 10:
+            if time.monotonic() - began > 10:
                 pause = 0.5
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, pause)
@@ -135,13 +149,13 @@ class Remote(Silent):
             if self._closed:
                 stream.close()
         try:
-            for told in stream:
+            for message in stream:
                 self.replaced = ""
-                for kind in ("start_round", "cancel_round", "set_collection"):
-                    if kind in told and told[kind] is not None and int(told.get("id", 0)) not in self._seen:
-                        number = int(told.get("id", 0))
+                number = int(message.get("id", 0))
+                for kind in COMMANDS:
+                    if message.get(kind) is not None and number not in self._seen:
                         self._seen.append(number)
-                        self._commands.put(Command(number, kind, dict(told[kind])))
+                        self._commands.put(Command(number, kind, dict(message[kind])))
         finally:
             ended.set()
             with self._changed:
@@ -150,17 +164,17 @@ class Remote(Silent):
             stream.close()
 
     def _reports(self, ended: threading.Event) -> Iterator[dict[str, Any]]:
-        """What goes out; runs in a thread of gRPC's."""
+        """Yield the reports to send; runs in a thread of gRPC."""
         with self._changed:
-            self._seen.clear()  # numbers are the connection's
-            self._fresh.clear()
+            self._seen.clear()  # command numbers start again with each connection
+            self._unsent.clear()
             first = {"model": self._model, "name": self._name, "pid": os.getpid(), **self._parts}
         yield {**first, "time": time.time()}
         due = time.monotonic() + self._interval
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._closed or ended.is_set() or bool(self._results) or bool(self._fresh), 5.0
+                    lambda: self._closed or ended.is_set() or bool(self._results) or bool(self._unsent), 5.0
                 )
                 if self._closed or ended.is_set():
                     return
@@ -171,11 +185,11 @@ class Remote(Silent):
                         due - time.monotonic(),
                     )
                     continue
-                parts, self._fresh = self._fresh, {}
+                parts, self._unsent = self._unsent, {}
             due = time.monotonic() + self._interval
             for result in results or [None]:
-                told = {**parts, "time": time.time()}
+                message = {**parts, "time": time.time()}
                 if result is not None:
-                    told["result"] = result
+                    message["result"] = result
                 parts = {}
-                yield told
+                yield message

@@ -1,4 +1,4 @@
-"""How long the server's answers take: its own counters, for `adapt.loop.throttle`."""
+"""Reads how long the server's answers take, from its own counters, for `adapt.loop.throttle`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ __all__ = ["counters_of"]
 
 
 def counters_of(client: Any, model: str) -> Callable[[], tuple[int, float] | None]:
-    """A function that reads (answered requests, seconds they took together, waiting included).
+    """Return a function that reads (answered requests, seconds they took together, waiting included).
 
-    Of all versions; from KServe's ModelStatistics, so any such server will do.  None where it does not say.
+    It sums over all versions in KServe's ModelStatistics, so any such server will do.  It returns None if the
+    server reports no version.
     """
 
     def read() -> tuple[int, float] | None:

@@ -1,13 +1,12 @@
-"""Serving first: work in small pieces, and as many pauses between them as the server's own latency asks for.
+"""Throttles work by the server's own latency: serving comes first.
 
-After each piece of work (an optimiser step, a frame that was labelled) the server's counters are read: how
-many requests it answered meanwhile and how long they took, waiting included.  The same is read after each
-pause.  Where requests beside work take more than `slow` times those in pauses, the share of time that is
-worked falls; where they do not, it rises.  It never falls under `least`, so that a round ends one day, and a
-pause never grows over `longest`. Without requests, or where the server does not answer, nothing is known and
-the share stays as it is.
+The throttle reads the server's counters after each piece of work (an optimiser step, a labelled frame) and
+after each pause: how many requests it answered meanwhile and how long they took, waiting included.  If
+requests during work take more than `slow` times as long as those during pauses, the share of time that is
+worked falls; if not, it rises.  The share never falls under `least`, so that a round ends, and a pause never
+exceeds `longest`.  Without requests, or if the server does not answer, the share stays as it is.
 
-Knows neither training nor gRPC: counters come from a function.
+Knows neither training nor gRPC: a function returns the counters.
 """
 
 from __future__ import annotations
@@ -23,10 +22,13 @@ Counters = tuple[int, float]  # answered requests, seconds they took together
 
 @dataclass(frozen=True)
 class ThrottleConfig:
-    """slow: latency beside work over latency in pauses from which there is less work.  least: smallest share
-    of time that is worked.  requests: answers on each side before anything is decided.  every: seconds of
-    work after which there is a pause in any case, to know the latency without work.  longest: seconds of one
-    pause.
+    """How work gives way.  Raises ValueError for values that cannot be.
+
+    slow      ratio of the latency during work to that during pauses above which less is worked, above 1
+    least     smallest share of time that is worked, above 0 to 1
+    requests  answers of each kind before a decision
+    every     seconds of work after which a pause measures the latency without work in any case
+    longest   seconds of one pause
     """
 
     slow: float = 1.15
@@ -44,7 +46,7 @@ class ThrottleConfig:
 
 @dataclass
 class _Side:
-    """Latency of one kind of window; old windows fade."""
+    """Latency of answers during work, or during pauses; old ones fade."""
 
     count: float = 0.0
     seconds: float = 0.0
@@ -63,11 +65,14 @@ class _Side:
 
 @dataclass
 class Throttle:
-    """Call it after each piece of work; it sleeps as long as it must.
+    """Call it after each piece of work: it sleeps as long as serving needs.
 
     Args:
-        counters: reads the server's (answered, seconds); None where it does not say.  May raise: that is
-        None.
+        counters: returns the server's (answered requests, seconds they took together), or None if unknown.
+            An exception counts as None.
+
+    share: of the time that is worked, `least` to 1.  slept: seconds of all pauses.  ratio: latest latency
+    during work over that during pauses; 0 before the first.
     """
 
     counters: Callable[[], Counters | None]
@@ -78,50 +83,52 @@ class Throttle:
     def __post_init__(self) -> None:
         self.share = 1.0
         self.slept = 0.0
-        self.ratio = 0.0  # latest: latency beside work over that in pauses
+        self.ratio = 0.0
         self._busy, self._idle = _Side(), _Side()
         self._worked = 0.0
-        self._begun = self.clock()
+        self._began = self.clock()
         self._before = self._read()
 
     def _read(self) -> Counters | None:
         try:
             return self.counters()
-        except Exception:  # the server is away: it decides nothing
+        except Exception:  # the server is away: nothing is known
             return None
 
     def begin(self) -> None:
-        """Work begins after something that was neither work nor pause."""
-        self._begun, self._before = self.clock(), self._read()
+        """Start counting work now: what came before was neither work nor a pause."""
+        self._began, self._before = self.clock(), self._read()
 
     def __call__(self) -> float:
-        """A piece of work is done.  Returns the seconds slept."""
+        """Sleep after a piece of work, and return the seconds slept."""
         now = self.clock()
-        worked = now - self._begun
+        worked = now - self._began
         self._worked += worked
-        wanted = worked * (1.0 / self.share - 1.0)
-        if self._worked >= self.config.every:  # a look at the latency without us: a tenth of the time
-            wanted = max(wanted, self._worked / 10)
+        needed = worked * (1.0 / self.share - 1.0)
+        if self._worked >= self.config.every:  # measure the latency without work, a tenth of the time
+            needed = max(needed, self._worked / 10)
             self._worked = 0.0
-        wanted = min(wanted, self.config.longest)
-        if wanted <= 0.0:
-            if worked >= 0.25:  # nearer looks would cost more than they tell
+        needed = min(needed, self.config.longest)
+        if needed <= 0.0:
+            if worked >= 0.25:  # shorter windows would cost more than they reveal
                 self._count(self._busy)
-                self._begun = self.clock()
+                self._began = self.clock()
             return 0.0
         self._count(self._busy)
-        self.sleep(wanted)
+        self.sleep(needed)
         self._count(self._idle)
         self._decide()
-        self._begun = self.clock()
-        self.slept += wanted
-        return wanted
+        self._began = self.clock()
+        self.slept += needed
+        return needed
 
     def _count(self, side: _Side) -> None:
-        """Book what was answered since the last look."""
+        """Add what was answered since the counters were read last."""
         after = self._read()
         before, self._before = self._before, after
-        if before is None or after is None or after[0] < before[0]:  # away, or started again
+        if (
+            before is None or after is None or after[0] < before[0]
+        ):  # the server is away, or was started again
             return
         side.add(after[0] - before[0], after[1] - before[1])
 

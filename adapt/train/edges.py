@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adapt import batchnorm
-from adapt.labels.edge_codec import pack, unpack
+from adapt.labels.edge_codec import pack
 from adapt.labels.edges import category_edges
-from adapt.labels.seal import Gate, align
+from adapt.labels.seal import Gate
 from adapt.train import losses
+from adapt.train.aligning import Aligners
 from adapt.train.augment import Augmentation, crop
 from adapt.train.trainer import Progress, atomic_save, generator, silent
 from networks.pack import PackSpec, normalise
@@ -42,6 +43,7 @@ __all__ = [
     "Sample",
     "crops_of_edges",
     "crops_of_segmentation",
+    "has_statistics",
     "train",
 ]
 
@@ -102,8 +104,11 @@ class EdgeRecipe:
 _CITYSCAPES = {"sigma_x": 1.0, "sigma_y": 3.0, "max_cost": 2.0, "smoothness": 0.02}
 _SBD = {"sigma_x": 1.0, "sigma_y": 4.0, "max_cost": 4.5, "smoothness": 0.02}
 
-#: The published recipes: crops of 472, mirrored; the loss is a sum, hence the rates.  S, C and SEAL start
+#: The published recipes, NAME-cityscapes and NAME-sbd: crops of 472, mirrored; the loss is a sum, hence the
+#: rates; batch normalisation is frozen, so that they start from a pretrained network.  S, C and SEAL start
 #: from a short warm-up with the unweighted loss; C is S on labels a dense CRF refined (``adapt.labels.crf``).
+#: Ours, NAME-scratch: the same losses, labels and alignment for a network with random weights: AdamW, the
+#: mean loss, live batch statistics; SEAL behind the gate.
 PRESETS: dict[str, EdgeRecipe] = {
     f"{name}-{data}": replace(
         EdgeRecipe(
@@ -117,10 +122,19 @@ PRESETS: dict[str, EdgeRecipe] = {
         ("sbd", 22000, 300, 10000, 0.1, 1e-7, _SBD),
     )
     for name in ("casenet", "casenet-s", "casenet-c", "seal")
+} | {
+    f"{name}-scratch": EdgeRecipe(
+        4000, every=2700, frozen_bn=False, reweighted=name == "casenet", aligned=name == "seal",
+        unaligned=40 if name == "seal" else 1,  # two fifths: a student that sees nothing moves labels badly
+    )
+    for name in ("casenet", "casenet-s", "casenet-c", "seal")
 }  # fmt: skip
 
 #: The magnifications of the published training sets.
-SCALES: dict[str, tuple[float, ...]] = {"cityscapes": (1.0,), "sbd": (0.5, 0.75, 1.0, 1.25, 1.5)}
+SCALES: dict[str, tuple[float, ...]] = {
+    "cityscapes": (1.0,),
+    "sbd": (0.5, 0.75, 1.0, 1.25, 1.5),
+}
 
 
 # ------------------------------------------------------------------------------------------------- crops
@@ -196,6 +210,15 @@ def _moving(network: nn.Module, recipe: EdgeRecipe) -> list[tuple[str, nn.Parame
     return moving
 
 
+def has_statistics(network: nn.Module) -> bool:
+    """Whether batch normalisation has gathered statistics: some running mean or variance is not its start."""
+    return any(
+        bool(layer.running_mean.any()) or not bool((layer.running_var == 1).all())
+        for layer in batchnorm.layers(network)
+        if layer.running_mean is not None and layer.running_var is not None
+    ) or not any(True for _ in batchnorm.layers(network))
+
+
 def _groups(network: nn.Module, recipe: EdgeRecipe) -> list[dict[str, Any]]:
     new = tuple(getattr(network, "NEW", ()))
     groups = []
@@ -234,16 +257,6 @@ def _forward(network: nn.Module, x: Tensor, joint: bool) -> tuple[Tensor | None,
     return full[0], a5, fused
 
 
-def align_sample(sample: Sample, probability: NDArray[np.floating], recipe: EdgeRecipe) -> Sample:
-    """A crop with each class's label aligned to float [K,h,w] probabilities."""
-    edges, ignore = unpack(sample.bits, len(probability))
-    for k in np.flatnonzero(edges.any((1, 2))):
-        edges[k] = align(
-            edges[k], probability[k], solver=recipe.solver, gate=recipe.gate, **recipe.alignment  # type: ignore[arg-type]
-        )  # fmt: skip
-    return replace(sample, bits=pack(edges, ignore))
-
-
 class EdgeTrainer:
     """Moves an edge network's weights, one step after the other.
 
@@ -256,6 +269,7 @@ class EdgeTrainer:
             or None.  The labels that were aligned for the round under way lie beside it, in
             CHECKPOINT.labels/, a file a crop: one killed while it aligned goes on with the next crop.
         identity: text that must equal the checkpoint's, so that a changed recipe starts afresh.
+        jobs: processes that align labels (see ``Aligners``); they change nothing but the time.
 
     A killed training ends with the weights of one that was not (same machine, same number of threads).
     """
@@ -271,6 +285,7 @@ class EdgeTrainer:
         checkpoint: Path | None = None,
         every: int = 50,
         identity: str = "",
+        jobs: int = 1,
     ) -> None:
         if not hasattr(network, "sides"):
             raise ValueError(
@@ -278,6 +293,7 @@ class EdgeTrainer:
             )
         self.network, self.spec, self.draw, self.recipe, self.seed = network, spec, draw, recipe, seed
         self.checkpoint, self.every, self.identity = checkpoint, every, identity
+        self.aligners = Aligners(jobs, recipe.solver, recipe.gate, recipe.alignment)
         self.joint = hasattr(network, "joint") and recipe.segmentation > 0 and not recipe.parts
         groups = _groups(network, recipe)
         self.optimiser: torch.optim.Optimizer = (
@@ -380,8 +396,9 @@ class EdgeTrainer:
         try:
             if not self.history and self._is_aligned(0):
                 self.save()
-            while len(self.history) < self.recipe.steps:
-                self._round(progress)
+            with self.aligners:
+                while len(self.history) < self.recipe.steps:
+                    self._round(progress)
         finally:
             for p in frozen:
                 p.requires_grad_(True)
@@ -413,18 +430,24 @@ class EdgeTrainer:
 
     def _aligned(self, samples: list[Sample], progress: Progress) -> list[Sample]:
         self.network.eval()
-        out = []
-        for i, sample in enumerate(samples):
-            bits = self._kept_labels(self.number, i)
-            if bits is None:
-                with torch.inference_mode():
-                    x = normalise(torch.from_numpy(np.array(sample.frame))[None], self.spec)
-                    probability = _forward(self.network, x, False)[2].sigmoid()[0].numpy()
-                bits = align_sample(sample, probability, self.recipe).bits
-                self._keep_labels(self.number, i, bits)
-                progress("align", i + 1, len(samples))
-            out.append(replace(sample, bits=bits))
-        return out
+        kept = [self._kept_labels(self.number, i) for i in range(len(samples))]
+        missing = [i for i, bits in enumerate(kept) if bits is None]
+        work = ((samples[i].bits, self._ridges(samples[i])) for i in missing)
+        for i, bits in zip(missing, self.aligners.aligned(work), strict=True):
+            self._keep_labels(self.number, i, bits)
+            kept[i] = bits
+            progress("align", i + 1, len(samples))
+        return [
+            replace(sample, bits=bits)
+            for sample, bits in zip(samples, kept, strict=True)
+            if bits is not None
+        ]
+
+    def _ridges(self, sample: Sample) -> NDArray[np.float32]:
+        """Edge probabilities of a crop by the current weights: float32 [K,h,w]."""
+        with torch.inference_mode():
+            x = normalise(torch.from_numpy(np.array(sample.frame))[None], self.spec)
+            return np.asarray(_forward(self.network, x, False)[2].sigmoid()[0].numpy())
 
 
 def train(
@@ -438,11 +461,13 @@ def train(
     every: int = 500,
     identity: str = "",
     progress: Progress = silent,
+    jobs: int = 1,
 ) -> list[float]:
     """Train in place (see ``EdgeTrainer``); returns the loss of every step."""
     return EdgeTrainer(
-        network, spec, draw, recipe, seed=seed, checkpoint=checkpoint, every=every, identity=identity
-    ).run(progress)
+        network, spec, draw, recipe, seed=seed, checkpoint=checkpoint, every=every, identity=identity,
+        jobs=jobs,
+    ).run(progress)  # fmt: skip
 
 
 def _step(
@@ -467,7 +492,12 @@ def _step(
         loss = loss + recipe.segmentation * losses.cross_entropy(segmentation, labels)
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise FloatingPointError(f"edge training: the loss is {value}: lower the learning rate")
+        remedy = (
+            "start from a pretrained network, or train with live batch statistics"
+            if recipe.frozen_bn and not has_statistics(network)
+            else "lower the learning rate"
+        )
+        raise FloatingPointError(f"edge training: the loss is {value}: {remedy}")
     optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     optimiser.step()

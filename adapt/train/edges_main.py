@@ -31,20 +31,28 @@ data, one of:
                              of radius 2 are made from the class maps on the fly, also after scaling
   --labels DIR --images DIR  edge labels (.npz, .bin, .mat, .png: adapt.labels.edge_codec), their images
 
-presets (the published recipes; NAME-cityscapes or NAME-sbd; --data is magnified as published: not at all, or
-by .5 .75 1 1.25 1.5; --labels are taken as they are, give the magnified copies, too):
+presets, NAME-cityscapes and NAME-sbd: the published recipes.  They freeze batch normalisation, so they need
+--init.  --data is magnified as published: not at all, or by .5 .75 1 1.25 1.5.  --labels are taken as they
+are; give the magnified copies, too.
   casenet      reweighted loss
-  casenet-s    unweighted, half the rate
-  casenet-c    -s on labels refined by a dense CRF (--data only; extra crf)
-  seal         -s with labels aligned every round
-  (none)       AdamW, mean loss; --seal aligns, gated
--s, -c and seal start from a short warm-up: train one with --preset casenet-s first, give it to --init.
+  casenet-s    unweighted loss, half the rate
+  casenet-c    as -s, on labels refined by a dense CRF (--data only; extra crf)
+  seal         as -s, labels are aligned every round, not gated
+presets, NAME-scratch: the same four for random weights (AdamW, mean loss, live statistics; seal is gated).
+without a preset: AdamW, mean loss, live statistics unless --init is given; --seal aligns, gated.
+
+--init takes a pack, or a state dict (.pth, .pt, .safetensors).  For casenet that is a ResNet under
+torchvision's names or Caffe's, or CASENet's own checkpoint; for the other networks, weights by their names.
+-s, -c and seal start from a short warm-up: train one with --preset casenet-s-… and a ResNet, then give its
+pack to --init.
 
 A training that was killed continues from PACK.checkpoint.pt when the same command is given again.
 
 examples:
   python -m adapt.train edges --network casenet_light --classes camvid11 --crop 256x320 --steps 2000 \\
       --data camvid:data/camvid:day_train --seal --out packs/edges
+  python -m adapt.train edges --network casenet --preset casenet-s-sbd --steps 2000 --classes 20 \\
+      --crop 472x472 --labels sbd/edges --images sbd/img --init resnet101.pth --out packs/warm
   python -m adapt.train edges --network casenet --preset seal-sbd --classes 20 --crop 472x472 \\
       --labels sbd/edges --images sbd/img --init packs/warm --out packs/seal
 
@@ -84,16 +92,23 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--init",
         type=Path,
-        metavar="PACK",
-        help="start from this pack's weights, all or its encoder's, by name",
+        metavar="FROM",
+        help="start from a pack's weights, all or its encoder's, by name, or from a ResNet's state dict",
     )
-    add("--preset", choices=sorted(PRESETS), help="a published recipe")
+    add("--preset", choices=sorted(PRESETS), help="a published recipe, or ours for random weights")
     add("--crop", type=_size, default=(256, 320), metavar="HxW", help="training crops (256x320)")
     add("--steps", type=int, metavar="N", help="optimiser steps (the preset's, or 1000)")
     add("--batch", type=int, metavar="N", help="crops a step (10)")
     add("--round", type=int, metavar="N", help="crops between alignments (the preset's, or 400)")
     add("--rate", type=float, metavar="R", help="learning rate (the preset's, or 0.001)")
     add("--seal", action="store_true", help="align labels every round but the first, gated")
+    add(
+        "--gate",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="move only pieces of label whose pixels move together (the preset's; with --seal: --gate)",
+    )
+    add("--jobs", type=int, default=1, metavar="N", help="processes that align labels (1; 0: all cores)")
     add("--out", type=Path, required=True, metavar="PACK", help="directory of the new pack; must not exist")
     add("--name", help="name of the model (the network's)")
     add("--seed", type=int, default=0, help="of everything random (0)")
@@ -138,7 +153,7 @@ def _draw(a: argparse.Namespace, names: tuple[str, ...], progress: Any) -> tuple
         known: Any = pairs
         if (a.preset or "").startswith("casenet-c-"):
             known = _refined(pairs, classes, progress, a.cache_mb)
-        scales = SCALES[a.preset.rpartition("-")[2]] if a.preset else ()
+        scales = SCALES.get((a.preset or "").rpartition("-")[2], ())
         return crops_of_segmentation(known, classes, Augmentation(a.crop), scales=scales), pairs.left_out
     if (a.preset or "").startswith("casenet-c-"):
         raise ValueError("casenet-c refines class maps: give --data, edge labels have no regions")
@@ -197,16 +212,44 @@ def _recipe(a: argparse.Namespace) -> Any:
         given["round"] = max(recipe.round, given["batch"])
     if a.seal:
         given |= {"aligned": True, "gate": Gate()}
+    if a.gate is not None:
+        given["gate"] = Gate() if a.gate else None
     return replace(recipe, **given)
+
+
+def _start(a: argparse.Namespace, network: Any) -> tuple[int, tuple[Any, Any, str] | None]:
+    """Load --init into the network, in place: (how many tensors, (mean, std, channel order) if it says)."""
+    from networks.architectures.casenet import CASENet
+    from networks.import_checkpoint import read_state
+    from networks.pack import load_pack
+    from networks.resnet_start import start
+
+    if a.init.is_dir():
+        parent = load_pack(a.init)
+        state, norm = parent.state(), (parent.spec.mean, parent.spec.std, parent.spec.channel_order)
+    else:
+        state, norm = read_state(a.init), None
+        if isinstance(network, CASENet):
+            try:
+                begun = start(network, state)
+            except ValueError as error:
+                raise ValueError(f"--init {a.init} does not start {a.network}: {error}") from None
+            return len(begun.names), (begun.mean, begun.std, begun.channel_order)
+    own = network.state_dict()
+    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    if not fits:
+        raise ValueError(f"{a.init}: none of its weights fits {a.network} by name and shape")
+    network.load_state_dict(fits, strict=False)
+    return len(fits), norm
 
 
 def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
     import torch
 
     import networks
-    from adapt.train.edges import train
+    from adapt.train.edges import has_statistics, train
     from networks.architectures.casenet import MEAN, STD
-    from networks.pack import PackSpec, load_pack, write_pack
+    from networks.pack import PackSpec, write_pack
 
     if a.out.exists():
         raise ValueError(f"{a.out} exists: packs are not overwritten, choose another --out")
@@ -225,16 +268,21 @@ def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
     caffe = a.network == "casenet"
     mean, std, order = (MEAN, STD, "bgr") if caffe else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "rgb")
     loaded = 0
-    if a.init:
-        parent = load_pack(a.init)
-        mean, std, order = parent.spec.mean, parent.spec.std, parent.spec.channel_order
-        own = network.state_dict()
-        fits = {k: v for k, v in parent.state().items() if k in own and own[k].shape == v.shape}
-        if not fits:
-            raise ValueError(f"{a.init}: none of its weights fits {a.network} by name and shape")
-        network.load_state_dict(fits, strict=False)
-        loaded = len(fits)
     recipe = _recipe(a)
+    if recipe.frozen_bn and not a.init:
+        scratch = a.preset.rpartition("-")[0] + "-scratch"
+        raise ValueError(
+            f"--preset {a.preset} freezes batch normalisation and needs a trained network: give --init a "
+            f"ResNet or a pack, or choose --preset {scratch} for random weights"
+        )
+    if a.init:
+        loaded, norm = _start(a, network)
+        mean, std, order = norm or (mean, std, order)
+        if recipe.frozen_bn and not has_statistics(network):
+            raise ValueError(
+                f"--init {a.init} holds no batch statistics for {a.network}, and the recipe freezes them: "
+                "give a trained network"
+            )
     draw, left_out = _draw(a, names, progress)
     start = time.monotonic()
     spec = PackSpec(
@@ -248,11 +296,11 @@ def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
     checkpoint = a.out.with_name(f"{a.out.name}.checkpoint.pt")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     new = ("cache_mb", "void", "palette", "skip_bad")  # a checkpoint of earlier days knows none of them
-    apart = ("out", "name", "json", "quiet", "cache_mb", *(key for key in new if not getattr(a, key)))
+    apart = ("out", "name", "json", "quiet", "jobs", "cache_mb", *(key for key in new if not getattr(a, key)))
     told = {k: str(v) for k, v in vars(a).items() if k not in apart}
     history = train(
         network, spec, draw, recipe, seed=a.seed, checkpoint=checkpoint,
-        identity=repr((recipe, sorted(told.items()))), progress=progress,
+        identity=repr((recipe, sorted(told.items()))), progress=progress, jobs=a.jobs,
     )  # fmt: skip
     pack = write_pack(a.out, spec, network.state_dict())
     checkpoint.unlink(missing_ok=True)
@@ -276,12 +324,17 @@ def _command(argv: list[str] | None) -> int:
         p.error("give --data, or --labels and --images")
     if not 0 <= a.cache_mb < 1e9:
         p.error("--cache-mb must not be negative")
+    if a.jobs < 0:
+        p.error("--jobs is 0 or more")
+    from networks.import_checkpoint import CheckpointError
     from networks.pack import PackError
 
     try:
         with ProgressBars(quiet=a.quiet) as bars:
             summary = _run(a, bars)
-    except (DataError, EdgeError, PackError, ValueError, FloatingPointError, OSError) as error:
+    except (
+        CheckpointError, DataError, EdgeError, PackError, ValueError, FloatingPointError, OSError,
+    ) as error:  # fmt: skip
         print(f"adapt.train edges: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(json.dumps(summary) if a.json else "\n".join(f"{k}: {v}" for k, v in summary.items()))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from adapt import inference
 from adapt.data.base import Dataset
 from adapt.data.pairs import Pairs, examine
+from adapt.evaluate.boundary_iou import BoundaryIoU
 from adapt.evaluate.segmentation import Calibration, Confusion
 from adapt.train.augment import Augmentation, crop
 from adapt.train.trainer import Batch, Optimisation, Progress, Trainer, generator, silent
@@ -193,6 +194,7 @@ def score(
     progress: Progress = silent,
     table: np.ndarray | None = None,
     classes: int | None = None,
+    boundary: BoundaryIoU | None = None,
 ) -> tuple[Confusion, Calibration]:
     """Confusion and calibration over a labelled set, at the labels' own size (prediction resized nearest).
 
@@ -200,6 +202,7 @@ def score(
         dataset: items (frame uint8 [h,w,3], label uint8 [h,w] or None); frames are resized to `spec.size`.
         table: uint8 [256] that maps the network's classes to the truth's, or None where they are the same.
         classes: number of the truth's classes (the network's).
+        boundary: counts every frame, too, if it is given.
     """
     from adapt.data.base import resize_frame, resize_label
 
@@ -216,6 +219,8 @@ def score(
                 ours, sure = resize_label(ours, truth.shape), resize_label(sure, truth.shape)
                 ours = ours if table is None else table[ours]
                 confusion.add(truth, ours)
+                if boundary is not None:
+                    boundary.add(truth, ours)
                 calibration.add(truth, ours, sure)
         progress("score", min(start + batch, total), total)
     return confusion, calibration

@@ -59,7 +59,7 @@ class Settings:
     batch: str = "4+4"  # replayed and collected frames in a batch
     # Further settings of the round.
     recipe: tuple[str, ...] = ("scale=[0.9,1.5]", "bn=split", "adabn_by=shares", "adabn_keep=[0.0,0.5]")
-    nice: int = 10  # politeness of the adapter
+    nice: int = 10  # niceness of the adapter
     heldout: int = 80  # frames of the final scoring
     threads: int = 1  # torch threads of adapter and upper bound; the other core is the server's
     drives: int = streets.DRIVES

@@ -1,4 +1,4 @@
-"""Where the other servers are installed: one virtual environment each, outside the repository.
+"""Where the other servers and benchmarks are installed: one virtual environment each, outside the repository.
 
 Knows versions and pins, with the reason for each pin; starts nothing.  ROADWORTHY_PEERS names the
 folder that holds the environments; without it the folder `peers` beside the repository is looked at.
@@ -50,6 +50,11 @@ ENVIRONMENTS = {
             "perf",
             ("tritonclient[all]==2.41.0", "nvidia-cuda-runtime-cu12"),
             "the last tritonclient wheel that holds perf_analyzer; it also wants Debian's libb64-0d",
+        ),
+        Environment(
+            "edges",
+            ("pyEdgeEval==0.2.8", "scipy", "opencv-python-headless"),
+            "the boundary benchmark in Python; its own requirements leave out scipy and OpenCV",
         ),
     )
 }

@@ -182,6 +182,33 @@ def _among_others(run: Run, rows: _Rows, most: int) -> str:
         for place, k in enumerate(order):
             if other := _difference(rows.alone[k], answers, place, scale):
                 return f"a row alone and as row {place + 1} of {len(order)} gives different answers ({other})"
+    return _beside_the_worst(run, rows, scale)
+
+
+def _beside_the_worst(run: Run, rows: _Rows, scale: Feed) -> str:
+    """Why two rows are not what they are alone when the one between or before them is not finite, or "".
+
+    Zero times a mean over the batch is zero until somebody sends NaN or infinity.  The answer to that row
+    itself is not compared: kernels treat NaN by its place in a register.
+    """
+    first, second = rows.feeds[0], rows.feeds[1]
+    for value in (np.nan, np.inf):
+        worst = {
+            name: np.full_like(array, value) if array.dtype.kind == "f" else array
+            for name, array in first.items()
+        }
+        if all(worst[name] is first[name] for name in first):
+            return ""  # whole numbers and text are finite
+        for order, places in (((first, worst, second), (0, 2)), ((worst, first, second), (1, 2))):
+            try:
+                answers = run({name: np.concatenate([feed[name] for feed in order]) for name in first})
+            except Exception:  # a run that fails is repeated by the server with each request alone
+                continue
+            if reason := _miscounted(answers, len(order)):
+                return reason
+            for k, place in enumerate(places):
+                if other := _difference(rows.alone[k], answers, place, scale):
+                    return f"a row alone and beside one of {value} gives different answers ({other})"
     return ""
 
 

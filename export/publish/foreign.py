@@ -270,7 +270,7 @@ def _served(content: bytes) -> OnnxRuntimeEngine:
         candidate = OnnxRuntimeEngine.load(
             content, "fp32", EngineConfig(threads=2, concurrency=1), candidate=True
         )
-        engine = candidate.promoted()
+        engine = candidate.with_serving_threads()
     except Exception as error:  # Refused, and what onnxruntime raises of its own
         raise ExportError(f"ONNX Runtime refuses the graph: {shorten(error, 300)}") from error
     if engine is not candidate:

@@ -17,7 +17,8 @@ from common.text import one_line
 from export.errors import ExportError
 from networks.pack import Pack
 from runtime.errors import Refused
-from runtime.repository.repository import Repository, check_name
+from runtime.repository.manifest import check_name
+from runtime.repository.repository import Repository
 
 LIBRARIES = ("roadworthy", "torch", "onnx", "onnxruntime", "numpy")
 #: Source statistics that the pack may have: a version brings them, so that a server can watch for drift.

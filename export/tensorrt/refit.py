@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from common.text import one_line
 from runtime.engines.cuda.gate import GATE
-from runtime.engines.tensorrt.engine import refit_engine
 from runtime.engines.tensorrt.library import (
     BINDING_ERRORS,
     Library,
@@ -17,6 +16,7 @@ from runtime.engines.tensorrt.library import (
     open_runtime,
     tensorrt,
 )
+from runtime.engines.tensorrt.plan import refit_engine
 from runtime.tensors import Array
 
 if TYPE_CHECKING:

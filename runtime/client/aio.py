@@ -14,7 +14,7 @@ from grpc import aio
 from protos import roadworthy_pb2, roadworthy_pb2_grpc
 from runtime.client import messages as m
 from runtime.client.messages import Answer, Ask, Event, Inference, Rejected, Scalar, TappedFrame
-from runtime.client.shm_segments import Lane, Pool
+from runtime.client.shm_segments import SegmentPool, ShmSegment
 from runtime.tensors import Array
 
 T = TypeVar("T")
@@ -47,8 +47,8 @@ class AsyncClient:
         self._infer = self._channel.unary_unary(f"{m.KSERVE}ModelInfer")
         self._stream_infer = self._channel.stream_stream(f"{m.KSERVE}ModelStreamInfer")
         self._insist = shared_memory is True
-        self._lanes = Pool()
-        self._laned = m.is_local(target) if shared_memory is None else shared_memory
+        self._segments = SegmentPool()
+        self._use_segments = m.is_local(target) if shared_memory is None else shared_memory
         self._control: Any = roadworthy_pb2_grpc.RoadworthyStub(self._channel)  # type: ignore[no-untyped-call]
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -59,8 +59,8 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        for lane in self._lanes.close():
-            self._end(lane)
+        for segment in self._segments.close():
+            self._end(segment)
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._channel.close()
@@ -89,27 +89,33 @@ class AsyncClient:
     ) -> Answer:
         """As `Client.infer`."""
         call = Inference(
-            model, frame, outputs, source=source, version=version, request_id=request_id, collect=collect,
+            model,
+            frame,
+            outputs,
+            source=source,
+            version=version,
+            request_id=request_id,
+            collect=collect,
             place=place,
-        )  # fmt: skip
-        lane = await self._borrow(call, timeout)
-        if lane is not None:
+        )
+        segment = await self._borrow(call, timeout)
+        if segment is not None:
             try:
                 with m.translated():
                     message = await self._infer(
-                        call.through(lane), timeout=timeout, metadata=self._metadata
+                        call.through(segment), timeout=timeout, metadata=self._metadata
                     )
             except Rejected as refused:
-                if not m.lane_is_unknown(refused):
-                    self._give_back(lane)
+                if not m.segment_is_unknown(refused):
+                    self._give_back(segment)
                     raise
-                self._end(lane)
+                self._end(segment)
             except BaseException:
-                self._end(lane)  # the server may still write into it: it is not used again
+                self._end(segment)  # the server may still write into it: it is not used again
                 raise
             else:
-                answer = call.answer(message, lane)
-                self._give_back(lane)
+                answer = call.answer(message, segment)
+                self._give_back(segment)
                 return answer
         with m.translated():
             message = await self._infer(call.plain(), timeout=timeout, metadata=self._metadata)
@@ -142,7 +148,7 @@ class AsyncClient:
         window: int = 4,
     ) -> AsyncIterator[Answer | Rejected]:
         """As `Client.infer_stream`."""
-        under_way: deque[tuple[Inference, Lane | None]] = deque()
+        under_way: deque[tuple[Inference, ShmSegment | None]] = deque()
         free = asyncio.Semaphore(window)
         failed: list[BaseException] = []
 
@@ -151,9 +157,9 @@ class AsyncClient:
                 async for frame in _each(frames):
                     await free.acquire()
                     call = Inference(model, frame, outputs, source=source, version=version)
-                    lane = await self._borrow(call)
-                    message = call.plain() if lane is None else call.through(lane)
-                    under_way.append((call, lane))
+                    segment = await self._borrow(call)
+                    message = call.plain() if segment is None else call.through(segment)
+                    under_way.append((call, segment))
                     yield message
             except Exception as error:  # the caller's iterator, or its frames: gRPC would swallow it
                 failed.append(error)
@@ -162,67 +168,69 @@ class AsyncClient:
         try:
             with m.translated():
                 async for message in stream:
-                    call, lane = under_way.popleft()
+                    call, segment = under_way.popleft()
                     answer = m.streamed(message)
                     if isinstance(answer, Rejected):
-                        self._give_back(lane)
+                        self._give_back(segment)
                         yield answer
                     else:
-                        read = call.answer(answer, lane)
-                        self._give_back(lane)
+                        read = call.answer(answer, segment)
+                        self._give_back(segment)
                         yield read
                     free.release()
             if failed:
                 raise failed[0]
         finally:
             stream.cancel()
-            for _, lane in under_way:
-                self._end(lane)
+            for _, segment in under_way:
+                self._end(segment)
 
     # -- shared memory ---------------------------------------------------------------
 
-    async def _borrow(self, call: Inference, timeout: float | None = None) -> Lane | None:
-        """A lane for a call, or None when it goes the plain way."""
-        if not self._laned or not call.suits_lane:
+    async def _borrow(self, call: Inference, timeout: float | None = None) -> ShmSegment | None:
+        """A segment for a call, or None when it goes the plain way."""
+        if not self._use_segments or not call.fits_segment:
             return None
-        lane, small = self._lanes.borrow(call.size)
+        segment, small = self._segments.borrow(call.size)
         self._end(small)
-        if lane is not None:
-            return lane
+        if segment is not None:
+            return segment
         try:
-            lane = Lane(call.size)
-            registered = self._spawn(self._register(lane, timeout))
+            segment = ShmSegment(call.size)
+            registered = self._spawn(self._register(segment, timeout))
             try:
                 await asyncio.shield(registered)  # a caller that is cancelled must not leave it half done
             except grpc.RpcError:
-                lane.close()
+                segment.close()
                 raise
             except BaseException:
-                self._end(lane, registered)
+                self._end(segment, registered)
                 raise
         except (OSError, grpc.RpcError) as error:
             if self._insist:
                 raise
             if not m.had_no_time(error, timeout):
-                self._laned = False  # another machine under this one's name, no shared memory, another server
+                self._use_segments = (
+                    False  # another machine under this one's name, no shared memory, another server
+                )
             return None
-        return lane
+        return segment
 
-    def _give_back(self, lane: Lane | None) -> None:
-        if lane is not None and not self._lanes.give_back(lane):
-            self._end(lane)
+    def _give_back(self, segment: ShmSegment | None) -> None:
+        if segment is not None and not self._segments.give_back(segment):
+            self._end(segment)
 
-    async def _register(self, lane: Lane, timeout: float | None) -> None:
+    async def _register(self, segment: ShmSegment, timeout: float | None) -> None:
         try:
-            await self._kserve("SystemSharedMemoryRegister", m.registration(lane), timeout)
+            await self._kserve("SystemSharedMemoryRegister", m.registration(segment), timeout)
         finally:
-            lane.unlink()
+            segment.unlink()
 
-    def _end(self, lane: Lane | None, registered: asyncio.Task[None] | None = None) -> None:
+    def _end(self, segment: ShmSegment | None, registered: asyncio.Task[None] | None = None) -> None:
         """Closes our side at once.  The server hears of it later, also if the caller is cancelled: after
         `registered`, if its registration is under way.
         """
-        if lane is None:
+        if segment is None:
             return
 
         async def unregister(request: bytes) -> None:
@@ -231,8 +239,8 @@ class AsyncClient:
             with contextlib.suppress(grpc.RpcError, aio.UsageError, ValueError):
                 await self._kserve("SystemSharedMemoryUnregister", request)
 
-        lane.close()
-        self._spawn(unregister(m.unregistration(lane)))
+        segment.close()
+        self._spawn(unregister(m.unregistration(segment)))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -291,9 +299,7 @@ class AsyncClient:
         """`async with await client.watch() as events: async for event in events`."""
         return await self._subscribe(m.watch(model))
 
-    async def frames(
-        self, model: str, *, max_fps: float = 0.0, source: str = ""
-    ) -> AsyncStream[TappedFrame]:
+    async def frames(self, model: str, *, max_fps: float = 0.0, source: str = "") -> AsyncStream[TappedFrame]:
         return await self._subscribe(m.frames(model, max_fps, source))
 
     # -- frame groups ----------------------------------------------------------------

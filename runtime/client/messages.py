@@ -1,6 +1,6 @@
 """What goes over the wire and what comes back: requests put together and answers read, for both clients.
 
-Knows the messages and shared-memory lanes; calls nothing.
+Knows the messages and shared-memory segments; calls nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import grpc
 import numpy as np
 
 from protos import inference_pb2, roadworthy_pb2
-from runtime.client.shm_segments import Lane
+from runtime.client.shm_segments import ShmSegment
 from runtime.repository.records import unicode
 from runtime.rpc import zero_copy
-from runtime.rpc.message_dict import plain
+from runtime.rpc.message_dict import message_to_dict
 from runtime.tensors import DTYPES, Array, datatype, decode_bytes, encode_bytes
 
 Scalar = bool | int | float | str
@@ -26,7 +26,11 @@ WORTH = 1 << 16  # bytes from which shared memory is worth its registration
 SHORT = 5.0  # seconds that a call of the KServe service may take, inference aside
 DEADLINE = 30.0  # seconds that a call of the control service may take, or a stream until it stands
 KSERVE = "/inference.GRPCInferenceService/"
-_LANED = {"labels": 1, "confidence": 1, "edge_bits": 4}  # bytes a pixel of what may come through a lane
+_SEGMENT_BYTES = {
+    "labels": 1,
+    "confidence": 1,
+    "edge_bits": 4,
+}  # per pixel: outputs that fit a segment
 _STREAMED = 2  # the field of ModelStreamInferResponse that holds the answer
 _REFUSALS = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -138,7 +142,7 @@ def check_frame(frame: Any) -> None:
 
 
 class Inference:
-    """One request for frames: as a message, through a lane or without, and its answer.
+    """One request for frames: as a message, through a segment or without, and its answer.
 
     Args:
         frame: uint8 [H,W,3], or a batch [N,H,W,3].
@@ -168,17 +172,17 @@ class Inference:
         if place is not None:
             parameters["latitude"], parameters["longitude"] = (float(part) for part in place)
         self._head = (model, version, request_id, parameters)
-        self._places: dict[str, tuple[int, int]] = {}  # output -> (offset, bytes) in the lane
+        self._places: dict[str, tuple[int, int]] = {}  # output -> (offset, bytes) in the segment
         offset = -(-self._batch.nbytes // 8) * 8
         for name in self._outputs:
-            if name in _LANED and name not in self._places:
-                size = int(np.prod(self._batch.shape[:3])) * _LANED[name]
+            if name in _SEGMENT_BYTES and name not in self._places:
+                size = int(np.prod(self._batch.shape[:3])) * _SEGMENT_BYTES[name]
                 self._places[name] = (offset, size)
                 offset += -(-size // 8) * 8
-        self.size = offset  # bytes of the lane that it needs
+        self.size = offset  # bytes of the segment that it needs
 
     @property
-    def suits_lane(self) -> bool:
+    def fits_segment(self) -> bool:
         return self._batch.dtype == np.uint8 and self._batch.ndim == 4 and self._batch.nbytes >= WORTH
 
     def plain(self) -> bytes:
@@ -187,23 +191,23 @@ class Inference:
             model, {"frame": self._batch}, self._outputs, parameters, version=version, request_id=request_id
         )
 
-    def through(self, lane: Lane) -> bytes:
-        """Puts the frame into the lane and gives the message that names it."""
-        lane.put(self._batch)
+    def through(self, segment: ShmSegment) -> bytes:
+        """Puts the frame into the segment and gives the message that names it."""
+        segment.put(self._batch)
         request = _request(*self._head)
         tensor = request.inputs.add(name="frame", datatype="UINT8", shape=self._batch.shape)
-        _place(tensor, lane.name, 0, self._batch.nbytes)
+        _place(tensor, segment.name, 0, self._batch.nbytes)
         for name in self._outputs:
             output = request.outputs.add(name=name)
             if name in self._places:
-                _place(output, lane.name, *self._places[name])
+                _place(output, segment.name, *self._places[name])
         return request.SerializeToString()
 
-    def answer(self, message: bytes | memoryview, lane: Lane | None = None) -> Answer:
-        """Reads the server's answer; the lane is free after that."""
+    def answer(self, message: bytes | memoryview, segment: ShmSegment | None = None) -> Answer:
+        """Reads the server's answer; the segment is free after that."""
         elsewhere: dict[str, bytes] = {}
-        if lane is not None:
-            elsewhere = {name: lane.take(*place) for name, place in self._places.items()}
+        if segment is not None:
+            elsewhere = {name: segment.take(*place) for name, place in self._places.items()}
         answer = read(message, elsewhere)
         if not self._single:
             return answer
@@ -264,19 +268,19 @@ def streamed(message: bytes) -> memoryview | Rejected:
     return payloads[0]
 
 
-def registration(lane: Lane) -> bytes:
+def registration(segment: ShmSegment) -> bytes:
     request = inference_pb2.SystemSharedMemoryRegisterRequest(
-        name=lane.name, key=lane.key, byte_size=lane.size
+        name=segment.name, key=segment.key, byte_size=segment.size
     )
     return request.SerializeToString()
 
 
-def unregistration(lane: Lane) -> bytes:
-    return inference_pb2.SystemSharedMemoryUnregisterRequest(name=lane.name).SerializeToString()
+def unregistration(segment: ShmSegment) -> bytes:
+    return inference_pb2.SystemSharedMemoryUnregisterRequest(name=segment.name).SerializeToString()
 
 
-def lane_is_unknown(refusal: Rejected) -> bool:
-    """A server that has been started again knows no lanes."""
+def segment_is_unknown(refusal: Rejected) -> bool:
+    """A server that has been started again knows no segments."""
     return "shared memory region" in refusal.reason
 
 
@@ -511,7 +515,7 @@ def watch_round(model: str) -> Ask:
 
 def whole(message: Any) -> dict[str, Any]:
     """Every field of a message by its name, nested."""
-    return plain(message, whole=True)
+    return message_to_dict(message, whole=True)
 
 
 def report(message: roadworthy_pb2.AdapterReport) -> dict[str, Any]:

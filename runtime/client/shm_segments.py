@@ -1,38 +1,34 @@
-"""The client's side of shared memory: lanes through which a frame goes and its answer comes back.
+"""The client's side of shared memory: segments through which a frame goes to the server and its answer back.
 
-A lane is one region that one request uses at a time.  Its file is unlinked as soon as the server has opened
-it, so that a client that is killed leaves no file; and the client holds a lock on it as long as it lives, by
-which the server sees that a lane has lost its owner (`runtime/shared_memory/system.py`) and gives its memory
-back.
+One request at a time uses a segment.  Its file is unlinked as soon as the server has opened it, so that a
+killed client leaves no file.  The client locks it as long as it lives; the server sees by the lock that a
+segment has lost its owner (`runtime/shared_memory/segments.py`) and frees its memory.
 
-Knows neither gRPC nor how a lane is made known to the server: `Pool` keeps the lanes of one client.
+Knows neither gRPC nor how a segment is registered with the server: `SegmentPool` stores the free segments of
+one client.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import mmap
 import os
 import threading
-import uuid
 
+from runtime.shared_memory import segments
 from runtime.tensors import Array
 
-_DIRECTORY = "/dev/shm"
-PREFIX = "roadworthy-lane-"  # of the names of lanes: who finds one unlocked may take it away
 
-
-class Lane:
+class ShmSegment:
     """`size` bytes that both sides see.  Its file has a name until `unlink`."""
 
     def __init__(self, size: int) -> None:
         self.size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        self.name = f"{PREFIX}{os.getpid()}-{uuid.uuid4().hex}"
-        self._path = f"{_DIRECTORY}/{self.name}"
+        self.name = segments.new_name()
+        self._path = f"{segments.DIRECTORY}/{self.name}"
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            segments.own(self._descriptor)
             os.posix_fallocate(self._descriptor, 0, self.size)  # a full tmpfs says so here, not by SIGBUS
             self.memory = mmap.mmap(self._descriptor, self.size)
         except BaseException:
@@ -50,11 +46,11 @@ class Lane:
             os.unlink(self._path)
 
     def put(self, array: Array, offset: int = 0) -> None:
-        """Copies a contiguous array into the lane."""
+        """Copies a contiguous array into the segment."""
         self.memory[offset : offset + array.nbytes] = array.reshape(-1).view("u1").data
 
     def take(self, offset: int, size: int) -> bytes:
-        """A copy: the lane is used again."""
+        """A copy: the segment is used again."""
         return self.memory[offset : offset + size]
 
     def close(self) -> None:
@@ -65,36 +61,36 @@ class Lane:
             self._descriptor = -1
 
 
-class Pool:
-    """The lanes of one client, kept for the next request.  May be used from several threads."""
+class SegmentPool:
+    """The segments of one client, kept for the next request.  May be used from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._free: list[Lane] = []
+        self._free: list[ShmSegment] = []
         self._closed = False
 
-    def borrow(self, size: int) -> tuple[Lane | None, Lane | None]:
-        """(a free lane of at least `size` bytes for the caller alone, a smaller one that is to be ended):
+    def borrow(self, size: int) -> tuple[ShmSegment | None, ShmSegment | None]:
+        """(a free segment of at least `size` bytes for the caller alone, a smaller one that is to be ended):
         one of them or neither.
         """
         with self._lock:
-            for index, lane in enumerate(self._free):
-                if lane.size >= size:
+            for index, segment in enumerate(self._free):
+                if segment.size >= size:
                     return self._free.pop(index), None
             return None, self._free.pop() if self._free else None
 
-    def give_back(self, lane: Lane) -> bool:
-        """False when the client has been closed meanwhile: the caller ends the lane."""
+    def give_back(self, segment: ShmSegment) -> bool:
+        """False when the client has been closed meanwhile: the caller ends the segment."""
         with self._lock:
             if not self._closed:
-                self._free.append(lane)
+                self._free.append(segment)
             return not self._closed
 
-    def close(self) -> list[Lane]:
-        """The lanes that are free now, to be ended by the caller; the others come to an end as they come
+    def close(self) -> list[ShmSegment]:
+        """The segments that are free now, to be ended by the caller; the others come to an end as they come
         back.
         """
         with self._lock:
             self._closed = True
-            lanes, self._free = self._free, []
-        return lanes
+            free, self._free = self._free, []
+        return free

@@ -13,7 +13,7 @@ import grpc
 from protos import roadworthy_pb2, roadworthy_pb2_grpc
 from runtime.client import messages as m
 from runtime.client.messages import Answer, Ask, Event, Inference, Rejected, Scalar, TappedFrame
-from runtime.client.shm_segments import Lane, Pool
+from runtime.client.shm_segments import SegmentPool, ShmSegment
 from runtime.tensors import Array
 
 T = TypeVar("T")
@@ -50,8 +50,8 @@ class Client:
         self._infer = self._channel.unary_unary(f"{m.KSERVE}ModelInfer")
         self._stream_infer = self._channel.stream_stream(f"{m.KSERVE}ModelStreamInfer")
         self._insist = shared_memory is True
-        self._lanes = Pool()
-        self._laned = m.is_local(target) if shared_memory is None else shared_memory
+        self._segments = SegmentPool()
+        self._use_segments = m.is_local(target) if shared_memory is None else shared_memory
         self._control: Any = roadworthy_pb2_grpc.RoadworthyStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Client:
@@ -61,8 +61,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        for lane in self._lanes.close():
-            self._end(lane)
+        for segment in self._segments.close():
+            self._end(segment)
         self._channel.close()
 
     def wait_ready(self, timeout: float = 10.0) -> None:
@@ -91,25 +91,31 @@ class Client:
         server's policy says; `place`: (latitude, longitude) where it was taken.
         """
         call = Inference(
-            model, frame, outputs, source=source, version=version, request_id=request_id, collect=collect,
+            model,
+            frame,
+            outputs,
+            source=source,
+            version=version,
+            request_id=request_id,
+            collect=collect,
             place=place,
-        )  # fmt: skip
-        lane = self._borrow(call, timeout)
-        if lane is not None:
+        )
+        segment = self._borrow(call, timeout)
+        if segment is not None:
             try:
                 with m.translated():
-                    message = self._infer(call.through(lane), timeout=timeout, metadata=self._metadata)
+                    message = self._infer(call.through(segment), timeout=timeout, metadata=self._metadata)
             except Rejected as refused:
-                if not m.lane_is_unknown(refused):
-                    self._give_back(lane)
+                if not m.segment_is_unknown(refused):
+                    self._give_back(segment)
                     raise
-                self._end(lane)
+                self._end(segment)
             except BaseException:
-                self._end(lane)  # the server may still write into it: it is not used again
+                self._end(segment)  # the server may still write into it: it is not used again
                 raise
             else:
-                answer = call.answer(message, lane)
-                self._give_back(lane)
+                answer = call.answer(message, segment)
+                self._give_back(segment)
                 return answer
         with m.translated():
             return call.answer(self._infer(call.plain(), timeout=timeout, metadata=self._metadata))
@@ -145,7 +151,7 @@ class Client:
 
         Closing the iterator cancels what is under way.  RpcError ends it when the connection does.
         """
-        under_way: deque[tuple[Inference, Lane | None]] = deque()
+        under_way: deque[tuple[Inference, ShmSegment | None]] = deque()
         free = threading.Semaphore(window)
         over = threading.Event()
         failed: list[BaseException] = []
@@ -164,10 +170,10 @@ class Client:
                     if over.is_set():
                         return
                     call = Inference(model, frame, outputs, source=source, version=version)
-                    lane = self._borrow(call)
-                    message = call.plain() if lane is None else call.through(lane)
-                    under_way.append((call, lane))
-                    if over.is_set():  # meanwhile: whoever sees the lane last ends it
+                    segment = self._borrow(call)
+                    message = call.plain() if segment is None else call.through(segment)
+                    under_way.append((call, segment))
+                    if over.is_set():  # meanwhile: whoever sees the segment last ends it
                         end()
                         return
                     yield message
@@ -178,14 +184,14 @@ class Client:
         try:
             with m.translated():
                 for message in stream:
-                    call, lane = under_way.popleft()
+                    call, segment = under_way.popleft()
                     answer = m.streamed(message)
                     if isinstance(answer, Rejected):
-                        self._give_back(lane)
+                        self._give_back(segment)
                         yield answer
                     else:
-                        read = call.answer(answer, lane)
-                        self._give_back(lane)
+                        read = call.answer(answer, segment)
+                        self._give_back(segment)
                         yield read
                     free.release()
             if failed:
@@ -197,40 +203,42 @@ class Client:
 
     # -- shared memory ---------------------------------------------------------------
 
-    def _borrow(self, call: Inference, timeout: float | None = None) -> Lane | None:
-        """A lane for a call, or None when it goes the plain way."""
-        if not self._laned or not call.suits_lane:
+    def _borrow(self, call: Inference, timeout: float | None = None) -> ShmSegment | None:
+        """A segment for a call, or None when it goes the plain way."""
+        if not self._use_segments or not call.fits_segment:
             return None
-        lane, small = self._lanes.borrow(call.size)
+        segment, small = self._segments.borrow(call.size)
         self._end(small)
-        if lane is not None:
-            return lane
+        if segment is not None:
+            return segment
         try:
-            lane = Lane(call.size)
+            segment = ShmSegment(call.size)
             try:
-                self._kserve("SystemSharedMemoryRegister", m.registration(lane), timeout)
+                self._kserve("SystemSharedMemoryRegister", m.registration(segment), timeout)
             except BaseException:
-                lane.close()
+                segment.close()
                 raise
             finally:
-                lane.unlink()
+                segment.unlink()
         except (OSError, grpc.RpcError) as error:
             if self._insist:
                 raise
             if not m.had_no_time(error, timeout):
-                self._laned = False  # another machine under this one's name, no shared memory, another server
+                self._use_segments = (
+                    False  # another machine under this one's name, no shared memory, another server
+                )
             return None
-        return lane
+        return segment
 
-    def _give_back(self, lane: Lane | None) -> None:
-        if lane is not None and not self._lanes.give_back(lane):
-            self._end(lane)
+    def _give_back(self, segment: ShmSegment | None) -> None:
+        if segment is not None and not self._segments.give_back(segment):
+            self._end(segment)
 
-    def _end(self, lane: Lane | None) -> None:
-        if lane is not None:
+    def _end(self, segment: ShmSegment | None) -> None:
+        if segment is not None:
             with contextlib.suppress(grpc.RpcError, ValueError):  # a server that is gone has forgotten it
-                self._kserve("SystemSharedMemoryUnregister", m.unregistration(lane))
-            lane.close()
+                self._kserve("SystemSharedMemoryUnregister", m.unregistration(segment))
+            segment.close()
 
     def _kserve(self, name: str, request: bytes, timeout: float | None = None) -> bytes:
         call = self._channel.unary_unary(f"{m.KSERVE}{name}")

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from common import files
-from runtime.drift.drift import DriftConfig, DriftMonitor, DriftStatus, SourceStatus
+from runtime.drift.config import DriftConfig, DriftStatus, SourceStatus
+from runtime.drift.monitor import DriftMonitor
 from runtime.events import Bus, Event, State, Subscription
 from runtime.repository.repository import Repository
-from runtime.serving.served_model import ModelHost
+from runtime.serving.served_model import ServedModel
 from runtime.tensors import Array
 
 log = logging.getLogger("roadworthy.drift")
@@ -26,7 +27,7 @@ _LIMIT = 64 << 20  # bytes of a reference.npz
 _PERIOD = 1.0  # seconds between two looks at which versions are live, where no event wakes it
 
 
-class Monitors:
+class DriftMonitors:
     """`follow(host)` for each model; `status(model)` is None where nothing is watched."""
 
     def __init__(self, config: DriftConfig, repository: Repository, bus: Bus) -> None:
@@ -34,14 +35,14 @@ class Monitors:
         self._repository = repository
         self._bus = bus
         self._lock = threading.Lock()
-        self._hosts: dict[str, ModelHost] = {}
+        self._hosts: dict[str, ServedModel] = {}
         self._monitors: dict[str, tuple[DriftMonitor, int, int]] = {}  # monitor, classes, version
         self._looking = threading.Lock()
         self._closed = False
         self._events: Subscription = bus.subscribe(limit=1)
         self._thread: threading.Thread | None = None
 
-    def follow(self, host: ModelHost) -> None:
+    def follow(self, host: ServedModel) -> None:
         """From now on the model's live version is watched, whichever it is."""
         with self._lock:
             self._hosts[host.name] = host
@@ -96,12 +97,12 @@ class Monitors:
                     log.exception("drift of %s", host.name)
             self._events.get(timeout=_PERIOD)
 
-    def _look(self, host: ModelHost, *, anew: bool = False) -> None:
+    def _look(self, host: ServedModel, *, anew: bool = False) -> None:
         """Makes the model's monitor one of its live version."""
         with self._looking:
             self._look_alone(host, anew)
 
-    def _look_alone(self, host: ModelHost, anew: bool) -> None:
+    def _look_alone(self, host: ServedModel, anew: bool) -> None:
         if self._closed:
             return
         slot = host.live
@@ -127,7 +128,7 @@ class Monitors:
 
     def _set(
         self,
-        host: ModelHost,
+        host: ServedModel,
         old: tuple[DriftMonitor, int, int] | None,
         new: tuple[DriftMonitor, int, int] | None,
     ) -> None:
@@ -159,7 +160,7 @@ class Monitors:
             return None
         return {"share": share.astype(np.float64), "confidence": confidence.astype(np.int64)}
 
-    def _tell(self, host: ModelHost, status: SourceStatus) -> None:
+    def _tell(self, host: ServedModel, status: SourceStatus) -> None:
         """An event for whoever watches, and a line of the log; the history is of versions."""
         live = host.live
         detail: dict[str, Any] = {

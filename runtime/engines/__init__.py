@@ -29,7 +29,7 @@ class Engine(Protocol):
         """Computes the named outputs.  Raises whatever the library raises."""
         ...
 
-    def promoted(self) -> Engine:
+    def with_serving_threads(self) -> Engine:
         """The same network with the live thread budget.
 
         A candidate is loaded with one thread, because a pool that is made by a thread of low
@@ -43,7 +43,7 @@ class Engine(Protocol):
 def load(model: bytes, kind: str, precision: str, config: EngineConfig, *, candidate: bool) -> Engine:
     """Builds an engine from the bytes of its file.
 
-    `candidate`: one thread, to be `promoted()` later.  Raises Refused("load", …).
+    `candidate`: one thread, to be `with_serving_threads()` later.  Raises Refused("load", …).
     """
     if kind == "onnxruntime":
         from runtime.engines.onnxruntime import OnnxRuntimeEngine

@@ -119,7 +119,7 @@ class OnnxRuntimeEngine:
         finally:
             timer.cancel()
 
-    def promoted(self) -> OnnxRuntimeEngine:
+    def with_serving_threads(self) -> OnnxRuntimeEngine:
         if self._model is None:
             return self
         if self._optimised is not None:

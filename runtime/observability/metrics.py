@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from runtime.events import Event, Subscription
 from runtime.service import Service
-from runtime.serving.counters import Account
+from runtime.serving.counters import RequestCounters
 
 _TRITON = (
     ("nv_inference_request_success", "Number of successful inference requests"),
@@ -80,8 +80,8 @@ class Metrics:
             "roadworthy_requests_in_flight", "accepted - answered - rejected", labels=names
         )
         failure = Metric("nv_inference_request_failure", "Number of failed inference requests", "unknown")
-        accounts: list[tuple[str, Account]] = [("", self._service.account)]  # "" = the whole server
-        accounts += [(name, host.account) for name, host in self._service.served().items()]
+        accounts: list[tuple[str, RequestCounters]] = [("", self._service.account)]  # "" = the whole server
+        accounts += [(name, host.account) for name, host in self._service.models.served().items()]
         for name, account in accounts:
             now = account.snapshot()
             accepted.add_metric((name,), now.accepted)
@@ -105,7 +105,7 @@ class Metrics:
     def _statistics(self) -> Iterator[Metric]:
         # "unknown" because Triton's names lack the suffix that the library gives to counters
         families = {name: Metric(name, text, "unknown") for name, text in _TRITON}
-        for model, host in self._service.served().items():
+        for model, host in self._service.models.served().items():
             for version, statistics in host.statistics().items():
                 now = statistics.snapshot()
                 values = (
@@ -137,8 +137,8 @@ class Metrics:
         hung = gauge("roadworthy_hung", "1 when a run of a loaded version has not come back (engine.hang)")
         longest = gauge("roadworthy_longest_run_seconds", "Age of the oldest run in progress; 0 = none")
         families = (ready, live, previous, frozen, pinned, watching, pending, memory, hung, longest)
-        for status in self._service.status():
-            host = self._service.host(status.model)
+        for status in self._service.admin.status():
+            host = self._service.models.host(status.model)
             oldest = min((job.started for job, _ in host.runs()), default=None)
             values = (
                 status.ready,
@@ -180,7 +180,7 @@ class Metrics:
         generation = GaugeMetricFamily(
             "roadworthy_group_generation", "The live generation of a frame group; 0 = none", labels=("group",)
         )
-        for name, group in self._service.groups().items():
+        for name, group in self._service.models.groups().items():
             status = group.status()
             ready.add_metric((name,), float(status.ready))
             generation.add_metric((name,), status.generation)
@@ -199,7 +199,7 @@ class Metrics:
         alarms = CounterMetricFamily("roadworthy_drift_alarms", "Alarms of the drift monitor", labels=names)
         looked = CounterMetricFamily("roadworthy_drift_frames", "Answers it looked at", labels=names)
         dropped = CounterMetricFamily("roadworthy_drift_dropped", "Answers it was too slow for", labels=names)
-        for model in self._service.hosts():
+        for model in self._service.models.hosts():
             found = self._service.monitors.status(model)
             if found is None:
                 continue
@@ -228,7 +228,7 @@ class Metrics:
             "The confidence from which a pixel of the class is a pseudo-label",
             labels=("model", "class"),
         )
-        for model in self._service.hosts():
+        for model in self._service.models.hosts():
             adapter = self._service.adapters.connected(model)
             connected.add_metric((model,), float(adapter is not None))
             if adapter is None:

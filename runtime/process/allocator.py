@@ -11,7 +11,7 @@ import ctypes
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
 
-def keep_memory() -> bool:
+def tune_allocator() -> bool:
     """Sets the thresholds for this process; False where the C library is not glibc."""
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -18,14 +18,14 @@ from runtime.errors import ConfigError
 log = logging.getLogger("roadworthy.repository")
 
 
-class Exclusive:
+class RepositoryLock:
     """Holds the lock until `release`, or until it is forgotten."""
 
     def __init__(self, descriptor: int) -> None:
         self._end = weakref.finalize(self, os.close, descriptor)
 
     @classmethod
-    def take(cls, path: Path) -> Exclusive:
+    def acquire(cls, path: Path) -> RepositoryLock:
         """Raises ConfigError (thing, reason, remedy) when another server has it."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -47,7 +47,7 @@ class Exclusive:
 
 
 def _holder(descriptor: int) -> str:
-    """" (process N)" where the kernel says who holds the lock."""
+    """ " (process N)" where the kernel says who holds the lock."""
     status = os.fstat(descriptor)
     wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     try:

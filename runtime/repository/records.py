@@ -173,3 +173,24 @@ def _mended(value: Any) -> Any:
     if isinstance(value, dict):
         return {unicode(key): _mended(each) for key, each in value.items()}
     return value
+
+
+def deciding(entries: list[dict[str, Any]], versions: set[int]) -> set[int]:
+    """Returns the indices of the lines that must stay when a history is shortened.
+
+    Per existing version: the last line of each state and check.  Of all: the last that was live, the highest
+    number (no number is given twice) and the last one with pin and freeze.
+    """
+    last: dict[Any, int] = {}
+    highest = max((given(entry) for entry in entries), default=0)
+    for n, entry in enumerate(entries):
+        version, state, detail = entry.get("version", 0), entry.get("state"), entry.get("detail")
+        if version in versions and state != "NOTE":
+            last[version, state, entry.get("check")] = n
+        if state == "LIVE":
+            last["live"] = n
+        if given(entry) == highest:
+            last["highest"] = n
+        if state == "NOTE" and detail and "pinned" in detail:
+            last["flags"] = n
+    return set(last.values())

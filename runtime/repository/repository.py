@@ -28,68 +28,25 @@ from typing import Any
 from common.files import replace_file, sync
 from runtime.errors import Code, Refused, ServiceError, Unjudged, of_the_machine
 from runtime.repository import records
+from runtime.repository.manifest import (
+    LARGEST,
+    MANIFEST,
+    MODEL_NAME,
+    SCHEMA,
+    SIGNATURE,
+    check_name,
+    checked,
+    digest,
+    read_listed,
+)
 
 log = logging.getLogger("roadworthy.repository")
-SCHEMA = 1
-MANIFEST = "manifest.json"
-SIGNATURE = "manifest.sig"
-_LARGEST_MANIFEST = 16 << 20
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _STAGING = ".staging-"
 _NEW = ".new-"
 _TEMPORARY = ".tmp-"
 _GONE = ".gone-"  # a version that is being deleted
 HISTORY_BYTES = 1 << 20  # of a history, before its older half makes room: some hundred swaps
-_REQUIRED: dict[str, type] = {
-    "schema": int,
-    "model": str,
-    "version": int,
-    "engine": dict,
-    "files": dict,
-    "digest": str,
-}
-
-
-def canonical(value: Any) -> bytes:
-    """The one JSON spelling that hashes and signatures are made over."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
-
-
-def digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 (hex) of the manifest without its own "digest"."""
-    return hashlib.sha256(canonical({k: v for k, v in manifest.items() if k != "digest"})).hexdigest()
-
-
-def check_name(model: str) -> str:
-    """Returns `model` if it is a plain name that cannot leave the repository; ValueError otherwise."""
-    if not _NAME.fullmatch(model) or ".." in model:
-        raise ValueError(
-            f"model name {model[:80]!r}: use letters, digits, '.', '_', '-' (at most 128, no '..')"
-        )
-    return model
-
-
-def _deciding(entries: list[dict[str, Any]], versions: set[int]) -> set[int]:
-    """Which lines of a history say something that a newer line does not: of each version that is there the
-    last of each state and check, of all together the last that was live, the highest number (none is given
-    twice) and the last word on pin and freeze.
-    """
-    last: dict[Any, int] = {}
-    highest = max((records.given(entry) for entry in entries), default=0)
-    for n, entry in enumerate(entries):
-        version, state, detail = entry.get("version", 0), entry.get("state"), entry.get("detail")
-        if version in versions and state != "NOTE":
-            last[version, state, entry.get("check")] = n
-        if state == "LIVE":
-            last["live"] = n
-        if records.given(entry) == highest:
-            last["highest"] = n
-        if state == "NOTE" and detail and "pinned" in detail:
-            last["flags"] = n
-    return set(last.values())
 
 
 class Repository:
@@ -111,7 +68,7 @@ class Repository:
     def models(self) -> list[str]:
         """Names of the models that have at least one version directory."""
         names = [
-            entry.name for entry in self.path.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name)
+            entry.name for entry in self.path.iterdir() if entry.is_dir() and MODEL_NAME.fullmatch(entry.name)
         ]
         return sorted(name for name in names if self.versions(name))
 
@@ -134,7 +91,7 @@ class Repository:
         """The manifest as written; raises Refused("manifest", …) when it is missing or not one of ours."""
         path = self.directory(model, version) / MANIFEST
         try:
-            manifest = records.parse(records.read(path, _LARGEST_MANIFEST), finite=False)
+            manifest = records.parse(records.read(path, LARGEST), finite=False)
         except FileNotFoundError:
             what = "has no manifest.json" if path.parent.is_dir() else "does not exist"
             raise Refused(
@@ -145,7 +102,7 @@ class Repository:
             raise kind(
                 "manifest", f"manifest.json of '{model}' version {version} cannot be read: {error}"
             ) from error
-        return _checked_manifest(manifest, model, version)
+        return checked(manifest, model, version)
 
     def verify(self, model: str, version: int) -> dict[str, Any]:
         """Reads and hashes every file of a version; returns the manifest.
@@ -172,7 +129,7 @@ class Repository:
             )
         kept: dict[str, bytes] = {}
         for name, entry in sorted(listed.items()):
-            content = _read_plain(directory / name, name, entry.get("bytes"))
+            content = read_listed(directory / name, name, entry.get("bytes"))
             if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
                 raise Refused(
                     "hash", f"file '{name}' does not have the SHA-256 of the manifest; it was altered"
@@ -244,7 +201,7 @@ class Repository:
                 "state",
             )
 
-    def home(self, name: str) -> Path:
+    def ensure_model_dir(self, name: str) -> Path:
         """The directory of a model, or of a frame group, which has no versions; made when it is absent."""
         home = self.path / check_name(name)
         if not self.read_only:
@@ -383,12 +340,12 @@ class Repository:
 
     def _shorten(self, model: str, path: Path) -> None:
         """Makes room in a history by one rename.  The newest lines stay, and of the older ones those that
-        decide something (`_deciding`); the whole of it is once more beside it, as history.old.jsonl.
+        decide something (`records.deciding`); the whole of it is once more beside it, as history.old.jsonl.
         """
         content = records.read_ends(path)
         lines = [line + b"\n" for line in content.split(b"\n") if line]
         whole = [(line, entry) for line in lines if (entry := records.transition(line)) is not None]
-        decide = _deciding([entry for _, entry in whole], set(self.versions(model)))
+        decide = records.deciding([entry for _, entry in whole], set(self.versions(model)))
         room = max(HISTORY_BYTES // 4, HISTORY_BYTES // 2 - sum(len(whole[n][0]) for n in decide))
         newest = len(whole)
         while newest > 0 and (room := room - len(whole[newest - 1][0])) >= 0:
@@ -398,7 +355,7 @@ class Repository:
         _replace(path, kept)
         self._shortened[path] = len(kept)
 
-    def put_aside(self, model: str, version: int) -> Path:
+    def mark_deleted(self, model: str, version: int) -> Path:
         """Takes a version out of the repository, durably, by one rename; returns where it is, for `remove`.
         What a kill leaves of it is swept at the next start.
         """
@@ -409,14 +366,14 @@ class Repository:
         sync(directory.parent)
         return gone
 
-    def put_back(self, model: str, version: int, gone: Path) -> None:
-        """Undoes `put_aside`, as far as the disk lets it: what stays aside is swept at the next start."""
+    def restore_deleted(self, model: str, version: int, gone: Path) -> None:
+        """Undoes `mark_deleted`, as far as the disk lets it: what stays aside is swept at the next start."""
         with contextlib.suppress(OSError):
             os.rename(gone, self.directory(model, version))
             sync(gone.parent)
 
     def remove(self, gone: Path) -> None:
-        """The rest of `put_aside`."""
+        """The rest of `mark_deleted`."""
         if gone.name.startswith(_GONE):
             _remove(gone)
 
@@ -474,54 +431,6 @@ class Repository:
         descriptor = self._locks.pop(staged, None)
         if descriptor is not None:
             os.close(descriptor)
-
-
-def _checked_manifest(manifest: Any, model: str, version: int) -> dict[str, Any]:
-    where = f"manifest.json of '{model}' version {version}"
-    if not isinstance(manifest, dict):
-        raise Refused("manifest", f"{where} is not an object")
-    for key, kind in _REQUIRED.items():
-        if not isinstance(manifest.get(key), kind):
-            raise Refused(
-                "manifest", f"{where} has no '{key}' of type {kind.__name__}; it is foreign to Roadworthy"
-            )
-    if manifest["schema"] != SCHEMA:
-        raise Refused(
-            "manifest", f"{where} has schema {manifest['schema']}, this server reads {SCHEMA}; rebuild it"
-        )
-    if manifest["model"] != model or manifest["version"] != version:
-        raise Refused(
-            "manifest",
-            f"{where} is that of '{manifest['model']}' version {manifest['version']}; it was copied",
-        )
-    try:
-        right = manifest["digest"] == digest(manifest)
-    except ValueError:  # NaN or Infinity
-        right = False
-    if not right:
-        raise Refused("manifest", f"{where} does not have its own digest; it was altered after publishing")
-    for name, entry in manifest["files"].items():
-        if not isinstance(entry, dict) or "/" in name or name in ("", ".", ".."):
-            raise Refused("manifest", f"{where} lists a file {name!r} that is not a plain name with its hash")
-    if manifest["engine"].get("file", "model.onnx") not in manifest["files"]:
-        raise Refused("manifest", f"{where} does not list its engine file '{manifest['engine'].get('file')}'")
-    return manifest
-
-
-def _read_plain(path: Path, name: str, size: Any) -> bytes:
-    """A file of exactly `size` bytes; one of another size is refused before it is read."""
-    try:
-        opened = records.open_plain(path)
-    except FileNotFoundError:
-        raise Refused("hash", f"file '{name}' is missing") from None
-    except OSError as error:
-        kind = Unjudged if of_the_machine(error) else Refused
-        raise kind("hash", f"file '{name}' cannot be read: {error.strerror}") from error
-    with opened as file:
-        there = os.fstat(file.fileno()).st_size
-        if there != size:
-            raise Refused("hash", f"file '{name}' has {there} bytes, the manifest says {size}")
-        return file.read(there)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from common import files
 from runtime.errors import ConfigError, Refused, Unjudged, of_the_machine
-from runtime.repository.repository import SIGNATURE
+from runtime.repository.manifest import SIGNATURE
 
 
 def signer(private_key: Path | str) -> Callable[[str], bytes]:

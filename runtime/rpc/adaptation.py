@@ -17,10 +17,10 @@ from protos import roadworthy_pb2 as pb
 from runtime import adapter_registry as registry
 from runtime.adapter_registry import Adapter, AdapterState, Command, Pace
 from runtime.errors import Code, ServiceError
+from runtime.repository.manifest import check_name
 from runtime.repository.records import parse
-from runtime.repository.repository import check_name
 from runtime.rpc.base import Streams, check_reason, typed
-from runtime.rpc.message_dict import clean, plain
+from runtime.rpc.message_dict import clean, message_to_dict
 from runtime.service import Service, server_version
 
 log = logging.getLogger("roadworthy.adapters")
@@ -64,7 +64,7 @@ class AdaptationEdge:
     # -- drift -----------------------------------------------------------------------
 
     def drift(self, request: pb.ModelRequest, context: Any) -> pb.DriftResponse:
-        self._service.host(request.model)
+        self._service.models.host(request.model)
         found = self._service.monitors.status(request.model)
         response = pb.DriftResponse(model=request.model)
         if found is None:
@@ -91,7 +91,7 @@ class AdaptationEdge:
     # -- the operator's side ---------------------------------------------------------
 
     def adaptation(self, request: pb.ModelRequest, context: Any) -> pb.AdaptationResponse:
-        self._service.host(request.model)
+        self._service.models.host(request.model)
         return self._response(request.model)
 
     def start_round(self, request: pb.StartRoundRequest, context: Any) -> pb.AdaptationResponse:
@@ -105,13 +105,13 @@ class AdaptationEdge:
         return self._command(request.model, "set_collection", {"on": request.on}, context)
 
     def watch_round(self, request: pb.ModelRequest, context: Any) -> Iterator[pb.AdapterReport]:
-        self._service.host(request.model)
+        self._service.models.host(request.model)
         context.send_initial_metadata(())
         for report in self._service.adapters.watch(request.model, context.is_active):
             yield pb.AdapterReport(**report)
 
     def _command(self, model: str, kind: str, values: dict[str, Any], context: Any) -> pb.AdaptationResponse:
-        self._service.host(model)
+        self._service.models.host(model)
         remaining = context.time_remaining()
         wait = ANSWER if remaining is None else max(0.0, min(ANSWER, remaining - 0.5))
         command = self._service.adapters.command(model, kind, values, wait=wait, alive=context.is_active)
@@ -216,7 +216,7 @@ class _Connection:
             check_name(model)
         except ValueError as error:
             raise _invalid(str(error)) from error
-        self._service.controller(model)  # a model of the repository, served or not yet
+        self._service.models.controller(model)  # a model of the repository, served or not yet
         return self._service.adapters.register(model, name, report.get("pid", 0), self._peer)
 
 
@@ -230,7 +230,7 @@ def _report(message: bytes) -> dict[str, Any]:
         raise _invalid(f"malformed AdapterReport: {error}") from error
     detail = received.detail
     received.ClearField("detail")
-    report = plain(received, text=TEXT, items=ITEMS)
+    report = message_to_dict(received, text=TEXT, items=ITEMS)
     if detail:
         try:
             if len(detail) > DETAIL or not isinstance(parse(detail, finite=False), dict):
@@ -259,5 +259,3 @@ def _state(state: AdapterState) -> pb.AdapterState:
 
 def _invalid(message: str) -> ServiceError:
     return ServiceError(Code.INVALID_ARGUMENT, message, "invalid")
-
-

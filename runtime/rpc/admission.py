@@ -30,7 +30,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from runtime.rpc.message_dict import clean
-from runtime.rpc.thread_pool import Pool
+from runtime.rpc.thread_pool import RpcThreadPool
 
 log = logging.getLogger("roadworthy.edge")
 GRACE = 0.5  # seconds that a message may take, however many calls there are
@@ -85,11 +85,11 @@ class Lane:
 
     name: str
     threads: int
-    pool: Pool = field(init=False)
+    pool: RpcThreadPool = field(init=False)
     waiting: dict[Any, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.pool = Pool(self.threads, f"grpc_{self.name}")
+        self.pool = RpcThreadPool(self.threads, f"grpc_{self.name}")
 
     def has_room(self) -> bool:
         return self.pool.load < self.threads
@@ -123,7 +123,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[misc]
         self._refuse = refuse
         self._refusals = refusals
         self._limit = limit
-        self._refusing = Pool(2, "grpc_refusing")
+        self._refusing = RpcThreadPool(2, "grpc_refusing")
         self._handlers: dict[str, tuple[Any, Lane]] = {}
         self._lanes: list[Lane] = []
         self._ended = threading.Event()

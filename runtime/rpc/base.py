@@ -14,7 +14,7 @@ from protos import roadworthy_pb2 as pb
 from runtime.errors import Code, Refused, ServiceError
 from runtime.events import Event
 from runtime.repository.records import unicode
-from runtime.swap.submissions import Ticket
+from runtime.swap.submissions import Submission
 
 log = logging.getLogger("roadworthy.edge")
 STATUS = {code: getattr(grpc.StatusCode, code.value) for code in Code}
@@ -99,10 +99,10 @@ def streamed(streams: Streams, function: Any, request: Any, response: Any) -> An
     )
 
 
-def followed(ticket: Ticket, context: Any) -> Iterator[pb.Event]:
+def followed(submission: Submission, context: Any) -> Iterator[pb.Event]:
     """The events of a submission to their end, as messages."""
     context.send_initial_metadata(())  # it is taken; its first event comes when it is its turn
-    for event in ticket.follow(context.is_active):
+    for event in submission.follow(context.is_active):
         yield wired(event)
 
 

@@ -17,23 +17,21 @@ from runtime.rpc.call_ends import when_ended
 from runtime.rpc.groups import GroupEdge, statuses
 from runtime.rpc.message_dict import clean
 from runtime.service import Service, server_version
-from runtime.serving.counters import Account
+from runtime.serving.counters import RequestCounters
 from runtime.tensors import Array
 
 SERVICE = "roadworthy.v1.Roadworthy"
-COMMANDS = 8  # swaps that may be followed by who asked for them
+COMMANDS = 8  # swaps that callers may follow at the same time
 ADAPTERS = 16  # connections of adapters
 
 
 def taps(config: ServerConfig) -> int:
-    """Streams of the tap.  A few more than it has places for: the tap itself says how many those are."""
+    """Returns the limit of tap streams: a few more than subscribers, so that the tap itself refuses."""
     return config.tap.subscribers + 4
 
 
 class ControlEdge:
-    """`streams`: how many of each kind may look on.  Each kind, swaps and adapters have limits of their own:
-    who only looks on cannot keep out who steers.
-    """
+    """`streams`: the limit of streams per kind.  Watchers cannot exhaust the streams of operators."""
 
     def __init__(self, service: Service, streams: int) -> None:
         self._service = service
@@ -67,7 +65,7 @@ class ControlEdge:
         return self._status(request.model)
 
     def versions(self, request: pb.VersionsRequest, context: Any) -> pb.VersionsResponse:
-        versions, history = self._service.versions(request.model)
+        versions, history = self._service.admin.versions(request.model)
         response = pb.VersionsResponse()
         for info in versions:
             manifest = info["manifest"]
@@ -87,43 +85,44 @@ class ControlEdge:
         return response
 
     def rollback(self, request: pb.ModelRequest, context: Any) -> pb.Event:
-        return wired(self._service.rollback(request.model))
+        return wired(self._service.admin.rollback(request.model))
 
     def prune(self, request: pb.PruneRequest, context: Any) -> pb.PruneResponse:
-        deleted = self._service.prune(request.model, request.keep)
+        deleted = self._service.admin.prune(request.model, request.keep)
         return pb.PruneResponse(deleted=deleted, kept=self._service.repository.versions(request.model))
 
     def pin(self, request: pb.PinRequest, context: Any) -> pb.StatusResponse:
-        self._service.pin(request.model, request.version)
+        self._service.admin.pin(request.model, request.version)
         return self._status(request.model)
 
     def unpin(self, request: pb.ModelRequest, context: Any) -> pb.StatusResponse:
-        self._service.unpin(request.model)
+        self._service.admin.unpin(request.model)
         return self._status(request.model)
 
     def freeze(self, request: pb.FreezeRequest, context: Any) -> pb.StatusResponse:
         check_reason(request.reason)
-        self._service.freeze(request.model, clean(request.reason))
+        self._service.admin.freeze(request.model, clean(request.reason))
         return self._status(request.model)
 
     def unfreeze(self, request: pb.ModelRequest, context: Any) -> pb.StatusResponse:
-        self._service.unfreeze(request.model)
+        self._service.admin.unfreeze(request.model)
         return self._status(request.model)
 
     # -- streams ---------------------------------------------------------------------
 
     def submit(self, request: pb.SubmitRequest, context: Any) -> Iterator[pb.Event]:
-        yield from followed(self._service.submit(request.model, request.version), context)
+        yield from followed(self._service.admin.submit(request.model, request.version), context)
 
     def promote(self, request: pb.PromoteRequest, context: Any) -> Iterator[pb.Event]:
-        yield from followed(self._service.submit(request.model, request.version, shadow=False), context)
+        yield from followed(self._service.admin.submit(request.model, request.version, shadow=False), context)
 
     def reset(self, request: pb.ModelRequest, context: Any) -> Iterator[pb.Event]:
-        yield from followed(self._service.reset(request.model), context)
+        yield from followed(self._service.admin.reset(request.model), context)
 
     def watch(self, request: pb.WatchRequest, context: Any) -> Iterator[pb.Event]:
-        if request.model and request.model not in self._service.groups():
-            self._service.controller(request.model)  # a name that is mistyped would be waited for in vain
+        if request.model and request.model not in self._service.models.groups():
+            # Raises ServiceError for a mistyped name, which would never have an event.
+            self._service.models.controller(request.model)
         subscription = self._service.bus.subscribe(request.model)
         try:
             if when_ended(context, subscription.close):
@@ -134,7 +133,7 @@ class ControlEdge:
             self._service.bus.unsubscribe(subscription)
 
     def frames(self, request: pb.FramesRequest, context: Any) -> Iterator[pb.TappedFrame]:
-        self._service.host(request.model)
+        self._service.models.host(request.model)
         subscription = self._service.tap.subscribe(
             request.model, source=request.source, max_fps=request.max_fps
         )
@@ -175,7 +174,7 @@ class ControlEdge:
             draining=self._service.draining,
             account=_account(self._service.account),
         )
-        for status in self._service.status(model):
+        for status in self._service.admin.status(model):
             values = {**vars(status), "account": _account(status.account)}
             watched = self._service.monitors.status(status.model)
             if watched is not None:
@@ -186,10 +185,10 @@ class ControlEdge:
                 values |= {"adapter": adapter.name, "phase": report.get("phase", "")}
                 values |= {"progress": report.get("progress", 0.0)}
                 values |= {"collection": report.get("collection", {}).get("on", False)}
-            groups = self._service.groups().items()
+            groups = self._service.models.groups().items()
             values["groups"] = [name for name, group in groups if status.model in group.members]
             response.models.add(**values)
-        if not model or model in self._service.groups():
+        if not model or model in self._service.models.groups():
             response.groups.extend(statuses(self._service, model))
         return response
 
@@ -198,7 +197,7 @@ def _bytes(array: Array | None, index: int) -> bytes:
     return b"" if array is None else np.ascontiguousarray(array[index]).tobytes()
 
 
-def _account(account: Account) -> pb.Account:
+def _account(account: RequestCounters) -> pb.Account:
     now = account.snapshot()
     return pb.Account(
         accepted=now.accepted, answered=now.answered, rejected=now.rejected, in_flight=now.in_flight

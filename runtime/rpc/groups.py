@@ -32,16 +32,16 @@ class GroupEdge:
         if len(members) != len(request.members):
             message = f"a member of '{request.group[:200]}' is named twice; name each once"
             raise ServiceError(Code.INVALID_ARGUMENT, message, "invalid")
-        yield from followed(self._service.submit_group(request.group, members), context)
+        yield from followed(self._service.admin.submit_group(request.group, members), context)
 
     def rollback(self, request: pb.GroupRequest, context: Any) -> Iterator[pb.Event]:
-        for event in self._service.group(request.group).rollback():
+        for event in self._service.models.group(request.group).rollback():
             yield wired(event)
 
 
 def statuses(service: Service, group: str = "") -> list[pb.GroupStatus]:
     """ "" = all."""
-    controllers = [service.group(group)] if group else list(service.groups().values())
+    controllers = [service.models.group(group)] if group else list(service.models.groups().values())
     return [_status(controller.status()) for controller in controllers]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
-from runtime.rpc.thread_pool import Pool
+from runtime.rpc.thread_pool import RpcThreadPool
 
 log = logging.getLogger("roadworthy.health")
 SERVICE = "grpc.health.v1.Health"
@@ -49,7 +49,7 @@ class Health:
         self._lock = threading.Lock()
         self._statuses: dict[str, int] = dict.fromkeys(self._services, _Response.NOT_SERVING)
         self._watchers: dict[_Watcher, None] = {}  # its single operations are atomic
-        self._senders = Pool(SENDERS, "grpc_health_send")
+        self._senders = RpcThreadPool(SENDERS, "grpc_health_send")
         self._draining = False
         self._ended = False
 
@@ -162,13 +162,14 @@ class Health:
                     watcher.busy = False
                     return
                 watcher.again = False
+            ended = self._ended  # read before the status, which must be the last one when the Watch ends
             status = self._statuses.get(watcher.service, _Response.SERVICE_UNKNOWN)
             watcher.sending = time.monotonic()
             try:
                 if status != watcher.sent:
                     watcher.send(_Response(status=status))
                     watcher.sent = status
-                if self._ended:
+                if ended:
                     watcher.context.set_code(grpc.StatusCode.UNAVAILABLE)
                     watcher.context.set_details("the server is shutting down")
                     watcher.send(None)

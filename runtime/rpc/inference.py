@@ -18,8 +18,8 @@ from runtime.rpc.base import Streams, handler, typed, unary
 from runtime.rpc.call_ends import when_ended
 from runtime.rpc.inference_admin import RepositoryEdge, platform
 from runtime.service import Service, server_version
-from runtime.serving.served_model import Answer, InferRequest, InputTensor, OutputRequest, Parameter
-from runtime.shared_memory.system import Place
+from runtime.serving.request import Answer, InferRequest, InputTensor, OutputRequest, Parameter
+from runtime.shared_memory.system import ShmRef
 from runtime.tensors import DTYPES, Array, raw
 
 SERVICE = "inference.GRPCInferenceService"
@@ -77,7 +77,7 @@ class InferenceEdge:
         slot = self._service.slot(request.name, request.version)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         spec = slot.engine.spec
-        loaded = sorted(other.version for other in self._service.answering(request.name).loaded())
+        loaded = sorted(other.version for other in self._service.models.answering(request.name).loaded())
         return pb.ModelMetadataResponse(
             name=request.name,
             versions=[str(slot.version)] if request.version else [str(version) for version in loaded],
@@ -193,7 +193,7 @@ def decode(message: bytes) -> InferRequest:
     inputs: list[InputTensor] = []
     used = places = 0
     for tensor in request.inputs:
-        data: bytes | memoryview | Array | Place | None = _place(tensor) if tensor.parameters else None
+        data: bytes | memoryview | Array | ShmRef | None = _place(tensor) if tensor.parameters else None
         if data is not None:
             places += 1
         elif raw_contents:
@@ -259,7 +259,7 @@ def _contents(tensor: Any, model: str, label: str) -> Array | None:
         ) from error
 
 
-def _place(tensor: Any) -> Place | None:
+def _place(tensor: Any) -> ShmRef | None:
     """Where in shared memory a tensor lies, from its parameters; None when it does not."""
     parameters = tensor.parameters
     if "shared_memory_region" not in parameters:
@@ -279,7 +279,7 @@ def _place(tensor: Any) -> Place | None:
     offset = 0
     if "shared_memory_offset" in parameters:
         offset = _typed(parameters, "shared_memory_offset", "int64_param", tensor.name)
-    return Place(region, offset, size)
+    return ShmRef(region, offset, size)
 
 
 def _typed(parameters: Any, key: str, kind: str, tensor: str) -> Any:

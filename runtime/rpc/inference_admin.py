@@ -17,7 +17,7 @@ from runtime.service import Service
 from runtime.serving import batching
 from runtime.serving.counters import StatisticsSnapshot
 from runtime.serving.frame_group import GroupSlot
-from runtime.serving.served_model import parse_version
+from runtime.serving.request import parse_version
 from runtime.shared_memory import cuda
 from runtime.tensors import TensorSpec
 
@@ -86,7 +86,7 @@ class RepositoryEdge:
         )
         if isinstance(slot, GroupSlot):
             _ensemble(config, slot)
-        elif (declared := self._service.declared(request.name)) is not None:
+        elif (declared := self._service.models.declared(request.name)) is not None:
             _declared(config, declared, batched=spec.batched)
         return pb.ModelConfigResponse(config=config)
 
@@ -94,7 +94,7 @@ class RepositoryEdge:
         self, request: pb.ModelStatisticsRequest, context: Any
     ) -> pb.ModelStatisticsResponse:
         number = parse_version(request.version)
-        hosts = self._service.served()
+        hosts = self._service.models.served()
         if request.name:
             host = hosts.get(request.name)
             if host is None or host.live is None:
@@ -115,7 +115,7 @@ class RepositoryEdge:
     def index(self, request: pb.RepositoryIndexRequest, context: Any) -> pb.RepositoryIndexResponse:
         _no_repository_name(request.repository_name)
         response = pb.RepositoryIndexResponse()
-        hosts = self._service.hosts()
+        hosts = self._service.models.hosts()
         for name in self._service.repository.models():
             host = hosts.get(name)
             loaded = {slot.version for slot in host.loaded()} if host is not None else set()
@@ -125,7 +125,7 @@ class RepositoryEdge:
                 elif not request.ready:
                     reason = host.reason if host is not None and host.live is None else "not loaded"
                     response.models.add(name=name, version=str(version), state="UNAVAILABLE", reason=reason)
-        for name, group in self._service.groups().items():
+        for name, group in self._service.models.groups().items():
             live = group.host.live
             if live is not None:
                 response.models.add(name=name, version=str(live.version), state="READY")
@@ -168,30 +168,30 @@ class RepositoryEdge:
                 "load",
             )
         self._load(model, failure)
-        if model in self._service.hosts():
-            self._service.override(model, override)
+        if model in self._service.models.hosts():
+            self._service.models.override(model, override)
         return pb.RepositoryModelLoadResponse()
 
     def _load(self, model: str, failure: ServiceError) -> None:
-        group = self._service.groups().get(model)
+        group = self._service.models.groups().get(model)
         if group is not None:  # its members are loaded by their own names
             group.reload()
             if group.host.reason:
                 raise _invalid(f"failed to load '{model}': {group.host.reason}")
             return
         try:
-            controller = self._service.controller(model)
+            controller = self._service.models.controller(model)
         except ServiceError:
             raise failure from None
         if controller.host.live is None and controller.host.unloaded:
             controller.reload()
             if controller.host.live is None:
                 raise _invalid(f"failed to load '{model}': {controller.host.reason}")
-        version = controller.newest()
+        version = controller.retention.newest_eligible()
         live = controller.host.live
         if version is None or (live is not None and live.version >= version):
             return
-        event = self._service.submit(model, version).result()
+        event = self._service.admin.submit(model, version).result()
         if event.state is not State.LIVE:
             raise _invalid(f"failed to load '{model}', version {version}: {event.check}: {event.reason}")
 
@@ -199,10 +199,10 @@ class RepositoryEdge:
         self, request: pb.RepositoryModelUnloadRequest, context: Any
     ) -> pb.RepositoryModelUnloadResponse:
         _no_repository_name(request.repository_name)
-        controller = self._service.controllers().get(request.model_name)
+        controller = self._service.models.controllers().get(request.model_name)
         if controller is not None:
             controller.unload()
-        elif (group := self._service.groups().get(request.model_name)) is not None:
+        elif (group := self._service.models.groups().get(request.model_name)) is not None:
             group.unload()
         return pb.RepositoryModelUnloadResponse()
 
@@ -243,9 +243,7 @@ class RepositoryEdge:
         self, request: pb.CudaSharedMemoryRegisterRequest, context: Any
     ) -> pb.CudaSharedMemoryRegisterResponse:
         def make() -> cuda.CudaRegion:
-            return cuda.open_region(
-                request.name, request.raw_handle, request.device_id, request.byte_size
-            )
+            return cuda.open_region(request.name, request.raw_handle, request.device_id, request.byte_size)
 
         self._service.regions.add(request.name, make)
         return pb.CudaSharedMemoryRegisterResponse()
@@ -262,7 +260,7 @@ class RepositoryEdge:
         """Triton's settings of traces, as far as they mean something here: `[tracing]` says whether and where
         to, `trace_level` OFF or TIMESTAMPS switches them, `trace_rate` N traces one request in N.
         """
-        if request.model_name and request.model_name not in self._service.hosts():
+        if request.model_name and request.model_name not in self._service.models.hosts():
             raise _invalid(f"Request for unknown model : {request.model_name}")
         for key, setting in request.settings.items():
             values = list(setting.value)

@@ -9,10 +9,10 @@ from google.protobuf.descriptor import FieldDescriptor as Field
 from google.protobuf.message import Message
 
 
-def plain(
+def message_to_dict(
     message: Message, *, whole: bool = False, text: int | None = None, items: int | None = None
 ) -> dict[str, Any]:
-    """{field: value}, nested; only what is set unless `whole`.  `Message(**plain(message))` is its inverse.
+    """Returns {field: value}, nested; only set fields unless `whole`.  `Message(**result)` is the inverse.
 
     With the bounds `text` and `items`, for what comes from outside: texts are cut and freed of control
     characters (they end up on terminals), lists and maps are cut, numbers that are not finite are left out.
@@ -24,14 +24,14 @@ def plain(
             values[field.name] = {_one(key, text): value[key] for key in sorted(value)[:items]}
         elif hasattr(value, "extend"):  # protobuf 6.30 has no is_repeated, later ones deprecate what it has
             values[field.name] = [
-                plain(one, whole=whole, text=text, items=items)
+                message_to_dict(one, whole=whole, text=text, items=items)
                 if isinstance(one, Message)
                 else _one(one, text)
                 for one in value[:items]
             ]
         elif field.message_type is not None:
             if message.HasField(field.name):
-                values[field.name] = plain(value, whole=whole, text=text, items=items)
+                values[field.name] = message_to_dict(value, whole=whole, text=text, items=items)
         elif field.has_presence and not message.HasField(field.name):
             continue
         elif text is None or not isinstance(value, float) or math.isfinite(value):

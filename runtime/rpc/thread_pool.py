@@ -43,7 +43,7 @@ class Done:
             callback(self)
 
 
-class Pool(futures.ThreadPoolExecutor):
+class RpcThreadPool(futures.ThreadPoolExecutor):
     """At most `limit` threads, made when one is needed and none is free.
 
     A ThreadPoolExecutor by name alone: gRPC takes no other class for the threads of one method.

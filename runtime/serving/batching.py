@@ -18,7 +18,7 @@ from google.protobuf import json_format, text_format
 from common import files
 from protos import model_config_pb2 as pb
 from runtime.config import QueueConfig
-from runtime.serving.queueing import DELAY, REJECT, Plan, QueuePolicy
+from runtime.serving.queueing import DELAY, REJECT, BatchingPolicy, QueuePolicy
 
 log = logging.getLogger("roadworthy.batching")
 _LIMIT = 1 << 20  # bytes of a config.pbtxt
@@ -52,9 +52,9 @@ def override(text: str, model: str) -> Any:
     return config
 
 
-def plan(config: Any | None, queue: QueueConfig) -> Plan:
+def plan(config: Any | None, queue: QueueConfig) -> BatchingPolicy:
     """The plan of a model: its config.pbtxt where it says something, the server's [queue] for the rest."""
-    base = Plan.of(queue)
+    base = BatchingPolicy.of(queue)
     if config is None:
         return base
     most = config.max_batch_size

@@ -14,7 +14,7 @@ SIZES = 1024  # of runs that are counted apart
 
 
 @dataclass(frozen=True)
-class AccountSnapshot:
+class RequestCountersSnapshot:
     """accepted == answered + sum(rejected.values()) + in_flight, always."""
 
     accepted: int
@@ -23,7 +23,7 @@ class AccountSnapshot:
     in_flight: int
 
 
-class Account:
+class RequestCounters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._accepted = 0
@@ -48,9 +48,11 @@ class Account:
             if self._awaited:
                 self._idle.notify_all()
 
-    def snapshot(self) -> AccountSnapshot:
+    def snapshot(self) -> RequestCountersSnapshot:
         with self._lock:
-            return AccountSnapshot(self._accepted, self._answered, dict(self._rejected), self._in_flight())
+            return RequestCountersSnapshot(
+                self._accepted, self._answered, dict(self._rejected), self._in_flight()
+            )
 
     def wait_idle(self, timeout: float) -> bool:
         """Waits until nothing is in flight."""

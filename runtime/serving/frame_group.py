@@ -17,9 +17,9 @@ from typing import Any
 
 from runtime.errors import Code, ServiceError
 from runtime.serving import request as serving_request
-from runtime.serving.counters import Account, Durations, Statistics
+from runtime.serving.counters import Durations, RequestCounters, Statistics
 from runtime.serving.request import Answer, InferRequest, OutputRequest, parse_version
-from runtime.serving.served_model import UNLOADED, ModelHost
+from runtime.serving.served_model import UNLOADED, ServedModel
 from runtime.serving.slot import Slot
 from runtime.tensors import Array, EngineSpec, TensorSpec
 
@@ -47,7 +47,7 @@ class _Together:
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         raise NotImplementedError("a group is run member by member")
 
-    def promoted(self) -> _Together:
+    def with_serving_threads(self) -> _Together:
         return self
 
     def close(self) -> None:
@@ -90,18 +90,18 @@ class FrameGroup:
     def __init__(self, name: str, members: Sequence[str], slots: threading.RLock) -> None:
         self.name = name
         self.names = tuple(members)
-        self.account = Account()
+        self.account = RequestCounters()
         self.unloaded = False
         self.generation: Generation | None = None
         self.before: Generation | None = None  # what a rollback goes back to
         self._slots = slots
-        self._hosts: dict[str, ModelHost] = {}
+        self._hosts: dict[str, ServedModel] = {}
         self._cached: dict[int, GroupSlot] = {}
         self._statistics: dict[int, Statistics] = {}
 
     # -- the members -------------------------------------------------------------------
 
-    def join(self, host: ModelHost) -> None:
+    def join(self, host: ServedModel) -> None:
         self._hosts[host.name] = host
 
     def flip(self, generation: Generation | None, before: Generation | None) -> None:
@@ -183,7 +183,10 @@ class FrameGroup:
         return None if self.generation is None else self._slot(self.generation)
 
     def _slot(self, generation: Generation) -> GroupSlot | None:
-        """Of the members' own slots; None while one is not there.  Raises GroupError.  Under `slots`."""
+        """Returns a generation made of the members' slots; None if one is not loaded.  Raises GroupError.
+
+        The caller holds the flip lock.
+        """
         members: dict[str, Slot] = {}
         for name in self.names:
             host, wanted = self._hosts.get(name), generation.members.get(name)

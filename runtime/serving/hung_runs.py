@@ -1,11 +1,11 @@
-"""Runs that do not come back: seen, told, and kept from taking the model along.
+"""Detects hung inference runs and frees their permits.
 
-A thread that is inside an engine cannot be stopped.  What can be done about it: inside the watch window the
-version is rolled back (`runtime/swap/watch.py` reads `Slot.hung`); a run of a version that is no longer live
+A thread that is inside an engine cannot be stopped.  The remedies: inside the watch window the version is
+rolled back (`runtime/swap/watch.py` reads `Slot.hung`); a run of a version that is no longer live
 loses its permit, so that the live one answers; and while every permit is held by such runs, requests are
 refused instead of waiting, the model is not ready, and health says so.
 
-Knows hosts and their runs; what is told to whom is the caller's.
+Knows served models and their runs; the caller decides where reports go.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import time
 from collections.abc import Callable, Iterable
 
 from runtime.serving.scheduler import Job
-from runtime.serving.served_model import ModelHost
+from runtime.serving.served_model import ServedModel
 from runtime.serving.slot import Slot
 
 log = logging.getLogger("roadworthy.hangs")
 Tell = Callable[[str, int, str], None]  # model, version, what happened
 
 
-class Hangs(threading.Thread):
-    """Looks at every run in progress; one that takes longer than `limit` seconds hangs.
+class HungRunDetector(threading.Thread):
+    """Checks every run in progress; a run that takes longer than `limit` seconds is hung.
 
     Only time in which this thread has seen the run counts: a process that was stopped, or a machine that was
     suspended, has not hung.
     """
 
-    def __init__(self, hosts: Callable[[], Iterable[ModelHost]], limit: float, tell: Tell) -> None:
+    def __init__(self, hosts: Callable[[], Iterable[ServedModel]], limit: float, tell: Tell) -> None:
         super().__init__(name="hangs", daemon=True)
         self._hosts = hosts
         self._limit = limit
@@ -38,7 +38,7 @@ class Hangs(threading.Thread):
         self._tell = tell
         self._ended = threading.Event()
         self._seen: dict[tuple[int, int], float] = {}  # a run -> seconds; not the run: it holds a frame
-        self._lost: dict[str, list[tuple[Job, Slot]]] = {}  # runs without a permit, until they come back
+        self._lost: dict[str, list[tuple[Job, Slot]]] = {}  # runs without a permit, until they end
 
     def stop(self) -> None:
         self._ended.set()
@@ -54,7 +54,7 @@ class Hangs(threading.Thread):
                 log.exception("looking for runs that hang")
 
     def look(self, passed: float) -> None:
-        """One look, `passed` seconds after the last."""
+        """Checks all runs once, `passed` seconds after the last check."""
         seen: dict[tuple[int, int], float] = {}
         for host in self._hosts():
             late: list[tuple[Job, Slot]] = []
@@ -66,7 +66,7 @@ class Hangs(threading.Thread):
             self._judge(host, late)
         self._seen = seen
 
-    def _judge(self, host: ModelHost, late: list[tuple[Job, Slot]]) -> None:
+    def _judge(self, host: ServedModel, late: list[tuple[Job, Slot]]) -> None:
         lost = [(job, slot) for job, slot in self._lost.pop(host.name, []) if not job.done]
         hung = {slot for _, slot in (*late, *lost)}
         for slot in hung | set(host.loaded()):

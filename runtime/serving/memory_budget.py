@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runtime.config import GuardConfig
 from runtime.errors import Refused
-from runtime.serving.served_model import ModelHost
+from runtime.serving.served_model import ServedModel
 
 OVERHEAD = 16 << 20  # a session with next to no weights
 
@@ -20,32 +20,32 @@ OVERHEAD = 16 << 20  # a session with next to no weights
 class Reservation:
     """A candidate's claim, from before it is loaded until it is live (and counted by its slot) or closed."""
 
-    def __init__(self, ledger: Ledger, need: int) -> None:
+    def __init__(self, ledger: MemoryBudget, need: int) -> None:
         self.need = need
         self.is_loaded = False
         self._ledger = ledger
 
     def loaded(self) -> None:
-        """The memory is taken now, and missing from what the machine says is left."""
+        """Marks the memory as allocated: the machine's free memory no longer includes it."""
         self.is_loaded = True
 
     def release(self) -> None:
-        """Any number of times."""
+        """Releases the reservation; may be called any number of times."""
         self._ledger.forget(self)
 
 
-class Ledger:
+class MemoryBudget:
     def __init__(self, config: GuardConfig) -> None:
         self._config = config
         # A candidate that was given up is released when it is collected: maybe on the thread that holds this.
         self._lock = threading.RLock()
-        self._hosts: list[ModelHost] = []
+        self._hosts: list[ServedModel] = []
         self._reservations: list[Reservation] = []
 
     def configure(self, config: GuardConfig) -> None:
         self._config = config
 
-    def add(self, host: ModelHost) -> None:
+    def add(self, host: ServedModel) -> None:
         with self._lock:
             self._hosts.append(host)
 
@@ -58,7 +58,7 @@ class Ledger:
         with self._lock:
             return self._declared()
 
-    def reserve(self, host: ModelHost, engine_bytes: int) -> Reservation:
+    def reserve(self, host: ServedModel, engine_bytes: int) -> Reservation:
         """Declares the memory of a candidate; Refused("memory") when there is not that much.
 
         Under the resource-preserving policy the warm previous version of the same model is given up first.

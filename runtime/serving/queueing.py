@@ -42,7 +42,7 @@ class QueuePolicy:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchingPolicy:
     """The queue of one model.
 
     limit            requests that may wait, all levels together
@@ -70,7 +70,7 @@ class Plan:
     whole: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, config: QueueConfig) -> Plan:
+    def of(cls, config: QueueConfig) -> BatchingPolicy:
         """What the server's configuration says of every model."""
         return cls(
             limit=config.limit,

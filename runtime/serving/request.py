@@ -7,7 +7,7 @@ tensors; knows nothing of queues or of who is live.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from runtime.errors import Code, ServiceError
 from runtime.serving.counters import Durations
 from runtime.serving.slot import Slot
-from runtime.shared_memory.system import Place
+from runtime.shared_memory.system import ShmRef
 from runtime.tensors import DTYPES, Array, EngineSpec, TensorSpec, TextError, decode_bytes
 
 Parameter = bool | int | float | str
@@ -35,14 +35,14 @@ class InputTensor:
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: bytes | memoryview | Array | Place | None
+    data: bytes | memoryview | Array | ShmRef | None
 
 
 @dataclass(slots=True)
 class OutputRequest:
     name: str
     classification: int = 0  # the k highest values as "value:index:label" instead of the tensor
-    place: Place | None = None  # where the answer goes when it does not go into the message
+    place: ShmRef | None = None  # where the answer goes when it does not go into the message
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class Answer:
     id: str
     outputs: list[tuple[str, str, Array]]
     parameters: dict[str, str]
-    places: dict[str, Place] = field(default_factory=dict)  # outputs that lie in shared memory
+    places: dict[str, ShmRef] = field(default_factory=dict)  # outputs that lie in shared memory
     stages: Durations = field(default_factory=Durations)  # where the time went; of a group: of its members
 
 
@@ -144,7 +144,7 @@ def inputs(
 def _array(given: InputTensor, spec: TensorSpec, prefix: str, model: str) -> Array:
     data = given.data
     assert data is not None
-    assert not isinstance(data, Place), "the service resolves places"
+    assert not isinstance(data, ShmRef), "the service resolves places"
     if spec.datatype == "BYTES":
         try:
             array = _text(data, given.shape)
@@ -177,8 +177,11 @@ def names(request: InferRequest, slot: Slot, model: str) -> tuple[str, ...]:
     """The outputs that a request gets, in its order; raises ServiceError for one that is not there."""
     spec = slot.engine.spec
     for output in request.outputs:
-        if spec.output(output.name) is None:
+        tensor = spec.output(output.name)
+        if tensor is None:
             raise _invalid(f"unexpected inference output '{output.name}' for model '{model}'")
+        if output.classification and tensor.datatype == "BYTES":
+            raise _invalid("class result not available for output due to unsupported type 'BYTES'")
         if output.classification and slot.task is not None and slot.task.is_map(output.name):
             raise _invalid(
                 f"{request.label}classification of '{output.name}' for model '{model}' has no "
@@ -247,9 +250,7 @@ def _text_message(error: TextError, prefix: str, name: str, model: str) -> str:
     )
 
 
-def classify(
-    answer: Answer, output: OutputRequest, labels: Sequence[str], *, batched: bool = False
-) -> None:
+def classify(answer: Answer, output: OutputRequest, labels: Sequence[str], *, batched: bool = False) -> None:
     """Replaces a tensor by its highest values, "value:index[:label]": Triton's classification extension.
     `labels`: of the output, by index.  `batched`: those of each item, [N,k].
     """
@@ -273,3 +274,19 @@ def _highest(flat: Array, count: int, labels: Sequence[str]) -> Array:
 
 def _quoted(names: list[str]) -> str:
     return "[" + ",".join(f"'{name}'" for name in names) + "]"
+
+
+def permission(parameters: Mapping[str, Parameter]) -> tuple[bool | None, tuple[float, float] | None]:
+    """Returns (collect, place) from the parameters `collect`, `latitude` and `longitude`; None if absent.
+
+    place: degrees.  A `collect` that is not a boolean forbids collection.
+    """
+    if not parameters:
+        return None, None
+    collect = parameters.get("collect")
+    allowed = None if collect is None else collect is True
+    try:
+        place = (float(parameters["latitude"]), float(parameters["longitude"]))
+    except (KeyError, ValueError, OverflowError):
+        return allowed, None
+    return allowed, place if all(math.isfinite(part) for part in place) else None

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from runtime.errors import Code, ServiceError
-from runtime.serving.queueing import DELAY, Plan
+from runtime.serving.queueing import DELAY, BatchingPolicy
 
 _NEW, _QUEUED, _LEADS, _TAKEN, _DONE = range(5)
 
@@ -95,7 +95,10 @@ class Scheduler:
     """
 
     def __init__(
-        self, execute: Callable[[list[Job]], Callable[[], None] | None], plan: Plan, concurrency: int
+        self,
+        execute: Callable[[list[Job]], Callable[[], None] | None],
+        plan: BatchingPolicy,
+        concurrency: int,
     ) -> None:
         self._execute = execute
         self._plan = plan
@@ -108,10 +111,10 @@ class Scheduler:
         self._leading: set[Job] = set()  # each has one permit
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> BatchingPolicy:
         return self._plan
 
-    def configure(self, plan: Plan) -> None:
+    def configure(self, plan: BatchingPolicy) -> None:
         """A new plan for the requests that come from now on."""
         with self._lock:
             self._plan = plan

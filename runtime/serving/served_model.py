@@ -7,7 +7,6 @@ comes to be live (`runtime/swap/controller.py`).
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,17 +17,16 @@ import numpy as np
 
 from runtime.config import ServerConfig
 from runtime.errors import Code, ServiceError
-from runtime.labels import Labels
 from runtime.serving import request as serving_request
-from runtime.serving.counters import Account, Durations, Statistics
-from runtime.serving.queueing import Plan
+from runtime.serving.counters import Durations, RequestCounters, Statistics
+from runtime.serving.labels import Labels
+from runtime.serving.queueing import BatchingPolicy
 from runtime.serving.request import (
     Answer,
     InferRequest,
-    InputTensor,
-    OutputRequest,
     Parameter,
     parse_version,
+    permission,
 )
 from runtime.serving.scheduler import Job, Scheduler
 from runtime.serving.slot import Slot
@@ -40,7 +38,7 @@ log = logging.getLogger("roadworthy.host")
 
 @dataclass(slots=True)
 class _Work:
-    """What travels with a Job.  `pinned`: the slot that must answer, held by who asks (a frame group)."""
+    """The payload of a Job.  pinned: the slot that must answer; the caller (a frame group) holds it."""
 
     inputs: dict[str, Array]
     names: tuple[str, ...]
@@ -52,15 +50,15 @@ class _Work:
     stages: Durations = field(default_factory=Durations)
 
 
-UNLOADED = "unloaded"  # the reason of a model that somebody has unloaded
+UNLOADED = "unloaded"  # the reason of a model that was unloaded on request
 
 
-class ModelHost:
+class ServedModel:
     """`lock`: guards what is live; the members of a frame group share one, so that they flip as one."""
 
     def __init__(self, name: str, config: ServerConfig, lock: threading.RLock | None = None) -> None:
         self.name = name
-        self.account = Account()
+        self.account = RequestCounters()
         self.reason = "no version has been loaded"  # why no version is live, while none is
         self.stuck = ""  # why the live one does not answer, while it does not
         self.unloaded: tuple[int, ...] = ()  # versions that answered until the model was unloaded
@@ -72,7 +70,7 @@ class ModelHost:
         self._previous: Slot | None = None
         self._claimed = False  # the warm slot is about to be live again
         self._statistics: dict[int, Statistics] = {}
-        self._scheduler = Scheduler(self._execute, Plan.of(config.queue), config.engine.concurrency)
+        self._scheduler = Scheduler(self._execute, BatchingPolicy.of(config.queue), config.engine.concurrency)
 
     # -- slots -----------------------------------------------------------------------
 
@@ -82,7 +80,7 @@ class ModelHost:
 
     @property
     def is_unloaded(self) -> bool:
-        """Whether it does not answer because somebody said so."""
+        """True if the model was unloaded on request."""
         return self._live is None and self.reason == UNLOADED
 
     @property
@@ -90,12 +88,12 @@ class ModelHost:
         return self._previous
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> BatchingPolicy:
         """How requests wait and share runs."""
         return self._scheduler.plan
 
-    def configure(self, plan: Plan, labels: Labels | None = None) -> None:
-        """A new plan for the requests that come from now on, and the labels of their outputs."""
+    def configure(self, plan: BatchingPolicy, labels: Labels | None = None) -> None:
+        """Replaces the batching policy for later requests, and the labels of their outputs."""
         self._scheduler.configure(plan)
         if labels is not None:
             self.labels = labels
@@ -105,13 +103,13 @@ class ModelHost:
         return self._scheduler.pending
 
     def loaded(self) -> list[Slot]:
-        """The slots that answer requests: live first."""
+        """Returns the slots that answer requests, the live one first."""
         with self._lock:
             return [slot for slot in (self._live, self._previous) if slot is not None]
 
     def flip(self, slot: Slot) -> Slot | None:
-        """Makes `slot` live and keeps the old live slot warm.  Returns the slot displaced from warmth, which
-        the caller retires: it may hold the lock for several models, and closing an engine takes time.
+        """Makes `slot` live and keeps the old live slot warm.  Returns the slot that was warm, which the
+        caller retires: it may hold the lock for several models, and closing an engine takes time.
         """
         with self._lock:
             displaced, self._previous, self._live = self._previous, self._live, slot
@@ -122,7 +120,7 @@ class ModelHost:
     def flip_back(self) -> tuple[Slot, Slot]:
         """Makes the warm slot live again; returns (the new live slot, the one it replaces, to be retired).
 
-        Raises ServiceError(FAILED_PRECONDITION) when there is none.
+        Raises ServiceError(FAILED_PRECONDITION) if there is none.
         """
         with self._lock:
             warm, bad = self.previous_or_refuse(), self._live
@@ -130,16 +128,16 @@ class ModelHost:
             self._live, self._previous, self._claimed = warm, None, False
             return warm, bad
 
-    def claim_previous(self) -> Slot:
-        """The warm slot, which stays where it is until `flip_back` or `unclaim`: what is written of a
-        rollback before it happens must come true.  Raises ServiceError(FAILED_PRECONDITION): there is none.
+    def reserve_previous(self) -> Slot:
+        """Returns the warm slot and keeps it until `flip_back` or `release_previous`: a rollback that is
+        recorded must be possible.  Raises ServiceError(FAILED_PRECONDITION) if there is none.
         """
         with self._lock:
             warm = self.previous_or_refuse()
             self._claimed = True
             return warm
 
-    def unclaim(self) -> None:
+    def release_previous(self) -> None:
         with self._lock:
             self._claimed = False
 
@@ -151,7 +149,7 @@ class ModelHost:
             displaced.retire()
 
     def drop_previous(self) -> Slot | None:
-        """Gives up the warm slot, and with it the rollback target; None where there is none to give up."""
+        """Retires the warm slot, which is the rollback target; returns it, or None if there is none."""
         with self._lock:
             if self._claimed:
                 return None
@@ -161,7 +159,7 @@ class ModelHost:
         return dropped
 
     def unload(self, reason: str) -> None:
-        """Stops answering; what is in flight finishes."""
+        """Stops answering; requests in flight finish."""
         with self._lock:
             slots = [slot for slot in (self._live, self._previous) if slot is not None]
             self._live = self._previous = None
@@ -171,8 +169,9 @@ class ModelHost:
             slot.retire()
 
     def slot(self, version: str) -> Slot:
-        """The slot that would answer a request for `version` ("" = the live one), with Triton's words
-        when none would.
+        """Returns the slot that would answer a request for `version` ("" = the live one).
+
+        Raises ServiceError with Triton's messages.
         """
         number = parse_version(version)
         live = self._live
@@ -210,20 +209,21 @@ class ModelHost:
                 known = self._statistics.setdefault(version, Statistics())
         return known
 
-    # -- runs that do not come back (runtime/serving/hung_runs.py) -----------------------------------
+    # -- hung runs (runtime/serving/hung_runs.py) ------------------------------------
 
     def runs(self) -> list[tuple[Job, Slot]]:
-        """What is inside an engine now, and whose engine."""
+        """Returns the jobs that run now, each with the slot that runs it."""
         found = [(job, job.payload.slot) for job in self._scheduler.runs()]
         return [(job, slot) for job, slot in found if slot is not None]
 
     def give_up(self, job: Job) -> bool:
-        """A run of a version that is not live hangs: the live one gets its permit.  False: it has ended."""
+        """Gives the permit of a hung run of a retired version to the live one; False if it has ended."""
         return self._scheduler.give_up(job, lambda: _does_not_end(self.name, job.payload.slot.version))
 
     def hold_back(self, hung: int, limit: float) -> None:
-        """So many runs of the live version hang.  Where none can begin, who waits is refused: it might wait
-        for ever.
+        """`hung` runs of the live version are stuck; if no permit is left, rejects the waiting requests.
+
+        limit: seconds after which a run counts as hung.
         """
         live = self._live
         if live is None or hung < self._config.engine.concurrency:
@@ -235,7 +235,7 @@ class ModelHost:
     # -- observers -------------------------------------------------------------------
 
     def previous_or_refuse(self) -> Slot:
-        """The warm slot.  Raises ServiceError(FAILED_PRECONDITION) when there is none to go back to."""
+        """Returns the warm slot.  Raises ServiceError(FAILED_PRECONDITION) if there is none."""
         previous = self._previous
         if previous is None or self._live is None:
             raise ServiceError(
@@ -263,10 +263,10 @@ class ModelHost:
         on_job: Callable[[Callable[[], None]], None] | None = None,
         pinned: Slot | None = None,
     ) -> Answer:
-        """Answers one request by exactly one version: `pinned`, which the caller holds, or the one that is
-        live when the run begins.
+        """Answers one request by exactly one version: `pinned`, which the caller holds, or the version that
+        is live when the run begins.
 
-        `deadline` is a time.monotonic(); `on_job` is given a function that cancels the request.
+        deadline: a time.monotonic().  on_job: called with a function that cancels the request.
         Raises ServiceError.
         """
         begun = time.monotonic_ns()
@@ -425,7 +425,7 @@ class ModelHost:
 
     def _observed(self, work: _Work, slot: Slot, outputs: dict[str, Array]) -> None:
         observers = self.observers
-        if not observers or slot.task is None or not slot.task.seen(outputs):
+        if not observers or slot.task is None or not slot.task.has_outputs(outputs):
             return
         frame = work.inputs["frame"]
         if not frame.size:  # an empty batch shows nobody anything
@@ -439,7 +439,7 @@ class ModelHost:
             frame,
             outputs,
             time.time(),
-            *_permission(work.parameters),
+            *permission(work.parameters),
         )
         for observer in observers:
             try:
@@ -472,30 +472,3 @@ def _does_not_end(model: str, version: int) -> ServiceError:
 def _number(request: InferRequest, key: str) -> float:
     value = request.parameters.get(key, 0)
     return value if isinstance(value, int | float) else 0
-
-
-__all__ = [
-    "Answer",
-    "InferRequest",
-    "InputTensor",
-    "ModelHost",
-    "OutputRequest",
-    "Parameter",
-    "parse_version",
-]
-
-
-def _permission(parameters: Mapping[str, Parameter]) -> tuple[bool | None, tuple[float, float] | None]:
-    """(collect, place) of the parameters `collect`, `latitude` and `longitude`; None for what is not there.
-
-    A `collect` that is no boolean forbids: whoever wrote it meant to say something.
-    """
-    if not parameters:
-        return None, None
-    collect = parameters.get("collect")
-    allowed = None if collect is None else collect is True
-    try:
-        place = (float(parameters["latitude"]), float(parameters["longitude"]))
-    except (KeyError, ValueError, OverflowError):
-        return allowed, None
-    return allowed, place if all(math.isfinite(part) for part in place) else None

@@ -18,7 +18,7 @@ from runtime.tensors import Array
 
 @dataclass(frozen=True)
 class Provenance:
-    """What every answer says of the version that gave it."""
+    """The parameters of an answer that name its version."""
 
     pack: str
     engine: str
@@ -41,7 +41,7 @@ class Provenance:
 
 
 class Slot:
-    """Ref-counted: `hold` before a run, `release` after it; a retired slot closes when nobody holds it."""
+    """Ref-counted: `hold` before a run, `release` after it; a retired slot closes after its last release."""
 
     def __init__(self, version: int, engine: Engine, manifest: dict[str, Any]) -> None:
         self.version = version
@@ -65,7 +65,7 @@ class Slot:
         self._closed = threading.Event()
 
     def hold(self) -> bool:
-        """Takes a reference; False when the slot has been retired, and must then not be used."""
+        """Adds a reference; returns False if the slot is retired and must not be used."""
         with self._lock:
             if self._retired:
                 return False
@@ -73,7 +73,7 @@ class Slot:
             return True
 
     def hold_again(self) -> None:
-        """One more reference, for who acts for somebody that holds one: also of a slot retired meanwhile."""
+        """Adds a reference on behalf of a current holder; valid even after retirement."""
         with self._lock:
             assert self._held > 0, "nobody holds the slot"
             self._held += 1

@@ -1,7 +1,7 @@
-"""The tap: live frames with the answers they got, for whoever learns from them.
+"""The tap: live frames with their answers, for adaptation.
 
 Holds references to the request's own bytes and never copies on the answer path.  Each
-subscriber has a bounded queue that drops its oldest; nobody can delay an answer.
+subscriber has a bounded queue that drops its oldest frame; no subscriber can delay an answer.
 """
 
 from __future__ import annotations

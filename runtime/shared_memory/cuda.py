@@ -20,7 +20,7 @@ import numpy as np
 from runtime.engines.cuda.context import CudaError, probe
 from runtime.engines.cuda.gate import GATE
 from runtime.errors import Code, ServiceError
-from runtime.shared_memory.system import Memory, Place
+from runtime.shared_memory.system import Memory, ShmRef
 from runtime.tensors import Array
 
 HANDLE = 64  # bytes of a CUipcMemHandle
@@ -137,7 +137,7 @@ class CudaRegion(Memory):
         self._address = address
         self._driver = driver
 
-    def read(self, place: Place) -> Array:
+    def read(self, place: ShmRef) -> Array:
         self.check(place)
         content = np.empty(place.byte_size, np.uint8)
         try:
@@ -146,8 +146,8 @@ class CudaRegion(Memory):
             raise self._failed(error) from error
         return content
 
-    def write(self, place: Place, content: bytes | memoryview) -> None:
-        self.check(Place(place.region, place.offset, max(1, len(content))))
+    def write(self, place: ShmRef, content: bytes | memoryview) -> None:
+        self.check(ShmRef(place.region, place.offset, max(1, len(content))))
         source = np.frombuffer(content, np.uint8)
         if not source.size:
             return

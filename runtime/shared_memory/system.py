@@ -11,7 +11,6 @@ hold it stays until the last of them is answered.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import stat
@@ -22,18 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from runtime.client.shm_segments import PREFIX
 from runtime.errors import Code, ServiceError
+from runtime.shared_memory import segments
 from runtime.shared_memory.sigbus import GUARD
 from runtime.tensors import Array
 
-_DIRECTORY = "/dev/shm"
 _2_64 = 1 << 64
 LIMIT = 1024  # regions; each holds two descriptors (mmap duplicates its own)
 
 
 @dataclass(frozen=True)
-class Place:
+class ShmRef:
     """Where a tensor lies: as a request names it, not yet checked."""
 
     region: str
@@ -55,18 +53,18 @@ class Memory:
         self._held = 0
         self._gone = False
 
-    def check(self, place: Place) -> None:
+    def check(self, place: ShmRef) -> None:
         """Raises ServiceError unless the whole place is inside.  Python's integers do not overflow."""
         if not 0 <= place.offset < self.byte_size:
             raise _invalid(f"Invalid offset for shared memory region: '{self.name}'")
         if place.byte_size <= 0 or place.offset + place.byte_size > self.byte_size:
             raise _invalid(f"Invalid offset + byte size for shared memory region: '{self.name}'")
 
-    def read(self, place: Place) -> Array:
+    def read(self, place: ShmRef) -> Array:
         """A copy of the place, uint8 [byte_size]."""
         raise NotImplementedError
 
-    def write(self, place: Place, content: bytes | memoryview) -> None:
+    def write(self, place: ShmRef, content: bytes | memoryview) -> None:
         """Writes `content` at the start of the place, which must be large enough."""
         raise NotImplementedError
 
@@ -115,7 +113,7 @@ class Region(Memory):
         self._descriptor = descriptor
         self._mapping = _Mapping(descriptor, offset, byte_size) if mapped else None
 
-    def read(self, place: Place) -> Array:
+    def read(self, place: ShmRef) -> Array:
         self.check(place)
         self._check_size(place.offset + place.byte_size)
         content = np.empty(place.byte_size, np.uint8)
@@ -128,7 +126,7 @@ class Region(Memory):
             raise self._shortened()
         return content
 
-    def write(self, place: Place, content: bytes | memoryview) -> None:
+    def write(self, place: ShmRef, content: bytes | memoryview) -> None:
         self.check(place)
         size = len(content)
         if size == 0:  # an empty batch has an empty answer
@@ -156,18 +154,11 @@ class Region(Memory):
         )
 
     def ownerless(self) -> bool:
-        """Whether this is a lane of our own client whose process is gone, so that no process locks it."""
-        if not self.key.removeprefix("/").startswith(PREFIX):
+        """True if this is a segment of our own client whose process is gone."""
+        if not segments.is_segment(self.key.removeprefix("/")):
             return False
         with self._lock:
-            if self._gone:
-                return False
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return False
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-            return True
+            return not self._gone and segments.is_abandoned(self._descriptor)
 
     def _close(self) -> None:
         if self._mapping is not None:
@@ -198,7 +189,7 @@ class _Mapping:
         self._memory.close()
 
 
-class Regions:
+class ShmRegistry:
     """The registered regions, with Triton's codes and words.
 
     `allowed`: whether clients may register any.  `prefix`: what the names of system regions begin with.
@@ -308,7 +299,7 @@ class Regions:
         for kind in ("system", "cuda"):
             self.unregister("", kind)
 
-    def hold(self, place: Place) -> Memory:
+    def hold(self, place: ShmRef) -> Memory:
         """The region of a place, checked and held; release it."""
         with self._lock:
             region = self._regions.get(place.region)
@@ -330,7 +321,9 @@ def _open(key: str) -> int:
     if not name or "/" in name or "\0" in name or name in (".", "..") or len(name) > 255:
         raise failure
     try:
-        descriptor = os.open(f"{_DIRECTORY}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(
+            f"{segments.DIRECTORY}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        )
     except OSError:
         raise failure from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

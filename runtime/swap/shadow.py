@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from runtime.checks import task as checks_task
-from runtime.checks.task import Looks, Task
+from runtime.checks.task import Stats, Task
 from runtime.config import ServerConfig
 from runtime.errors import Refused
 from runtime.serving.slot import Slot
 from runtime.serving.tap import Observation, Sampler
-from runtime.swap.verify import Candidate, Verifier, timed
+from runtime.swap.candidate import Candidate
+from runtime.swap.verify import Verifier, timed
 
 
 class Shadow:
@@ -87,20 +88,20 @@ class Shadow:
             return {"frames": 0, "note": note}
         report = {"frames": 0, "note": note}
         comparison, mine, other = self._golden(candidate, task, live, parts)
-        report |= task.figures(comparison, mine, other)
+        report |= task.report(comparison, mine, other)
         if reason := task.disagrees(comparison, mine, other, self._config.shadow):
             raise Refused("shadow-agreement", f"on the golden frames ({why}): {reason}", report)
         return report
 
     def _golden(
         self, candidate: Candidate, task: Task, live: Slot, parts: list[str]
-    ) -> tuple[dict[str, Any], Looks, Looks]:
-        """(comparison, the candidate's looks, the live version's) on the golden frames, of these parts."""
+    ) -> tuple[dict[str, Any], Stats, Stats]:
+        """(comparison, the candidate's stats, the live version's) on the golden frames, of these parts."""
         known, own = self._verifier.reference_golden(live, candidate), candidate.golden
         limits = self._config.shadow
         compared = [task.compare(known.answers[k], own.answers[k], limits) for k in candidate.frames]
-        looks = [[golden.looks[key] for key in candidate.frames] for golden in (own, known)]
-        of = (checks_task.total(each) for each in (compared, *looks))
+        stats = [[golden.stats[key] for key in candidate.frames] for golden in (own, known)]
+        of = (checks_task.total(each) for each in (compared, *stats))
         comparison, mine, other = ({n: v for n, v in each.items() if n in parts} for each in of)
         return comparison, mine, other
 
@@ -114,10 +115,10 @@ class _Sample:
         self._config = config
         self._candidate = candidate
         self._task = task
-        self._names = task.asked(candidate.engine.spec)
+        self._names = task.required_outputs(candidate.engine.spec)
         self._frames: dict[str, int] = {}
-        self._mine: Looks = {}
-        self._theirs: Looks = {}
+        self._mine: Stats = {}
+        self._theirs: Stats = {}
         self._comparison: dict[str, Any] = {}
         self._costs: list[float] = []
 
@@ -130,7 +131,7 @@ class _Sample:
         frame = np.ascontiguousarray(observation.frame[:1])
         answer, cost = timed(self._candidate.engine, {"frame": frame}, self._names)
         live = {name: value[:1] for name, value in observation.outputs.items()}
-        mine, theirs = task.look(answer), task.look(live)
+        mine, theirs = task.summarize(answer), task.summarize(live)
         self.count += 1
         self._costs.append(cost)
         if reason := task.not_finite(mine, answer, theirs):
@@ -153,7 +154,7 @@ class _Sample:
         report: dict[str, Any] = {
             "frames": self.count,
             "seconds": round(self.seconds, 3),
-            **task.figures(comparison, mine, theirs),
+            **task.report(comparison, mine, theirs),
             "cost_ms": round(cost, 3),
         }
         if reason := task.collapsed(mine, theirs, guards, limits.max_vanished):

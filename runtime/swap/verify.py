@@ -1,7 +1,7 @@
 """The checks between SUBMITTED and VERIFIED: what a candidate must show before it sees a live frame.
 
 In the order of docs/architecture.md: manifest, hash, signature, contract, memory, load,
-finite, golden, collapse, latency.  Everything here runs on a thread of low priority.
+finite, golden, collapse, latency.  Everything runs on a thread of low priority.
 Knows the repository, engines and tasks; knows nothing of flips.
 """
 
@@ -11,7 +11,6 @@ import hashlib
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,56 +18,20 @@ import numpy as np
 from runtime import engines
 from runtime.checks import golden
 from runtime.checks import task as checks_task
-from runtime.checks.task import Looks, Task
+from runtime.checks.task import Task
 from runtime.config import ServerConfig
 from runtime.engines import Engine
 from runtime.errors import Refused, Unjudged, of_the_machine
 from runtime.repository.repository import Repository
 from runtime.repository.signing import check_signature
 from runtime.serving import sharing
-from runtime.serving.memory_budget import Ledger, Reservation
-from runtime.serving.served_model import ModelHost
+from runtime.serving.memory_budget import MemoryBudget
+from runtime.serving.served_model import ServedModel
 from runtime.serving.slot import Slot
+from runtime.swap.candidate import Candidate, Golden
 from runtime.tensors import DTYPES, Array, EngineSpec, TensorSpec, datatype
 
 GOLDEN_FRAMES = 4  # of those a version brings; more would only make swaps slower
-
-
-@dataclass
-class Golden:
-    """What a version answered on its golden frames, kept with its slot as the reference for the next one."""
-
-    answers: dict[str, dict[str, Array]] = field(default_factory=dict)  # hash of the frame -> outputs
-    looks: dict[str, Looks] = field(default_factory=dict)
-    cost_ms: float = 0.0  # of one frame on one thread of low priority: comparable between candidates
-
-    def add(self, task: Task, key: str, answer: dict[str, Array]) -> Looks:
-        """Keeps what comparisons need of an answer, and its look."""
-        self.answers[key] = {part.needs: answer[part.needs] for part in task.parts}
-        self.looks[key] = task.look(answer)
-        return self.looks[key]
-
-
-@dataclass
-class Candidate:
-    """`reservation`: its memory, declared until it is live or closed."""
-
-    version: int
-    engine: Engine
-    manifest: dict[str, Any]
-    golden: Golden
-    reservation: Reservation
-    task: Task | None = None
-    frames: dict[str, Array] = field(default_factory=dict)
-    blind: dict[str, Array] = field(default_factory=dict)  # of a foreign network: the inputs that it ran on
-    mixes: str = ""  # why its requests must not share a run
-    notes: list[str] = field(default_factory=list)
-    report: dict[str, Any] = field(default_factory=dict)
-
-    def close(self) -> None:
-        """Of one that will not be live: its engine and its claim to memory."""
-        self.engine.close()
-        self.reservation.release()
 
 
 class Verifier:
@@ -77,7 +40,9 @@ class Verifier:
     `goldens`: what each loaded version answered on golden frames, by version.
     """
 
-    def __init__(self, host: ModelHost, repository: Repository, config: ServerConfig, ledger: Ledger) -> None:
+    def __init__(
+        self, host: ServedModel, repository: Repository, config: ServerConfig, ledger: MemoryBudget
+    ) -> None:
         self.host = host
         self.goldens: dict[int, Golden] = {}
         self._repository = repository
@@ -142,7 +107,7 @@ class Verifier:
     def _golden_frames(
         self, files: dict[str, bytes], candidate: Candidate, task: Task
     ) -> dict[str, dict[str, Array]]:
-        """{hash of the frame: what the exporter's network said of it}; fills candidate.frames."""
+        """Returns {hash of the frame: the exporter's answer}; fills candidate.frames."""
         if "golden.npz" not in files:
             if self._config.guard.require_golden:
                 raise Refused(
@@ -162,9 +127,9 @@ class Verifier:
         fits = frames.ndim == 4 and frames.shape[3] == 3
         if not fits or height not in (-1, frames.shape[1]) or width not in (-1, frames.shape[2]):
             raise Refused("golden", f"golden.npz holds frames {frames.shape} that this engine does not take")
-        for part in task.parts:
-            if not part.fits(arrays):
-                shapes = ", ".join(f"{name} {arrays[name].shape}" for name in ("frames", *part.golden))
+        for head in task.heads:
+            if not head.golden_fits(arrays):
+                shapes = ", ".join(f"{name} {arrays[name].shape}" for name in ("frames", *head.golden))
                 raise Refused("golden", f"golden.npz holds arrays that do not belong together: {shapes}")
         expected = {}
         for index, frame in enumerate(frames):
@@ -176,7 +141,7 @@ class Verifier:
     def _look_at_golden(
         self, candidate: Candidate, task: Task, expected: dict[str, dict[str, Array]]
     ) -> None:
-        names = task.asked(candidate.engine.spec)
+        names = task.required_outputs(candidate.engine.spec)
         costs: list[float] = []
         parities: list[dict[str, Any]] = []
         for key, frame in candidate.frames.items():
@@ -187,7 +152,7 @@ class Verifier:
             seen = candidate.golden.add(task, key, answer)
             if reason := task.not_finite(seen, answer):
                 raise Refused("finite", reason)
-            if reason := task.beyond(answer):
+            if reason := task.contract_violation(answer):
                 raise Refused("contract", reason)
             if key in expected:
                 parities.append(task.parity(answer, expected[key]))
@@ -195,32 +160,32 @@ class Verifier:
             costs.append(timed(candidate.engine, {"frame": next(iter(candidate.frames.values()))}, names)[1])
         candidate.golden.cost_ms = min(costs)
         parity, limits = checks_task.total(parities), self._config.guard
-        candidate.report |= task.parity_figures(parity)
-        if reason := task.missed(parity, limits):
-            looks = checks_task.total(list(candidate.golden.looks.values()))
-            if one := task.collapsed(looks, None, limits, limits.max_vanished):
+        candidate.report |= task.parity_report(parity)
+        if reason := task.golden_mismatch(parity, limits):
+            stats = checks_task.total(list(candidate.golden.stats.values()))
+            if one := task.collapsed(stats, None, limits, limits.max_vanished):
                 raise Refused("collapse", f"{one}; {reason}")
             raise Refused("golden", reason)
 
     def _compare_golden(self, candidate: Candidate, task: Task, reference: Slot | None) -> None:
-        seen = checks_task.total(list(candidate.golden.looks.values()))
+        seen = checks_task.total(list(candidate.golden.stats.values()))
         other = None
         if reference is not None and reference.task is not None:
             known = self.reference_golden(reference, candidate)
-            other = checks_task.total([known.looks[key] for key in candidate.frames])
+            other = checks_task.total([known.stats[key] for key in candidate.frames])
         limits = self._config.guard
         if reason := task.collapsed(seen, other, limits, limits.max_vanished):
             raise Refused("collapse", reason)
 
     def reference_golden(self, reference: Slot, candidate: Candidate) -> Golden:
-        """The live version's answers on the candidate's golden frames; computed where they are not those
-        it came with.
+        """Returns the live version's answers on the candidate's golden frames; computes those that are not
+        among its own.
         """
         known = self.goldens.setdefault(reference.version, Golden())
         task = reference.task
         assert task is not None
         for key, frame in candidate.frames.items():
-            if key not in known.looks:
+            if key not in known.stats:
                 known.add(task, key, held(reference, {"frame": frame}, list(task.outputs)))
         return known
 
@@ -238,9 +203,12 @@ class Verifier:
             )
 
     def slot(self, candidate: Candidate) -> Slot:
-        """The candidate with the live thread budget, run once.  On a thread of normal priority."""
+        """Reloads the candidate with the serving thread count, runs it once, and returns its slot.
+
+        Called on a thread of normal priority.  Raises Refused.
+        """
         try:
-            engine = candidate.engine.promoted()
+            engine = candidate.engine.with_serving_threads()
             if engine is candidate.engine:
                 return _slot(candidate)
             try:
@@ -262,10 +230,10 @@ class Verifier:
         return _slot(candidate)
 
     def _as_judged(self, candidate: Candidate, task: Task, engine: Engine) -> None:
-        """The engine that will answer says what the one that was judged said, and within the budget."""
+        """Refuses the serving engine if its answers differ from the judged one's, or exceed the budget."""
         key, frame = next(iter(candidate.frames.items()))
         names = list(task.outputs)
-        same = task.same(engine.run({"frame": frame}, names), candidate.golden.answers[key])
+        same = task.pixel_agreement(engine.run({"frame": frame}, names), candidate.golden.answers[key])
         if same < 0.999:
             raise Refused(
                 "golden", f"with all threads the engine gives other answers on {1 - same:.2%} of the pixels"
@@ -276,7 +244,7 @@ class Verifier:
 
 
 def _same_promise(manifest: dict[str, Any], reference: Slot | None) -> None:
-    """What the manifest says must equal what the live one's says: clients depend on it."""
+    """Refuses a manifest that differs from the live one in a key that clients depend on."""
     if reference is None:
         return
     for key in checks_task.PROMISED:
@@ -329,7 +297,7 @@ def _outputs(spec: EngineSpec) -> list[str]:
 
 
 def _as_declared(spec: EngineSpec, answer: Mapping[str, Array]) -> None:
-    """Clients are told the declared shapes and types; a run that contradicts them is a fault of the file."""
+    """Refuses a run that contradicts the declared shapes and types: clients rely on them."""
     for name, value in answer.items():
         said = spec.output(name)
         if said is None:
@@ -353,7 +321,7 @@ def _mixes_rows(candidate: Candidate) -> str:
     """Why requests must not share a run of the candidate; "" where they may."""
     if candidate.task is None:
         return sharing.foreign_mixes_rows(candidate.engine, candidate.blind)
-    names = [part.needs for part in candidate.task.parts]
+    names = [head.required for head in candidate.task.heads]
     frames = list(candidate.frames.values())[:2]
     if len(frames) < 2:  # one golden frame: its mirror image is another
         frames.append(np.ascontiguousarray(frames[0][:, :, ::-1]))
@@ -401,8 +369,9 @@ def _made_up(spec: EngineSpec) -> dict[str, Array]:
 
 
 def timed(engine: Engine, inputs: dict[str, Array], names: list[str]) -> tuple[dict[str, Array], float]:
-    """(outputs, ms).  CPU time of the one thread where the engine computes on it: wall time on a busy
-    machine at low priority says nothing about the engine."""
+    """Returns (outputs, ms): CPU time of the thread if the engine computes on it, because wall time at low
+    priority depends on the load of the machine.
+    """
     wall, cpu = time.perf_counter(), time.thread_time()
     try:
         answer = engine.run(inputs, names)

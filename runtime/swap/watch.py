@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.checks.task import Looks, Task
+from runtime.checks.task import Stats, Task
 from runtime.config import ServerConfig
 from runtime.process.priority import lower
-from runtime.serving.served_model import ModelHost
+from runtime.serving.served_model import ServedModel
 from runtime.serving.slot import Slot
 from runtime.serving.tap import Observation, Sampler
 from runtime.swap.verify import held
@@ -48,10 +48,10 @@ def _costs(slot: Slot) -> list[float]:
 
 
 class Watch(threading.Thread):
-    """The watch window: looks at a few answers a second and rolls back on what it sees."""
+    """The watch window: judges a few answers per second and rolls back if it finds a fault."""
 
     def __init__(
-        self, host: ModelHost, slot: Slot, before: Baseline, config: ServerConfig, roll_back: RollBack
+        self, host: ServedModel, slot: Slot, before: Baseline, config: ServerConfig, roll_back: RollBack
     ) -> None:
         super().__init__(name=f"watch-{host.name}", daemon=True)
         self.slot = slot
@@ -87,13 +87,13 @@ class Watch(threading.Thread):
         while not self._ended.is_set() and time.monotonic() < until:
             observation = self._sampler.get(0.25)
             if observation is not None and observation.version == self.slot.version and task is not None:
-                looks = task.look(observation.outputs)
+                stats = task.summarize(observation.outputs)
                 looked += 1
-                reason = self._fault(task, looks, observation.outputs)
+                reason = self._fault(task, stats, observation.outputs)
                 if reason is not None and not self._previous_no_better(task, observation):
                     bad += 1
                     worst = reason
-                if observation.confidence is not None and (sure := task.confidence(looks)) is not None:
+                if observation.confidence is not None and (sure := task.mean_confidence(stats)) is not None:
                     sums.append(sure)
                     self.confidence = float(np.mean(sums[-50:]))
             if (new := self.slot.failures - failed) > 0:
@@ -118,9 +118,9 @@ class Watch(threading.Thread):
     def _hangs(self) -> tuple[str, str]:
         return "watch-hang", f"a run has not ended after {self._config.engine.hang:g} s"
 
-    def _fault(self, task: Task, looks: Looks, answer: Mapping[str, Array]) -> str | None:
+    def _fault(self, task: Task, stats: Stats, answer: Mapping[str, Array]) -> str | None:
         """What is wrong with an answer, whatever is on the frame."""
-        return task.not_finite(looks, answer) or task.collapsed(looks, None, self._config.guard, 0.0)
+        return task.not_finite(stats, answer) or task.collapsed(stats, None, self._config.guard, 0.0)
 
     def _previous_no_better(self, task: Task, observation: Observation) -> bool:
         """A covered camera gives one class, or no edge, with any version; rolling back would not help."""
@@ -132,7 +132,7 @@ class Watch(threading.Thread):
             answer = held(previous, {"frame": observation.frame}, names)
         except Exception:
             return False
-        return self._fault(previous.task, previous.task.look(answer), answer) is not None
+        return self._fault(previous.task, previous.task.summarize(answer), answer) is not None
 
     def _previous_runs(self) -> bool:
         """Whether the version before runs what this one has just failed: a client that sends what no version

@@ -76,17 +76,50 @@ def test_labels_come_nearer_to_the_reference_and_the_report_says_how_far_they_we
     assert [f.name for f in (data / "out" / "pictures").iterdir()] == ["f0.png"]
 
 
-def test_flat_maps_move_nothing_unless_the_gate_is_off(data, capsys):
+def test_what_the_reference_does_not_know_is_not_counted(data, capsys):
+    more = (*maps(data), "--reference", str(data / "reference"))
+    assert align.main(arguments(data, *more)) == 0
+    whole = json.loads(capsys.readouterr().out)["reference"]["f"]["0.0016"]
+    # the lower half of the reference is wrong and says so
+    for i in range(2):
+        path = data / "reference" / f"f{i}.npz"
+        edges, _ = edge_codec.unpack(edge_codec.read(path, 2), 2)
+        ignore = np.zeros(SIZE, bool)
+        ignore[32:] = True
+        edges[:, 32:] = False
+        edge_codec.write(path, edge_codec.pack(edges, ignore), 2)
+    assert align.main(arguments(data, *more)) == 0
+    half = json.loads(capsys.readouterr().out)["reference"]["f"]["0.0016"]
+    assert half["after"] > half["before"] + 0.1
+    assert abs(half["after"] - whole["after"]) < 0.12
+
+
+def test_noise_moves_nothing_unless_the_gate_is_off_and_the_report_says_why(data, capsys):
     for i in range(2):
         rng = np.random.default_rng(i)
-        p = (0.2 * rng.random((2, *SIZE))).astype(np.float32)
+        p = rng.uniform(0.001, 0.999, (2, *SIZE)).astype(np.float32)
         np.savez(data / "maps" / f"f{i}.npz", probability=p)
-    assert align.main(arguments(data, *maps(data))) == 0
+    loose = ("--smoothness", "0")
+    assert align.main(arguments(data, *maps(data), *loose, "--gate")) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["classes"]["class1"]["shift_max"] == 0
-    assert report["classes"]["class1"]["kept_by_gate"] == 1
-    assert align.main(arguments(data, *maps(data), "--no-gate", "--smoothness", "0")) == 0
-    assert json.loads(capsys.readouterr().out)["classes"]["class1"]["moved"] > 0.2
+    row = report["classes"]["class1"]
+    assert row["shift_max"] == 0
+    assert row["kept_by_gate"] == 1
+    why = row["pieces"]
+    assert why["all"] == why["kept"]["spread"] + why["kept"]["apart"] > 2
+    assert why["moved"] == why["at_rest"] == 0
+    assert why["mean_spread"]["kept"] > 0.8
+    assert why["mean_spread"]["moved"] is None
+    assert align.main(arguments(data, *maps(data), "--no-gate", *loose)) == 0
+    row = json.loads(capsys.readouterr().out)["classes"]["class1"]
+    assert row["moved"] > 0.2
+    assert row["pieces"]["moved"] == row["pieces"]["all"]
+    # good ridges pass, and a map that says nothing leaves every piece at rest
+    for i in range(2):
+        np.savez(data / "maps" / f"f{i}.npz", probability=np.full((2, *SIZE), 0.3, np.float32))
+    assert align.main(arguments(data, *maps(data))) == 0
+    why = json.loads(capsys.readouterr().out)["classes"]["class1"]["pieces"]
+    assert why["at_rest"] == why["all"]
 
 
 def test_a_segmentation_pack_and_class_maps_go_end_to_end(data, capsys):
@@ -144,7 +177,7 @@ def test_refusals_are_one_line_and_nothing_is_overwritten(data, capsys):
         (["--classes", "3"], "2 classes, 3"),
         (["--reference", str(data / "empty")], "no label of f0"),
         (["--sigma-x", "-1"], "sigma_x"),
-        (["--strength", "nan"], "finite limits"),
+        (["--spread", "nan"], "finite limits"),
     ]
     for more, word in cases:
         assert align.main(arguments(data, *maps(data), *more)) == 1

@@ -14,7 +14,7 @@ import networks
 from adapt.data.street.scenes import render
 from adapt.gate.limits import EdgeLimits, Limits
 from adapt.labels.edge_probability import edge_probability
-from adapt.loop.loop import EdgeMember, Loop, LoopConfig
+from adapt.loop import EdgeMember, Loop, LoopConfig
 from adapt.round.edges import EdgeRoundConfig, adapt_edges
 from adapt.round.segmentation import RoundConfig
 from export.build import Options, build

@@ -18,7 +18,7 @@ COMMANDS = {
     "adapt.reproduce": ("adapt.reproduce", "parser"),
     "adapt.frames": ("adapt.frames.__main__", "parser"),
     "adapt.send": ("adapt.send", "parser"),
-    "adapt.run": ("adapt.run", "parser"),
+    "adapt.run": ("adapt.run", "parse_arguments"),
     "adapt.view": ("adapt.view", "parser"),
 }
 
@@ -28,7 +28,7 @@ def test_a_command_that_is_interrupted_says_so(name, monkeypatch, capsys):
     module, where = COMMANDS[name]
     command = importlib.import_module(module)
 
-    def interrupted() -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, where, interrupted)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from adapt.frames.store import FrameStore, StoreError
+from adapt.loop import Loop, LoopConfig, LoopError
 from adapt.loop.budget import Budget, BudgetError, Meter
-from adapt.loop.loop import Loop, LoopConfig, LoopError
 from adapt.round.segmentation import RoundConfig, RoundError, adapt
 from common.files import read_json
 

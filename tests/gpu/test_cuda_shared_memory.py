@@ -16,7 +16,7 @@ from runtime.engines.cuda import context
 from runtime.repository.repository import Repository
 from runtime.shared_memory import cuda as shared_memory_cuda
 from tests.runtime import builders as b
-from tests.runtime.test_kill import Process
+from tests.runtime.scenarios.test_kill import Process
 from tests.tensorrt.test_cuda_shm import PIXELS, Calls
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900, method="thread")]

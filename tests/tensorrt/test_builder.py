@@ -370,9 +370,7 @@ def test_refit_plan_runs_host_code_only_when_told_to() -> None:
     assert refit_plan(plan, {"mix": np.ones(3, np.float32)}, host_code=True, library=here)
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("4", (4, 4, 4)), ("1:4:8", (1, 4, 8)), ("2:2:2", (2, 2, 2))]
-)
+@pytest.mark.parametrize(("text", "value"), [("4", (4, 4, 4)), ("1:4:8", (1, 4, 8)), ("2:2:2", (2, 2, 2))])
 def test_batch_is_read(text: str, value: tuple[int, int, int]) -> None:
     assert parse_batch(text) == value
 

@@ -61,7 +61,7 @@ def test_no_other_thread_works_on_the_device_while_a_graph_is_captured() -> None
         "load": lambda: load(device, plan(), found=found).close(),
         "run": lambda: others["run"].run({"frame": frame}, ["mixed"]),
         "refit": lambda: others["refit"].refit({"mix": MIX}).close(),
-        "promote": lambda: others["promote"].promoted().close(),
+        "promote": lambda: others["promote"].with_serving_threads().close(),
         "close": lambda: others["close"].close(),
         "profile": lambda: others["look"].profile({"frame": frame}, 2),
         "layers": lambda: others["look"].layers(),
@@ -151,9 +151,9 @@ def test_an_engine_that_nobody_closed_is_closed_when_the_process_ends() -> None:
     """Its objects would otherwise be destroyed on a thread without the context, which may crash."""
     code = """
 import atexit
+atexit.register(lambda: print("clean", device.clean(), device.broken))  # first in, last out
 from tests.tensorrt.fakes import Device
 device = Device()
-atexit.register(lambda: print("clean", device.clean(), device.broken))
 from tests.tensorrt.test_contexts import load
 engine, closed = load(device), load(device)
 closed.close()
@@ -329,7 +329,7 @@ def test_an_engine_that_is_closed_while_it_is_profiled_goes_when_that_is_over() 
         with pytest.raises(TensorRTError, match="the engine is closed"):
             again()
     with pytest.raises(Refused, match="the engine is closed"):
-        engine.promoted()
+        engine.with_serving_threads()
 
 
 def test_a_refit_that_fails_frees_its_engine_on_the_thread_that_made_it() -> None:

@@ -15,7 +15,7 @@ from runtime.engines.cuda.gate import GATE
 from runtime.repository.repository import Repository
 from runtime.server import Server
 from runtime.shared_memory import cuda
-from runtime.shared_memory.system import Place
+from runtime.shared_memory.system import ShmRef
 from tests.runtime import builders as b
 from tests.tensorrt.fake_ipc import Ipc
 from tests.waits import PATIENCE
@@ -225,9 +225,9 @@ def test_a_device_that_is_lost_fails_requests_and_not_the_server(call, server, d
 
 def test_a_region_that_is_unregistered_while_it_is_used_stays_until_then(server, call, device):
     call("CudaSharedMemoryRegister", name="gpu", raw_handle=device.allocate(bytes(64)), byte_size=64)
-    region = server.service.regions.hold(Place("gpu", 0, 64))
+    region = server.service.regions.hold(ShmRef("gpu", 0, 64))
     call("CudaSharedMemoryUnregister", name="gpu")
     assert device.open
-    assert region.read(Place("gpu", 0, 64)).nbytes == 64
+    assert region.read(ShmRef("gpu", 0, 64)).nbytes == 64
     region.release()
     assert not device.open

@@ -72,9 +72,7 @@ def test_answers_equal_numpy_and_come_in_the_order_asked_for() -> None:
 def test_a_frame_that_is_not_contiguous_is_taken() -> None:
     with load(Device()) as engine:
         frame = frames(2)[:, ::-1, ::-1]
-        np.testing.assert_array_equal(
-            engine.run({"frame": frame}, ["brightest"])["brightest"], frame.max(-1)
-        )
+        np.testing.assert_array_equal(engine.run({"frame": frame}, ["brightest"])["brightest"], frame.max(-1))
 
 
 def test_warm_engine_launches_graphs_only() -> None:
@@ -100,9 +98,7 @@ def test_a_network_that_cannot_be_captured_runs_without_a_graph_and_says_so() ->
     device = Device()
     with load(device, plan(graph=False)) as engine:
         frame = frames(2)
-        np.testing.assert_array_equal(
-            engine.run({"frame": frame}, ["brightest"])["brightest"], frame.max(-1)
-        )
+        np.testing.assert_array_equal(engine.run({"frame": frame}, ["brightest"])["brightest"], frame.max(-1))
         assert "capturing" in engine.graph_refused
         assert device.launched == 0
 
@@ -123,9 +119,7 @@ def test_a_batch_outside_the_profile_is_refused_and_the_engine_goes_on() -> None
         with pytest.raises(RuntimeError, match=r"cannot have the shape \[7, 4, 5, 3\].*--batch"):
             engine.run({"frame": frames(7)}, ["mixed"])
         frame = frames(3)
-        np.testing.assert_array_equal(
-            engine.run({"frame": frame}, ["brightest"])["brightest"], frame.max(-1)
-        )
+        np.testing.assert_array_equal(engine.run({"frame": frame}, ["brightest"])["brightest"], frame.max(-1))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +154,7 @@ def test_promoted_has_new_lanes_on_the_same_plan() -> None:
     device = Device()
     candidate = load(device, lanes=2)
     assert device.contexts == 2  # the plan's thread and one lane
-    live = candidate.promoted()
+    live = candidate.with_serving_threads()
     candidate.close()
     assert device.contexts == 3  # the plan's thread and two lanes
     frame = frames(2)
@@ -254,9 +248,7 @@ def test_each_context_has_the_profile() -> None:
     device = Device()
     with load(device, plan(**DYNAMIC, profiles_are_chosen=True), candidate=False, lanes=3) as engine:
         frame = frames(3)
-        np.testing.assert_array_equal(
-            engine.run({"frame": frame}, ["brightest"])["brightest"], frame.max(-1)
-        )
+        np.testing.assert_array_equal(engine.run({"frame": frame}, ["brightest"])["brightest"], frame.max(-1))
     with pytest.raises(Refused, match=r"cannot have the optimisation profile.*engine\.concurrency = 1"):
         load(device, plan(**DYNAMIC, profiles_are_chosen="once"), candidate=False, lanes=2)
     assert device.clean()
@@ -273,7 +265,7 @@ def test_one_logger_outlives_the_engine_it_was_made_for() -> None:
             b"nonsense", "fp32", EngineConfig(), candidate=True, library=new._plan.library,
             driver=device.driver,
         )  # fmt: skip
-    third = new.promoted()
+    third = new.with_serving_threads()
     new.close()
     third.close()
     assert device.clean()
@@ -317,7 +309,7 @@ def test_a_lost_device_is_told_and_closing_goes_on() -> None:
     with pytest.raises(CudaError, match="illegal memory access"):
         engine.run({"frame": frames(2)}, ["mixed"])
     with pytest.raises(Refused, match="illegal memory access"):
-        engine.promoted()
+        engine.with_serving_threads()
     engine.close()
     engine.close()
     assert threading.active_count() == before
@@ -328,7 +320,7 @@ def test_a_promotion_that_fails_while_warming_leaks_nothing() -> None:
     engine = load(device, lanes=2)
     engine._plan.engine.plan["fails"] = True
     with pytest.raises(Refused, match="could not be launched"):
-        engine.promoted()
+        engine.with_serving_threads()
     engine.close()
     assert device.clean()
 

@@ -156,6 +156,8 @@ def test_protocols_are_the_published_ones():
         "sbd": (0.02, 5, 1.0),
         "sbd-reanno": (0.0075, 5, 1.0),
         "cityscapes": (0.0035, 0, 0.5),
+        "sbd-cls": (0.02, 5, 1.0),
+        "cityscapes-cls": (0.02, 0, 0.5),
         "bsds": (0.0075, 0, 1.0),
     }
     assert EdgeCounts.of("sbd", classes=20).margin == 5

@@ -52,6 +52,24 @@ def scores(pack, data: str, capsys, *more: str) -> dict:
     return json.loads(capsys.readouterr().out)["scores"][0]
 
 
+def test_boundary_iou_is_scored_on_request(pack19, tmp_path, capsys):
+    label = np.zeros((32, 64), np.uint8)
+    label[:, 32:] = 9
+    data = one_frame(tmp_path / "set", label)
+    found = scores(pack19, data, capsys, "--boundary", "0.02")
+    # Road everywhere: its band is the frame's border, a pixel wide; the truth's also runs along column 31.
+    whole, half = 2 * 64 + 2 * 30, 2 * 32 + 2 * 30
+    both = 2 * 32 + 30
+    assert found["boundary_ratio"] == 0.02
+    assert found["boundary_iou"]["road"] == pytest.approx(both / (whole + half - both))
+    assert found["boundary_iou"]["terrain"] == 0
+    assert found["boundary_iou"]["sky"] is None
+    assert found["boundary_miou"] == pytest.approx(found["boundary_iou"]["road"] / 2)
+    assert "boundary_iou" not in scores(pack19, data, capsys)
+    assert main([str(pack19.path), "--data", data, "--quiet", "--boundary", "0"]) == 1
+    assert "boundary IoU" in capsys.readouterr().err
+
+
 def test_protocols_score_and_average_the_published_classes(pack19, tmp_path, capsys):
     # Quarters of the frame: road, terrain (not of the 16), wall (of the 16, not of the 13), person.
     label = np.zeros((32, 64), np.uint8)

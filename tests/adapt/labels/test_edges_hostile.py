@@ -51,7 +51,7 @@ def refused(word, call):
         (r"no solver \[\]", lambda: align(ON, P, solver=[], **HOW)),
         ("tangents", lambda: align(ON, P, tangents=np.full((3, 3), None), **HOW)),
         ("whole pixels", lambda: Gate(tile=1.5)),
-        ("finite limits", lambda: Gate(strength="strong")),
+        ("finite limits", lambda: Gate(spread="wide")),
         ("1.5 classes", lambda: edge_codec.channels_of(1.5)),
         ("a pixel at least", lambda: edge_codec.pack(np.zeros((2, 0, 3), bool))),
         ("a pixel at least", lambda: edge_codec.unpack(BITS[:, :0], 2)),
@@ -149,7 +149,9 @@ def test_pictures_pillow_has_other_words_for_end_in_one_line_too(tmp_path, capsy
     for folder in ("labels", "images", "p"):
         (tmp_path / folder).mkdir()
     for folder in ("labels", "images"):
-        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / folder / "a.png")
+        picture = np.zeros((8, 8, 3), np.uint8)
+        picture[2, 2, 2] = folder == "labels"  # one edge pixel of class 0
+        Image.fromarray(picture).save(tmp_path / folder / "a.png")
     np.savez(tmp_path / "p" / "a.npz", probability=np.zeros((2, 8, 8), np.float32))
     good = (tmp_path / "images" / "a.png").read_bytes()
     broken = good[:20] + b"\xff" * 8 + good[28:]  # a header whose checksum is wrong: SyntaxError

@@ -18,14 +18,13 @@ from adapt.labels.edge_codec import pack, unpack
 from adapt.labels.edge_probability import edge_probability
 from adapt.labels.edges import category_edges
 from adapt.labels.seal import Gate
+from adapt.train.aligning import Aligners, align_bits
 from adapt.train.augment import Augmentation
 from adapt.train.edges import (
     PRESETS,
     SCALES,
     EdgeRecipe,
     EdgeTrainer,
-    Sample,
-    align_sample,
     crops_of_edges,
     crops_of_segmentation,
     train,
@@ -166,11 +165,11 @@ def test_a_checkpoint_that_cannot_be_gone_on_with_costs_time_and_nothing_else(pa
 
 
 def test_seals_first_round_is_unaligned_and_later_ones_follow_the_network(pairs, monkeypatch):
-    from adapt.train import edges as module
+    from adapt.train import aligning
 
     seen = []
-    original = module.align_sample
-    monkeypatch.setattr(module, "align_sample", lambda *a: seen.append(1) or original(*a))
+    original = aligning.align_bits
+    monkeypatch.setattr(aligning, "align_bits", lambda *a: seen.append(1) or original(*a))
     network = networks.create("casenet", classes=3, depth=14, width=8)
     draw = crops_of_segmentation(pairs, 3, Augmentation((16, 16), scale=(1.0, 1.0)))
     recipe = EdgeRecipe(6, batch=2, round=4, aligned=True)
@@ -185,12 +184,27 @@ def test_a_crops_labels_move_to_the_ridge_and_keep_their_ignored_pixels():
     ignore = np.zeros(label.shape, bool)
     ignore[:, :3] = True
     ridge = np.stack([gaussian_filter(t.astype(float), 0.7) for t in truth]) * 0.98 + 0.01
-    sample = Sample(np.zeros((*label.shape, 3), np.uint8), pack(shifted, ignore))
     for gate in (None, Gate()):
-        moved, kept = unpack(align_sample(sample, ridge, EdgeRecipe(1, gate=gate)).bits, 3)
+        bits = align_bits(pack(shifted, ignore), ridge, "auction", gate, EdgeRecipe(1).alignment)
+        moved, kept = unpack(bits, 3)
         assert (kept == ignore).all()
         assert (moved.sum((1, 2)) == shifted.sum((1, 2))).all()
         assert (moved & truth).sum() > (shifted & truth).sum()
+
+
+def test_processes_align_the_same_labels_in_the_same_order():
+    work = []
+    for i in range(5):
+        _, label = scene(i)
+        given = pack(category_edges(np.roll(label, 2, 1), 3))
+        ridges = [gaussian_filter(e.astype(float), 1) for e in category_edges(label, 3)]
+        work.append((given, np.stack(ridges)))
+    how = ("auction", Gate(), EdgeRecipe(1).alignment)
+    with Aligners(1, *how) as alone, Aligners(2, *how) as two:
+        for a, b in zip(alone.aligned(work), two.aligned(iter(work)), strict=True):
+            assert (a == b).all()
+    with pytest.raises(ValueError, match="-1 jobs"):
+        Aligners(-1, *how)
 
 
 def test_joint_training_moves_both_heads_and_parts_move_alone(pairs):
@@ -250,8 +264,16 @@ def test_crops_are_magnified_by_the_published_factors_alone(pairs):
 
 def test_presets_are_the_published_recipes():
     assert set(PRESETS) == {
-        f"{n}-{d}" for n in ("casenet", "casenet-s", "casenet-c", "seal") for d in ("sbd", "cityscapes")
+        f"{n}-{d}"
+        for n in ("casenet", "casenet-s", "casenet-c", "seal")
+        for d in ("sbd", "cityscapes", "scratch")
     }
+    for name, recipe in PRESETS.items():
+        scratch = name.endswith("scratch")
+        assert recipe.frozen_bn != scratch
+        assert recipe.frozen_affine != scratch
+        assert recipe.reweighted == (name.startswith("casenet-") and name.split("-")[1] not in ("s", "c"))
+        assert recipe.aligned == name.startswith("seal")
     seal = PRESETS["seal-sbd"]
     assert (seal.rate, seal.steps, seal.every, seal.gamma, seal.round) == (5e-8, 22000, 10000, 0.1, 300)
     assert seal.aligned

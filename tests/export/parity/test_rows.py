@@ -258,7 +258,29 @@ def random_answers():
     return [node("RandomNormalLike", ["x"], ["r"]), node("Add", ["x", "r"], ["y"])], [X], [Y], {}
 
 
+def none_of_the_mean():
+    """Zero times the mean of all rows: nothing, until a row holds NaN or infinity."""
+    nodes = [
+        node("ReduceMean", ["x", "zero"], ["m"], keepdims=1),
+        node("Mul", ["m", "none"], ["t"]),
+        node("Add", ["x", "t"], ["y"]),
+    ]
+    return nodes, [X], [Y], {"zero": np.int64([0]), "none": np.float32([0])}
+
+
+def counts_infinities():
+    nodes = [
+        node("IsInf", ["x"], ["i"]),
+        node("Cast", ["i"], ["f"], to=F),
+        node("ReduceSum", ["f", "zero"], ["m"], keepdims=1),
+        node("Add", ["x", "m"], ["y"]),
+    ]
+    return nodes, [X], [Y], {"zero": np.int64([0])}
+
+
 DEPENDENT = [
+    none_of_the_mean,
+    counts_infinities,
     norm_over_batch,
     mean_over_rows,
     softmax_over_rows,

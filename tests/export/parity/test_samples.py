@@ -316,7 +316,7 @@ class TestInitialisersAmongTheInputs:
         file = save(tmp_path / "m.onnx", nodes, inputs, [("y", F, shapes[1])], held, opset=9, ir=ir)
         config = EngineConfig(threads=2)
         candidate = OnnxRuntimeEngine.load(file.read_bytes(), "fp32", config, candidate=True)
-        engine = candidate.promoted()
+        engine = candidate.with_serving_threads()
         assert engine is not candidate
         assert [t.name for t in engine.spec.inputs] == [t.name for t in candidate.spec.inputs] == ["x"]
         x = np.float32([-1, 0, 2])

@@ -23,7 +23,8 @@ from export.inspect import main as inspect_main
 from export.publish import foreign
 from export.refit import main as refit_main
 from protos import model_config_pb2
-from runtime.repository.repository import Repository, digest
+from runtime.repository.manifest import digest
+from runtime.repository.repository import Repository
 from tests.waits import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[3]
