@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from adapt.data.base import DataError, Dataset, Resized, Subset, open_dataset, refuse_overlap
+from adapt.data.base import DataError, Dataset, Resized, Subset, refuse_overlap
+from adapt.data.open import open_dataset
 from adapt.data.pairs import Pairs, examine
 from adapt.data.reading import add_options, reading_of
 from adapt.evaluate.truth import Truth, mean_iou, plan
 from adapt.labels.cbst import self_paced
-from adapt.round.segmentation import RoundConfig, RoundError, adapt
+from adapt.round import RoundConfig, RoundError, adapt
 from common.cli import run_command
 from common.files import write_json
 from common.progress import ProgressBars
@@ -207,8 +208,8 @@ class _Frames(Sequence[np.ndarray]):
 
 def run(arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Measure a row; what --json prints and out/row.json keeps."""
+    from adapt.evaluate.scoring import score
     from adapt.evaluate.segmentation import Confusion
-    from adapt.train.supervised import score
     from networks.pack import load_pack
 
     table = TABLES[arguments.table]

@@ -41,8 +41,8 @@ from adapt.data.street import scenes
 from adapt.evaluate.segmentation import Confusion
 from adapt.loop.domain_memory import RELEASED, DomainPolicy, FeatureProbe
 from adapt.loop.domain_response import refresh_config
-from adapt.round import segmentation as rounds
-from adapt.round.segmentation import RoundConfig, adapt
+from adapt.round import RoundConfig, adapt
+from adapt.round.labelling import GivenLabels
 from bench.gate import BASE, SIZE, source_pack
 from networks.pack import Pack
 
@@ -64,15 +64,6 @@ def stream(seed: int) -> tuple[np.ndarray, np.ndarray]:
         for pair in scenes.drive(900_000 + 1000 * seed + 100 * i + k, domain, ALONG, SIZE, step=2.0)
     ]
     return np.stack([x for x, _ in pairs]), np.stack([y for _, y in pairs])
-
-
-class _Labelled(rounds._Round):
-    """The labelled bound: what a round would be if somebody had labelled its frames."""
-
-    truth: dict[bytes, np.ndarray]
-
-    def _label(self, network: Any, stage: int, portion: float) -> list[np.ndarray]:
-        return [self.truth[x.tobytes()] for x in self.target]
 
 
 class Rounds:
@@ -139,10 +130,8 @@ class Rounds:
         shutil.rmtree(self.out, ignore_errors=True)
         began, refreshing = time.monotonic(), not config.portions
         if self.truth is not None:
-            forced = replace(config, force=True)
-            work = _Labelled(self.pack, frames, forced, self.out, lambda *a, **k: None, None, None)
-            work.truth = self.truth
-            result = work.run()
+            forced, labeller = replace(config, force=True), GivenLabels(self.truth)
+            result = adapt(self.pack, frames, config=forced, out=self.out, labeller=labeller)
         else:
             result = adapt(self.pack, frames, config=config, out=self.out)
         failed = result.report["gate"]["failed"]

@@ -291,7 +291,7 @@ def gate_on_a_bad_detector(data: Path | None) -> list[dict[str, Any]]:
         return [{"figure": "gate on a bad detector", "value": None, "unit": "", "note": "no CamVid at hand"}]
     from scipy.ndimage import gaussian_gradient_magnitude
 
-    from adapt.data.base import open_dataset
+    from adapt.data.open import open_dataset
 
     dataset = open_dataset(f"camvid:{data}/camvid:day_val")
     matched = np.zeros(

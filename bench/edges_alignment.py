@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from adapt.align import TOLERANCES
-from adapt.data.base import open_dataset
+from adapt.data.open import open_dataset
 from adapt.evaluate.matching import match_pairs
 from adapt.labels.edges import category_edges
 from adapt.labels.seal import Gate, align

@@ -25,12 +25,14 @@ import torch.nn.functional as F
 
 import networks
 from adapt import batchnorm, inference
-from adapt.data.base import open_dataset, read_frame, read_label, resize_frame, resize_label
+from adapt.data.base import read_frame, read_label, resize_frame, resize_label
+from adapt.data.open import open_dataset
 from adapt.gate.edges import EdgeMeasures, decide, edge_score, measure
 from adapt.gate.limits import EdgeLimits
 from adapt.round.edges import EdgeRoundConfig, adapt_edges
 from adapt.train.augment import Augmentation
-from adapt.train.edges import EdgeRecipe, crops_of_segmentation, train
+from adapt.train.edge_recipes import EdgeRecipe
+from adapt.train.edges import crops_of_segmentation, train
 from bench import machine
 from common.progress import ProgressBars
 from networks.import_checkpoint import IMAGENET_MEAN, IMAGENET_STD, read_state

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_gradient_magnitude
 from scipy.stats import rankdata
 
-from adapt.data.base import open_dataset
+from adapt.data.open import open_dataset
 from adapt.evaluate.matching import match_pairs
 from adapt.labels.edges import category_edges
 from adapt.labels.seal import Gate, align_details

@@ -35,7 +35,7 @@ import torch
 from numpy.typing import NDArray
 
 import networks
-from adapt.data.base import open_dataset
+from adapt.data.open import open_dataset
 from adapt.data.street import scenes as street_scenes
 from adapt.evaluate.edge_sets import around
 from adapt.evaluate.edges import EdgeCounts
@@ -44,7 +44,8 @@ from adapt.labels.edge_probability import edge_probability
 from adapt.labels.edges import category_edges
 from adapt.labels.seal import Gate
 from adapt.train.augment import Augmentation
-from adapt.train.edges import EdgeRecipe, crops_of_segmentation, train
+from adapt.train.edge_recipes import EdgeRecipe
+from adapt.train.edges import crops_of_segmentation, train
 from adapt.train.trainer import atomic_save
 from bench import machine
 from bench.edges_damage import damaged

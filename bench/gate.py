@@ -28,13 +28,17 @@ import torch
 
 from adapt import batchnorm, inference
 from adapt.data.street import scenes
-from adapt.gate import segmentation as gate_segmentation
+from adapt.gate.checks import Check
 from adapt.gate.layout_prior import Layout
-from adapt.round import segmentation as rounds
-from adapt.round.segmentation import RoundConfig
+from adapt.gate.limits import Limits
+from adapt.gate.measures import Measures, measure, pixel_agreement, share_distance, source_score
+from adapt.gate.segmentation import decide
+from adapt.round import RoundConfig, SegmentationRound
+from adapt.round.judge import Baseline, Candidate, GateJudge
+from adapt.round.labelling import ClassBalancedLabels, CorruptedLabels
 from adapt.train import supervised
 from adapt.train.augment import Augmentation
-from networks.pack import Pack, load_pack, write_pack
+from networks.pack import Pack, load_pack, normalise, write_pack
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (64, 128)
@@ -204,19 +208,23 @@ def frames_of(case: Case) -> list[np.ndarray]:
 
 
 # ----------------------------------------------------------------------------------------------- one round
-class _Spoilt(rounds._Round):
-    """A round whose pseudo-labels pass through another hand."""
+class RecordingJudge(GateJudge):
+    """The gate, with every candidate that it judged stored by its name."""
 
-    relabel: Callable[[np.ndarray, int], np.ndarray] | None = None
-    case_seed = 0
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self.candidates: dict[str, Candidate] = {}
+        self.baseline: Baseline | None = None
 
-    def _label(self, network: Any, stage: int, portion: float) -> list[np.ndarray]:
-        labels = super()._label(network, stage, portion)
-        return labels if self.relabel is None else [self.relabel(y, self.case_seed) for y in labels]
+    def candidate(
+        self, candidate: Candidate, reference: Measures, baseline: Baseline
+    ) -> list[Check]:
+        self.candidates[candidate.name], self.baseline = candidate, baseline
+        return super().candidate(candidate, reference, baseline)
 
 
 def miou(network: Any, spec: Any, pairs: Sequence[Pair]) -> float:
-    return gate_segmentation.source_score(network, spec, pairs, batch=8)
+    return source_score(network, spec, pairs, batch=8)
 
 
 def source_pack(out: Path) -> Pack:
@@ -246,47 +254,45 @@ def run_case(pack: Pack, case: Case, out: Path) -> dict[str, Any]:
     config = replace(BASE, seed=case.seed, **dict(case.changes))
     folder = out / "work"
     shutil.rmtree(folder, ignore_errors=True)
-    work = _Spoilt(pack, frames_of(case), config, folder, lambda *a, **k: None, None, None)
-    work.relabel, work.case_seed = RELABEL.get(case.kind), case.seed
-    kept: dict[str, Any] = {}
-    judged = work._judged
-
-    def listen(name: str, network: Any, measures: Any, reference: Any) -> Any:
-        found = judged(name, network, measures, reference)
-        kept[name] = {"state": found.state, "measures": measures, "moved": found.moved}
-        return found
-
-    work._judged = listen  # type: ignore[method-assign]
+    judge = RecordingJudge(config.limits)
+    corrupt, labeller = RELABEL.get(case.kind), None
+    if corrupt is not None:
+        labeller = CorruptedLabels(ClassBalancedLabels.of(config), lambda y: corrupt(y, case.seed))
+    work = SegmentationRound(pack, frames_of(case), config, folder, labeller=labeller, judge=judge)
     result = work.run()
+    baseline, kept = judge.baseline, judge.candidates
+    assert baseline is not None  # the rounds run with `force`
     pairs, own = exam(case.seed, case.domain), exam(case.seed, "day", 24)
     network = pack.network()
     record: dict[str, Any] = {
         "key": case.key, "kind": case.kind, "domain": case.domain, "seed": case.seed,
         "before": miou(network, pack.spec, pairs), "source_before": miou(network, pack.spec, own),
-        "looked": [c.__dict__ for c in work.looked],
-        "parent": work.parent_measures.numbers(), "report": result.report["gate"],
-        "source_share": [float(v) for v in work._source_share()],
-        "layout": [work.layout.mean, work.layout.spread] if work.layout else None,
+        "looked": [c.__dict__ for c in work.frame_checks],
+        "parent": baseline.parent.numbers(), "report": result.report["gate"],
+        "source_share": [float(v) for v in baseline.source_share],
+        "layout": [baseline.layout.mean, baseline.layout.spread] if baseline.layout else None,
     }  # fmt: skip
     for name, found in kept.items():
-        network.load_state_dict(found["state"])
+        network.load_state_dict(found.state)
         record[name] = {
-            "miou": miou(network, pack.spec, pairs), "moved": found["moved"],
-            "measures": found["measures"].numbers(),
-            "agree": gate_segmentation.agree(found["measures"], kept["statistics"]["measures"]),
-            "extra": extra(network, pack, work),
+            "miou": miou(network, pack.spec, pairs), "moved": found.weight_distance,
+            "measures": found.measures.numbers(),
+            "agree": pixel_agreement(found.measures, kept["statistics"].measures),
+            "extra": extra(network, pack, work.inputs.holdout, baseline.source_share),
         }  # fmt: skip
         days = inference.as_tensor([x for x, _ in own])
-        batchnorm.reestimate(network, [rounds.normalise(part, pack.spec) for part in days.split(6)])
+        batchnorm.reestimate(network, [normalise(part, pack.spec) for part in days.split(6)])
         record[name]["source"] = miou(network, pack.spec, own)
     record["seconds"] = round(time.monotonic() - started, 2)
     shutil.rmtree(folder, ignore_errors=True)
     return record
 
 
-def extra(network: Any, pack: Pack, work: Any) -> dict[str, float]:
+def extra(
+    network: Any, pack: Pack, frames: Sequence[np.ndarray], source: np.ndarray | None
+) -> dict[str, float]:
     """Signals that were tried for the gate and are not in it: docs/results/gate.md says how they did."""
-    spec, frames = pack.spec, work.holdout
+    spec = pack.spec
     rng = np.random.default_rng(0)
     same = total = 0
     density = 0.0
@@ -307,27 +313,26 @@ def extra(network: Any, pack: Pack, work: Any) -> dict[str, float]:
         q = (near / 0.05).softmax(1)
         density += float(-(q * q.clamp_min(1e-12).log()).sum(1).sum())
         pixels += len(rows)
-    shares = gate_segmentation.measure(network, spec, frames).share
-    source = work._source_share()
+    shares = measure(network, spec, frames).share
     return {
         "augmented": same / total, "density": density / pixels,
-        "shares": -float(gate_segmentation.share_distance(shares, source)),
+        "shares": -float(share_distance(shares, source)),
     }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ the table
 def verdict(
-    record: dict[str, Any], limits: gate_segmentation.Limits, spec: Any
-) -> list[gate_segmentation.Check]:
+    record: dict[str, Any], limits: Limits, spec: Any
+) -> list[Check]:
     """What the gate, with these limits, says of a record's last stage."""
     stage = record.get("train-1")
     if stage is None:
-        return [gate_segmentation.Check("finite", 0.0, 1.0, False, "training broke off")]
+        return [Check("finite", 0.0, 1.0, False, "training broke off")]
     candidate, reference, parent = (
         measures_of(m) for m in (stage["measures"], record["statistics"]["measures"], record["parent"])
     )
     layout = Layout(np.zeros((1, 1, 1)), *record["layout"]) if record.get("layout") else None
-    checks = gate_segmentation.decide(
+    checks = decide(
         candidate, reference, parent, stage["moved"], spec, limits,
         source_share=np.array(record["source_share"]), layout=layout,
     )  # fmt: skip
@@ -338,10 +343,10 @@ def verdict(
     ]  # fmt: skip
 
 
-def measures_of(numbers: dict[str, Any]) -> gate_segmentation.Measures:
+def measures_of(numbers: dict[str, Any]) -> Measures:
     told = {k: v for k, v in numbers.items() if k not in ("share", "source_iou", "layouts")}
     layouts = np.array(numbers["layouts"]) if "layouts" in numbers else None
-    return gate_segmentation.Measures(share=np.array(numbers["share"]), layouts=layouts, **told)
+    return Measures(share=np.array(numbers["share"]), layouts=layouts, **told)
 
 
 def truth(record: dict[str, Any]) -> str:
@@ -379,7 +384,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     return float(spearmanr(x, y).statistic)
 
 
-def table(records: list[dict[str, Any]], limits: gate_segmentation.Limits, spec: Any) -> dict[str, Any]:
+def table(records: list[dict[str, Any]], limits: Limits, spec: Any) -> dict[str, Any]:
     """Print the confusion of both halves, the kinds, and the worth of each signal; the numbers."""
     summary: dict[str, Any] = {"rounds": len(records), "halves": {}, "kinds": {}, "signals": {}}
     rows = []
@@ -484,7 +489,7 @@ def main(argv: list[str] | None = None) -> int:
         with file.open("a") as out:
             out.write(json.dumps(record) + "\n")
         print(f"{case.key}: {truth(record)}, {record['seconds']:.1f} s", file=sys.stderr, flush=True)
-    summary = table(done, gate_segmentation.Limits(), pack.spec)
+    summary = table(done, Limits(), pack.spec)
     print(json.dumps(summary))
     return 0
 

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from adapt.data.base import read_label, resize_label
-from adapt.gate import segmentation
 from adapt.gate.layout_prior import Layout
+from adapt.gate.limits import Limits
+from adapt.gate.segmentation import decide
 from bench.gate import NEEDLESS, ROOT, WORSE, measures_of
 from networks.pack import Pack, load_pack
 
@@ -62,10 +63,10 @@ def judged(folder: Path, shift: str) -> Iterator[dict[str, Any]]:
         for name, stage in sorted(report["stages"].items()):
             if not name.startswith("train-") or name not in result.get("stages", {}):
                 continue
-            checks = segmentation.decide(
+            checks = decide(
                 measures_of(stage["measures"]), measures_of(report["reference_measures"]),
                 measures_of(report["parent_measures"]), float(report.get("distance", 0.0)), pack.spec,
-                segmentation.Limits(), source_share=share, layout=layout,
+                Limits(), source_share=share, layout=layout,
             )  # fmt: skip
             then = list(stage.get("failed") or [])
             failed = [c.name for c in checks if not c.passed and c.name != "agreement"]

@@ -23,7 +23,7 @@ from PIL import Image
 
 from adapt.data.base import read_frame, resize_frame
 from adapt.data.street import scenes
-from adapt.gate.input_quality import look
+from adapt.gate.input_quality import check_frames
 from adapt.gate.limits import Limits
 from bench.attacks import ATTACKS
 
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
                     rng = np.random.default_rng([number, 5])
                     spoilt = ATTACKS[attack][0](frames, rng) if attack else frames
                     begun = time.monotonic()
-                    checks = look(spoilt, limits)
+                    checks = check_frames(spoilt, limits)
                     record = {
                         "drive": f"{kind} {number}", "name": name, "attack": attack,
                         "values": {c.name: c.value for c in checks},

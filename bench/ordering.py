@@ -248,9 +248,9 @@ def open_shift(name: str, seed: int, folder: Path) -> Shift:
 # ---------------------------------------------------------------------------------------------- measuring
 def score(shift: Shift, network: Any) -> dict[str, Any]:
     """mIoU, IoU of each class, calibration on the evaluation frames."""
-    from adapt.train import supervised
+    from adapt.evaluate import scoring
 
-    confusion, calibration = supervised.score(
+    confusion, calibration = scoring.score(
         network, shift.pack.spec, shift.evaluation, table=shift.table, classes=len(shift.classes)
     )
     return numbers(confusion, shift.classes) | {"ece": calibration.ece()}
@@ -273,7 +273,7 @@ def with_statistics(shift: Shift, network: Any, seed: int) -> Any:
 
 def settings(shift: Shift, variant: str, seed: int) -> Any:
     """The RoundConfig of a variant: plain algorithms pinned, presets as they ship at the shift's size."""
-    from adapt.gate.segmentation import Limits
+    from adapt.gate.limits import Limits
     from adapt.round.presets import PRESETS as SHIPPED
 
     name, *changes = variant.split("+")
@@ -294,7 +294,7 @@ def settings(shift: Shift, variant: str, seed: int) -> Any:
         key, _, text = change.partition("=")
         value = json.loads(text)
         told[key] = tuple(value) if isinstance(value, list) else value
-    from adapt.round.segmentation import RoundConfig
+    from adapt.round import RoundConfig
 
     return RoundConfig(**{**told, "seed": seed})
 
@@ -307,7 +307,7 @@ def adapted(shift: Shift, variant: str, seed: int, folder: Path) -> dict[str, An
     """A round, and every stage of it scored."""
     import torch
 
-    from adapt.round.segmentation import adapt
+    from adapt.round import adapt
 
     config = settings(shift, variant, seed)
     out = folder / "rounds" / _file_name(variant)
@@ -367,11 +367,11 @@ def bound(shift: Shift, seed: int) -> dict[str, Any]:
     Where only the scored frames have labels, it is crossed over two halves of them: each half is scored by
     the network that learnt from the other.
     """
+    from adapt.evaluate import scoring
     from adapt.evaluate.segmentation import Confusion
-    from adapt.train import supervised
     from adapt.train.augment import Augmentation
     from adapt.train.batches import Mixture, sampler
-    from adapt.train.trainer import Optimisation, Trainer
+    from adapt.train.segmentation import SegmentationTrainer, TrainConfig
 
     told, spec = shift.settings, shift.pack.spec
     replay = [
@@ -389,12 +389,12 @@ def bound(shift: Shift, seed: int) -> dict[str, Any]:
     for fold, (pairs, scored) in enumerate(folds):
         light = Augmentation(tuple(told.get("crop") or spec.size), told["scale"])
         mixture = Mixture(told["source"], told["target"], light)
-        how = Optimisation(told["steps"], rate=PLAIN["rate"], bn=told.get("bn", "batch"))
+        how = TrainConfig(told["steps"], rate=PLAIN["rate"], bn=told.get("bn", "batch"))
         network = shift.pack.network()
         draw = sampler(replay, pairs, mixture, len(spec.classes), seed, 90 + fold)
-        Trainer(network, spec, how, draw, seed=seed + fold).run()
+        SegmentationTrainer(network, spec, how, draw, seed=seed + fold).run()
         with_statistics(shift, network, seed)
-        part, _ = supervised.score(network, spec, Subset(shift.evaluation, scored))
+        part, _ = scoring.score(network, spec, Subset(shift.evaluation, scored))
         total.merge(part)
     return numbers(total, shift.classes)
 
@@ -408,7 +408,7 @@ def near_parent(shift: Shift, seed: int) -> dict[str, Any]:
     from adapt.labels.cbst import ClassHistograms, pseudo_labels
     from adapt.train.augment import Augmentation
     from adapt.train.batches import Mixture, sampler
-    from adapt.train.trainer import Optimisation, Trainer
+    from adapt.train.segmentation import SegmentationTrainer, TrainConfig
 
     told, spec, classes = shift.settings, shift.pack.spec, len(shift.pack.spec.classes)
     network = with_statistics(shift, shift.pack.network(), seed)
@@ -422,8 +422,8 @@ def near_parent(shift: Shift, seed: int) -> dict[str, Any]:
     light = Augmentation(tuple(told.get("crop") or spec.size), told["scale"])
     mixture = Mixture(0, told["source"] + told["target"], light)
     draw = sampler([], list(zip(shift.frames, labels, strict=True)), mixture, classes, seed, 0)
-    how = Optimisation(told["steps"], rate=PLAIN["rate"], bn="frozen")
-    Trainer(network, spec, how, draw, seed=seed * 101).run()
+    how = TrainConfig(told["steps"], rate=PLAIN["rate"], bn="frozen")
+    SegmentationTrainer(network, spec, how, draw, seed=seed * 101).run()
     student = {name: w.detach().clone() for name, w in network.named_parameters()}
     found = {}
     for keep in (0.0, 0.25, 0.5, 0.75, 0.9):
@@ -593,7 +593,7 @@ def main(argv: list[str] | None = None) -> int:
         p.error("--seeds is 1 or more, --seed 0 or more")
     import torch
 
-    from adapt.round.segmentation import RoundError
+    from adapt.round import RoundError
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     start, before = time.monotonic(), machine.describe()

@@ -161,10 +161,10 @@ class Seed:
         return load_pack(path)
 
     def score(self, network: Any, spec: Any, name: str = "dusk_eval") -> dict[str, Any]:
-        from adapt.data.base import open_dataset
-        from adapt.train import supervised
+        from adapt.data.open import open_dataset
+        from adapt.evaluate import scoring
 
-        confusion, calibration = supervised.score(network, spec, open_dataset(self.set(name)))
+        confusion, calibration = scoring.score(network, spec, open_dataset(self.set(name)))
         return numbers(confusion, spec.classes) | {"ece": calibration.ece()}
 
     def source(self) -> dict[str, Any]:
@@ -206,11 +206,11 @@ class Seed:
         from adapt import batchnorm, inference
         from adapt.data.base import read_frame, read_label, resize_frame, resize_label
         from adapt.data.camvid import CamVid
+        from adapt.evaluate import scoring
         from adapt.evaluate.segmentation import Confusion
-        from adapt.train import supervised
         from adapt.train.augment import Augmentation
         from adapt.train.batches import Mixture, sampler
-        from adapt.train.trainer import Optimisation, Trainer
+        from adapt.train.segmentation import SegmentationTrainer, TrainConfig
         from networks.pack import normalise
 
         pack = self.source_pack()
@@ -229,7 +229,9 @@ class Seed:
             network = pack.network()
             mixture = Mixture(3, 3, Augmentation(CROP))
             draw = sampler(replay, pairs, mixture, len(spec.classes), self.seed, 90 + fold)
-            trainer = Trainer(network, spec, Optimisation(STEPS, rate=5e-4), draw, seed=self.seed + fold)
+            trainer = SegmentationTrainer(
+                network, spec, TrainConfig(STEPS, rate=5e-4), draw, seed=self.seed + fold
+            )
             trainer.run()
             frames = self.dusk()
             batchnorm.reestimate(
@@ -239,7 +241,7 @@ class Seed:
                     for i in range(0, len(frames) - 1, 6)
                 ),
             )
-            part, _ = supervised.score(network, spec, [drive[i] for i in test])
+            part, _ = scoring.score(network, spec, [drive[i] for i in test])
             total.merge(part)
         return numbers(total, spec.classes)
 

@@ -34,7 +34,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +203,9 @@ def render(seconds: float, rate: float, phase: float, seed: int) -> tuple[np.nda
 def bounds(pack: Any, seed: int) -> dict[str, Any]:
     """For each domain the network that the round's recipe reaches with true labels of other streets."""
     from adapt.data.street import scenes
-    from adapt.round import segmentation as rounds
-    from bench.continual import RECIPE, _Labelled
+    from adapt.round import adapt
+    from adapt.round.labelling import GivenLabels
+    from bench.continual import RECIPE
     from bench.gate import SIZE
 
     found = {}
@@ -216,10 +217,9 @@ def bounds(pack: Any, seed: int) -> dict[str, Any]:
         ]
         folder = Path(f"/tmp/soak-bound-{os.getpid()}")
         shutil.rmtree(folder, ignore_errors=True)
-        config = rounds.replace(RECIPE, seed=seed, force=True, source_holdout=8)
-        work = _Labelled(pack, [x for x, _ in pairs], config, folder, lambda *a, **k: None, None, None)
-        work.truth = {x.tobytes(): y for x, y in pairs}
-        result = work.run()
+        config = replace(RECIPE, seed=seed, force=True, source_holdout=8)
+        truth = GivenLabels({x.tobytes(): y for x, y in pairs})
+        result = adapt(pack, [x for x, _ in pairs], config=config, out=folder, labeller=truth)
         assert result.pack is not None
         found[domain] = result.pack.network().eval()
         shutil.rmtree(folder, ignore_errors=True)

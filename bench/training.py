@@ -29,11 +29,11 @@ from adapt import inference
 from adapt.data.street.scenes import render
 from adapt.labels import lrent
 from adapt.labels.cbst import ClassHistograms, pseudo_labels
+from adapt.round import RoundConfig
 from adapt.round.presets import PRESETS
-from adapt.round.segmentation import RoundConfig
 from adapt.train import truncated_backprop
 from adapt.train.batches import sampler
-from adapt.train.trainer import Optimisation, Tensors, Trainer, loss_of
+from adapt.train.segmentation import SegmentationTrainer, Tensors, TrainConfig, loss_of
 from bench import machine
 from networks.labels import STREET
 from networks.pack import PackSpec, normalise
@@ -86,13 +86,13 @@ class Bench:
         source, target = self.counts
         return RoundConfig(portions=(0.2,), steps=1_000_000, source=source, target=target, **told)
 
-    def trainer(self, told: dict[str, Any]) -> Trainer:
+    def trainer(self, told: dict[str, Any]) -> SegmentationTrainer:
         config = self.config(told)
         draw = sampler(
             self.replay, self.target, config.mixture(False, self.size), len(self.spec.classes), 0, 0,
             soft=self.soft if config.lrent else None,
         )  # fmt: skip
-        return Trainer(self.network(), self.spec, config.optimisation(0), draw, seed=0)
+        return SegmentationTrainer(self.network(), self.spec, config.optimisation(0), draw, seed=0)
 
     def synchronised(self, step: Callable[[], object]) -> Callable[[], float]:
         """Seconds of a step, the device's work included."""
@@ -131,7 +131,7 @@ class Bench:
             p.requires_grad_(False)
 
         def step() -> None:
-            trainer._one_step()
+            trainer.one_step()
             trainer.step += 1
 
         return self.synchronised(step)
@@ -169,7 +169,7 @@ class Bench:
         self, network: torch.nn.Module, device: str
     ) -> tuple[truncated_backprop.Loss, list[torch.Tensor]]:
         batch = Tensors.of(self.trainer({}).draw(0), device)
-        how = Optimisation(steps=1)
+        how = TrainConfig(steps=1)
         return (lambda net: loss_of(net, self.spec, how, batch)), batch.all()
 
     def cuts(self, points: int, measured: bool) -> list[dict[str, Any]]:

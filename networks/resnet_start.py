@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from networks.architectures.casenet import MEAN, STD, CASENet
-from networks.checkpoints.casenet import from_caffe, from_resnet
-from networks.checkpoints.casenet import read_casenet as read_checkpoint
+from networks.checkpoints.casenet import from_caffe, from_resnet, read_casenet
 
 __all__ = ["Start", "start"]
 
@@ -97,7 +96,7 @@ def start(network: CASENet, state: Mapping[str, Tensor]) -> Start:
         return Start(tuple(loaded), IMAGENET_MEAN, IMAGENET_STD, "rgb", "torchvision's ResNet")
     caffe = any(re.match(r"res2a_branch2a[._]", n) for n in names)
     if "score_cls_side5.weight" in names or "score_cls_side5_0" in names:
-        found, _ = read_checkpoint(_as_blobs(state) if caffe else state, network.classes)
+        found, _ = read_casenet(_as_blobs(state) if caffe else state, network.classes)
         network.load_state_dict(found)
         return Start(tuple(found), MEAN, STD, "bgr", "CASENet")
     if not caffe:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from adapt.data.base import DataError, kinds, open_dataset
+from adapt.data.base import DataError
+from adapt.data.open import kinds, open_dataset
 from adapt.data.pairs import examine
 from adapt.data.reading import add_options, reading_of
 from adapt.evaluate.boundary_iou import BoundaryIoU
@@ -90,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
 
 def evaluate(path: str, arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Scores of one pack as plain numbers (0..1)."""
-    from adapt.train.supervised import score
+    from adapt.evaluate.scoring import score
     from networks.pack import load_pack
 
     pack = load_pack(path)

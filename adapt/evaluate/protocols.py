@@ -58,7 +58,7 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def set_space(description: str) -> str | None:
-    """Label space of the set a description names (`adapt.data.base.open_dataset`); None: as the pack says."""
+    """Label space of the set a description names (`adapt.data.open.open_dataset`); None: as the pack says."""
     kind = description.partition(":")[0]
     if kind in ("camvid", "street"):
         return {"camvid": "camvid11", "street": "street"}[kind]

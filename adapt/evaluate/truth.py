@@ -47,7 +47,7 @@ def plan(
 
     Args:
         classes: the pack's.
-        description: as of `adapt.data.base.open_dataset`.
+        description: as of `adapt.data.open.open_dataset`.
         truth: a label space (`networks.labels.SPACES`) if the set's is not to be guessed from its kind.
         protocol: a key of `PROTOCOLS`, or None for all classes.
         who: name of the pack in messages.

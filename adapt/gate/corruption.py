@@ -1,6 +1,6 @@
 """What a single picture shows of a stream that broke on the way: half decoded, torn, in stripes.
 
-Looks at one picture and the one before it; knows no drive, no network and no file.
+Uses one picture and the one before it; knows no drive, no network and no file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["damaged"]
 
 
 def damaged(frame: np.ndarray, before: np.ndarray | None, limits: Limits) -> str:
-    """What is wrong with a single picture, in words; "" where nothing is.
+    """What is wrong with a single picture, in words; "" if nothing is.
 
     Half decoded: rows of one colour from some row down to the bottom, which no sensor delivers (black and
     white are left out: night and glare do).  Torn: rows equal those of the frame before to the bit while

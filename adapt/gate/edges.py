@@ -1,10 +1,9 @@
-"""The gate of edges: may this edge head leave the adapter?  Decided without a target label where there is
-none.
+"""The gate of edges: may this edge head leave the adapter?  It needs no target label.
 
-What is known: MF of the edges on the source's labelled hold-out, agreement with the confident pseudo-edges of
-the target hold-out (they come from the segmentation, which the edge head did not make), how many edge pixels
-a class expects there; MF on a labelled target hold-out where somebody has one.  Each MF is taken twice: at
-the benchmark's distance, and so tight that edges which all moved by a few pixels do not pass for the same.
+Known: MF of the edges on the source's labelled hold-out, agreement with the confident pseudo-edges of the
+target hold-out (they come from the segmentation, which the edge head did not make), how many edge pixels the
+head expects per class there, and MF on a labelled target hold-out if there is one.  Each MF is taken twice:
+at the benchmark's distance, and at one so tight that edges which all moved by a few pixels do not pass.
 Every limit stands in `adapt.gate.limits.EdgeLimits` with its reason.
 """
 
@@ -12,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from adapt.evaluate.edges import EdgeCounts
-from adapt.gate.limits import Check, EdgeLimits
+from adapt.gate.checks import Check, at_most, drop_check
+from adapt.gate.limits import EdgeLimits
 from adapt.labels.edge_probability import edge_probability
 from adapt.labels.edges import category_edges
 from adapt.train.trainer import Progress, silent
@@ -33,12 +33,14 @@ Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class EdgeMeasures:
-    """What is known of an edge head.  NaN: not known, there is no such hold-out.
+    """What is known of an edge head.  NaN = not known, because there is no such hold-out.
 
-    finite: no weight is NaN or infinite, and no answer is.  share: float64 [K], mean edge probability of each
-    class on the target hold-out: how many edge pixels it expects a pixel.  source, agreement, labelled: MF
-    (ODS, thin) on the source hold-out, against the pseudo-edges, on the labelled hold-out; …_tight: within
-    `EdgeLimits.tight` pixels.
+    Attributes:
+        finite: no weight and no answer is NaN or infinite.
+        share: float64 [K], mean edge probability per class on the target hold-out.
+        source, agreement, labelled: MF (ODS, thin) on the source hold-out, against the pseudo-edges, and on
+            the labelled hold-out.
+        source_tight, agreement_tight, labelled_tight: the same within `EdgeLimits.tight` pixels.
     """
 
     finite: bool
@@ -52,7 +54,7 @@ class EdgeMeasures:
 
     def numbers(self) -> dict[str, Any]:
         """For a report and for a round that goes on: plain numbers, not rounded, so that it decides alike.
-        What is not known is left out.
+        Values that are not known are left out.
         """
         known = {key: value for key in MEASURED if math.isfinite(value := getattr(self, key))}
         share = [float(v) if math.isfinite(v) else None for v in self.share]  # JSON has no NaN
@@ -60,7 +62,7 @@ class EdgeMeasures:
 
     @classmethod
     def of(cls, numbers: dict[str, Any]) -> EdgeMeasures:
-        """From what ``numbers`` gave."""
+        """The measures that ``numbers`` returned."""
         known = {key: float(numbers[key]) for key in MEASURED if key in numbers}
         share = [math.nan if v is None else v for v in numbers["share"]]
         return cls(bool(numbers["finite"]), np.asarray(share, np.float64), **known)
@@ -70,7 +72,7 @@ MEASURED = ("source", "source_tight", "agreement", "agreement_tight", "labelled"
 
 
 def _near_unknown(label: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Pixels within 2 of one without a label: what happens there counts for nobody."""
+    """Pixels within 2 of one without a label: edges there are not counted."""
     from scipy.ndimage import binary_dilation
 
     return np.asarray(binary_dilation(label == 255, np.ones((3, 3)), iterations=2))
@@ -116,10 +118,13 @@ def measure(
     progress: Progress = silent,
     stage: str = "measure",
 ) -> EdgeMeasures:
-    """Look at an edge head; the network stays as it is (evaluation mode).
+    """Measure an edge head; the network is afterwards in evaluation mode, else unchanged.
 
-    source, labelled: (frame uint8 [H,W,3], class map uint8 [H,W]); target: the same with pseudo-labels.
-    progress: told after every frame.
+    Args:
+        source, labelled: (frame uint8 [H,W,3], class map uint8 [H,W]) each.
+        target: the same with pseudo-labels.
+        max_distance: the benchmark's, as a fraction of the diagonal.
+        progress: called after every frame.
     """
     network.eval()
     classes = len(spec.classes)
@@ -154,7 +159,7 @@ def measure(
 
 
 def _ods(table: EdgeCounts) -> float:
-    """MF in 0..1; NaN where no class has an edge in any frame."""
+    """MF in 0..1; NaN if no class has an edge in any frame."""
     return table.ods() if table.all_truth.any() else math.nan
 
 
@@ -162,15 +167,8 @@ def decide(
     candidate: EdgeMeasures, parent: EdgeMeasures, limits: EdgeLimits, classes: Sequence[str]
 ) -> list[Check]:
     """All checks of a candidate; both were measured on the same hold-outs."""
-    checks = []
-
-    def check(name: str, value: float, limit: float, passed: bool, reason: str) -> None:
-        checks.append(Check(name, round(float(value), 5), round(float(limit), 5), bool(passed), reason))
-
-    check(
-        "edges-finite", float(candidate.finite), 1.0, candidate.finite,
-        "every weight and answer is a number" if candidate.finite else "weights or answers hold NaN",
-    )  # fmt: skip
+    reason = "every weight and answer is a number" if candidate.finite else "weights or answers hold NaN"
+    checks = [Check("edges-finite", float(candidate.finite), 1.0, bool(candidate.finite), reason)]
     if not candidate.finite:
         return checks
     for name, key, limit, words in (
@@ -178,29 +176,22 @@ def decide(
         ("edges-source", "source", limits.source_drop, "source hold-out MF"),
         ("edges-pseudo", "agreement", limits.agreement_drop, "MF against the confident pseudo-edges"),
     ):
-        for suffix, more in (("", ""), ("_tight", f", within {limits.tight:g} pixels")):
+        for suffix, within in (("", ""), ("_tight", f", within {limits.tight:g} pixels")):
             before, after = getattr(parent, key + suffix), getattr(candidate, key + suffix)
             if math.isfinite(before):
-                drop = before - after
-                check(
-                    name + suffix.replace("_", "-"), drop, limit, drop <= limit,
-                    f"{words}{more} {100 * before:.1f} -> {100 * after:.1f}",
-                )  # fmt: skip
+                full = name + suffix.replace("_", "-")
+                checks.append(drop_check(full, before, after, limit, words + within, percent=True))
     seen = parent.share > limits.shown
     kept = np.where(seen, candidate.share / np.where(seen, parent.share, 1.0), 1.0)
     gone = [
         f"{classes[k]} {parent.share[k]:.4f} -> {candidate.share[k]:.4f}"
         for k in np.flatnonzero(kept < limits.kept).tolist()
     ]
-    check(
-        "edges-vanished", kept.min(), limits.kept, not gone,
-        "mean probability fell: " + ", ".join(gone) if gone else "every class still has its edges",
-    )  # fmt: skip
+    reason = "mean probability fell: " + ", ".join(gone) if gone else "every class still has its edges"
+    checks.append(Check("edges-vanished", round(float(kept.min()), 5), limits.kept, not gone, reason))
     bound = np.maximum(limits.largest, parent.share + 0.1)
     worst = int((candidate.share - bound).argmax())
-    check(
-        "edges-flood", candidate.share[worst], bound[worst], candidate.share[worst] <= bound[worst],
-        f"the most edges are of {classes[worst]}: mean probability {parent.share[worst]:.3f} -> "
-        f"{candidate.share[worst]:.3f}",
-    )  # fmt: skip
-    return checks
+    before, after = parent.share[worst], candidate.share[worst]
+    reason = f"the most edges are of {classes[worst]}: mean probability {before:.3f} -> {after:.3f}"
+    checks.append(at_most("edges-flood", after, bound[worst], reason))
+    return [replace(check, limit=round(float(check.limit), 5)) for check in checks]

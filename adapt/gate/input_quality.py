@@ -1,9 +1,9 @@
 """Are these frames of a road at all?  A covered or dazzled lens, a stuck camera, a recording in a loop, a
 patch or a watermark that never moves, a screen, two cameras under one name, damaged pictures, a strobe: a
-round that would learn from them is declined, with the reason, before any work is done.
+round refuses to learn from them, with the reason, before any work is done.
 
-Looks at pixels alone: no network, no label, no file.  Every limit stands in `adapt.gate.limits.Limits`; how
-often each look declines an attack and how often an honest drive is measured by ``python -m bench.hostile``
+Uses pixels alone: no network, no label, no file.  Every limit stands in `adapt.gate.limits.Limits`; how
+often each check refuses an attack, and how often an honest drive, is measured by ``python -m bench.hostile``
 (docs/results/gate.md).  What a camera could really have seen (another country, a flooded street) is not this
 module's business: that is the domain shift adaptation is there for, and the gate judges what comes of it.
 """
@@ -17,50 +17,65 @@ from itertools import pairwise
 
 import numpy as np
 
+from adapt.gate.checks import Check
 from adapt.gate.corruption import damaged
-from adapt.gate.limits import Check, Limits
+from adapt.gate.limits import Limits
 
 __all__ = [
-    "camera_features", "damaged", "dead_share", "grid_peak", "look", "order", "overlay_share", "populations",
-    "repeated_share", "static_share",
-]  # fmt: skip
+    "camera_features",
+    "check_frames",
+    "damaged",
+    "dead_share",
+    "grid_peak",
+    "order",
+    "overlay_share",
+    "populations",
+    "repeated_share",
+    "static_share",
+]
 
 WIDTH = 128  # pixels across at which layouts are compared
 
 
-def look(
+def check_frames(
     frames: Sequence[np.ndarray], limits: Limits, *, sizes: Sequence[tuple[int, ...]] = ()
 ) -> list[Check]:
-    """All looks at the frames of a round.
+    """Run every check on the frames of a round.
 
     Args:
         frames: uint8 [H,W,3] each, all of one size, in order of time.
-        sizes: (H, W) each frame had when it came from its camera, where they were resized since.
+        sizes: (H, W) of each frame as its camera delivered it, if frames were resized since.
     """
     checks: list[Check] = []
 
-    def check(name: str, value: float, limit: float, words: str, *, passed: bool | None = None) -> None:
+    def check(name: str, value: float, limit: float, reason: str, *, passed: bool | None = None) -> None:
         fine = value <= limit if passed is None else passed
-        checks.append(Check(name, round(float(value), 5), limit, bool(fine), words))
+        checks.append(Check(name, round(float(value), 5), limit, bool(fine), reason))
 
     luma = [f[::4, ::4].astype(np.float32).mean(-1) for f in frames]
     flat = float(np.mean([x.std() < limits.contrast for x in luma]))
     check(
-        "frames-contrast", flat, limits.bad_frames,
+        "frames-contrast",
+        flat,
+        limits.bad_frames,
         f"{100 * flat:.0f}% of the frames show nothing (luma deviation under {limits.contrast:g}): "
         "is the lens covered?",
-    )  # fmt: skip
+    )
     glare = float(np.mean([(x >= limits.clipped).mean() > limits.glare for x in luma]))
     check(
-        "frames-glare", glare, limits.bad_frames,
+        "frames-glare",
+        glare,
+        limits.bad_frames,
         f"{100 * glare:.0f}% of the frames are white in more than {100 * limits.glare:.0f}% of the picture: "
         "is the camera dazzled, or its exposure stuck?",
-    )  # fmt: skip
+    )
     still = float(np.mean([np.abs(a - b).mean() < limits.motion for a, b in pairwise(luma)] or [0]))
     check(
-        "frames-motion", still, limits.bad_frames,
+        "frames-motion",
+        still,
+        limits.bad_frames,
         f"{100 * still:.0f}% of the frames repeat the one before: is the camera stuck?",
-    )  # fmt: skip
+    )
     counts = Counter(tuple(s[:2]) for s in sizes or [f.shape for f in frames])
     other = 1 - max(counts.values()) / sum(counts.values())
     shapes = ", ".join(f"{w}x{h}: {n}" for (h, w), n in counts.most_common(3))
@@ -79,32 +94,42 @@ def look(
     small = np.stack([_small(frames[i]) for i in views])
     stuck = static_share(small.mean(-1), limits)
     check(
-        "frames-static", stuck, limits.static,
+        "frames-static",
+        stuck,
+        limits.static,
         f"{100 * stuck:.1f}% of the picture are edges that stay where they are while the rest moves: "
         "a sticker, dirt, or the frame of a screen?",
-    )  # fmt: skip
+    )
     if len(views) >= limits.overlay_views:
         drawn = overlay_share(small.mean(-1), limits)
         check(
-            "frames-overlay", drawn, limits.overlay,
+            "frames-overlay",
+            drawn,
+            limits.overlay,
             f"{100 * drawn:.1f}% of the picture are edges drawn over whatever is behind them: a watermark, a "
             "display, drops on the lens?",
-        )  # fmt: skip
+        )
     again = repeated_share(np.stack([_small(frames[i], 32).mean(-1) for i in views]), limits)
     check(
-        "frames-repeated", again, limits.repeated,
+        "frames-repeated",
+        again,
+        limits.repeated,
         f"{100 * again:.0f}% of the views were there before, with others between: a recording in a loop?",
-    )  # fmt: skip
+    )
     dead = dead_share(small.mean(-1), limits)
     check(
-        "frames-covered", dead, limits.dead,
+        "frames-covered",
+        dead,
+        limits.dead,
         f"{100 * dead:.0f}% of the middle of the picture never change: is a part of the lens covered?",
-    )  # fmt: skip
+    )
     peak = grid_peak([frames[i] for i in views])
     check(
-        "frames-grid", peak, limits.grid,
+        "frames-grid",
+        peak,
+        limits.grid,
         f"the strongest regular pattern stands {peak:.1f} deviations out of the spectrum: a screen's pixels?",
-    )  # fmt: skip
+    )
     everything = np.stack([_small(f, 32) for f in frames])
     brightness = everything.mean((1, 2, 3))
 
@@ -371,6 +396,8 @@ def populations(features: np.ndarray) -> tuple[float, float, float, tuple[np.nda
     chance = 2 * share * (1 - share)
     switches = float((second[1:] != second[:-1]).mean())
     return (
-        float(between[cut] / total), min(share, 1 - share), switches / chance,
+        float(between[cut] / total),
+        min(share, 1 - share),
+        switches / chance,
         (features[~second].mean(0), features[second].mean(0)),
-    )  # fmt: skip
+    )

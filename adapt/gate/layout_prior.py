@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter
 __all__ = ["Layout"]
 
 SIZE = (32, 64)
-LEAST = 1e-4  # a class where it never was: finite, so that one pixel cannot decide
+LEAST = 1e-4  # a class at a place where it never was: finite, so that one pixel cannot decide
 FOLDS = 5
 SPREAD = 0.33  # where it cannot be measured: that of the rendered streets under their prior, rounded up
 
@@ -32,7 +32,7 @@ class Layout:
 
     @classmethod
     def of_labels(cls, labels: Sequence[np.ndarray], classes: int) -> Layout:
-        """From label maps uint8 [H,W], 255 = ignore, in the order of the drive.  Raises ValueError where
+        """From label maps uint8 [H,W], 255 = ignore, in the order of the drive.  Raises ValueError if
         there is none.
 
         Mean and spread are of maps that the layout was not made of (five parts, neighbours together): forty
@@ -56,7 +56,7 @@ class Layout:
 
     @classmethod
     def of_prior(cls, prior: np.ndarray, share: np.ndarray, spread: float = SPREAD) -> Layout:
-        """From a pack's q_c(y,x) [C,h,w] and class shares [C], where it has no labelled frame.
+        """From a pack's q_c(y,x) [C,h,w] and class shares [C], if it has no labelled frame.
 
         The mean is then what the layout expects of itself; the spread over frames is not known and is taken
         from the rendered streets.
@@ -71,7 +71,7 @@ class Layout:
         return cls(log_p, float((np.exp(log_p) * log_p).sum(0).mean()), spread)
 
     def scores(self, labels: Sequence[np.ndarray]) -> np.ndarray:
-        """Mean log-likelihood a pixel of each label map, float64 [n]; ignored pixels are left out."""
+        """Mean log-likelihood per pixel of each label map, float64 [n]; ignored pixels are left out."""
         out = np.zeros(len(labels))
         for i, y in enumerate(labels):
             small = _small(y).astype(np.int64)

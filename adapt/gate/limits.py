@@ -1,16 +1,13 @@
-"""Every threshold of the adapter's two judges, the gate and the look at the frames, in one place and with its
-reason; and the record of one decision.  Knows neither networks nor frames.
+"""Every threshold of the adapter's gates and of the checks of frames, each with its reason.
 
-Where a reason says "measured", the table is in docs/results/gate.md.
+The table of a reason with "measured" is in docs/results/gate.md.  Knows neither networks nor frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-__all__ = ["Check", "EdgeLimits", "Limits", "as_dict"]
+__all__ = ["EdgeLimits", "Limits"]
 
 
 @dataclass(frozen=True)
@@ -69,13 +66,13 @@ class Limits:
     foreign_candidate: float = 3.0
     # … and this share of them may be: one of four is chance (the first soak had three such rounds refused).
     foreign: float = 0.25
-    # mIoU (or MF) that may be lost on a labelled target hold-out, where one is given: repeated measurements
+    # mIoU (or MF) that may be lost on a labelled target hold-out, if one is given: repeated measurements
     # of one recipe differ by about this.
     labelled_drop: float = 0.005
     # Over all rounds since the released pack: a chain of harmless steps must not add up to a bad one.
     total_source_drop: float = 0.05
     total_distance: float = 0.6
-    # Agreement with the mirrored answer that other batch statistics must gain to be taken (gate.better).
+    # Agreement with the mirrored answer that other batch statistics must gain (`gate.preference`).
     statistics_gain: float = 0.0
 
     # ------------------------------------------------------------- the frames (adapt.gate.input_quality)
@@ -138,7 +135,7 @@ class Limits:
     # Fewer pictures than this fall into two groups by chance: of 45 windows of 12 frames three did, of 16
     # CamVid windows of 24 one, of 46 windows of 48 none.
     crowd: int = 32
-    # `hostile.order` over which these are single pictures and no drive, of which no camera can be told:
+    # `input_quality.order` over which these are single pictures and no drive, of which no camera can be told:
     # measured, sets of unrelated pictures 0.97 and more, drives with a second between frames, of one camera
     # or of two by turns, at most 0.88.
     order: float = 0.93
@@ -148,9 +145,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class EdgeLimits:
-    """Of an edge head (`adapt.gate.edges`).  MF (ODS, thin) is 0..1."""
+    """The thresholds of the gate of edges (`adapt.gate.edges`).  MF (ODS, thin) is 0..1."""
 
-    # MF that may be lost on a labelled target hold-out, where one is given: as mIoU's.
+    # MF that may be lost on a labelled target hold-out, if one is given: as mIoU's.
     labelled_drop: float = 0.005
     # MF that may be lost on the source hold-out.  Measured on toy frames (tests/adapt/edges_toys.py): eight
     # honest rounds, in the dark and by day, gained up to 0.021 or lost up to 0.023 at either distance; of
@@ -170,23 +167,3 @@ class EdgeLimits:
     # No class's mean edge probability may be over this, unless it nearly was before: edges of radius 2 take a
     # tenth of a picture, all classes together.
     largest: float = 0.5
-
-
-@dataclass(frozen=True)
-class Check:
-    """One decision: what was measured, against what, and in words."""
-
-    name: str
-    value: float
-    limit: float
-    passed: bool
-    reason: str
-
-
-def as_dict(checks: Sequence[Check]) -> dict[str, Any]:
-    """For a manifest: {"passed": …, "failed": [names], "checks": [...]}."""
-    return {
-        "passed": all(c.passed for c in checks),
-        "failed": [c.name for c in checks if not c.passed],
-        "checks": [asdict(c) for c in checks],
-    }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +19,14 @@ from PIL import Image
 
 from adapt.data.base import BROKEN
 from adapt.report import figures, page
+from adapt.round.pictures import MOST
 from common.files import read_json, write_bytes
 
-__all__ = ["ReportError", "keep_pictures", "render", "write"]
-
-MOST = 4  # pictures a report shows
+__all__ = ["ReportError", "render", "write"]
 
 
 class ReportError(Exception):
     """A report cannot be made.  One line: thing, reason, remedy."""
-
-
-# ----------------------------------------------------------------------------------------------- pictures
-def keep_pictures(
-    folder: Path,
-    frames: Sequence[np.ndarray],
-    answers: dict[str, Sequence[np.ndarray]],
-    learnt: tuple[Sequence[np.ndarray], Sequence[np.ndarray]] = ((), ()),
-) -> None:
-    """Keep a few hold-out frames with the answers to them, and a few frames with their pseudo-labels.
-
-    Args:
-        frames: uint8 [H,W,3] of the hold-out.
-        answers: by name ("before", "after"), uint8 [H,W] for each of `frames`.
-        learnt: frames and the labels they were learnt with.
-    """
-    folder.mkdir(exist_ok=True)
-    for j, i in enumerate(_spread(len(frames))):
-        Image.fromarray(frames[i]).save(folder / f"{j}-frame.png")
-        for name, labels in answers.items():
-            if i < len(labels):
-                Image.fromarray(labels[i]).save(folder / f"{j}-{name}.png")
-    for j, i in enumerate(_spread(len(learnt[0]))):
-        Image.fromarray(learnt[0][i]).save(folder / f"{j}-learnt.png")
-        Image.fromarray(learnt[1][i]).save(folder / f"{j}-label.png")
-
-
-def _spread(count: int) -> list[int]:
-    return sorted({int(i) for i in np.linspace(0, count - 1, min(MOST, count)).round()}) if count else []
 
 
 def _read(path: Path, palette: np.ndarray | None, classes: int) -> str:

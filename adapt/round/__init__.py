@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from adapt.round.segmentation import RoundConfig, RoundError, RoundPaused, RoundResult, adapt
+from adapt.round.config import RoundConfig
+from adapt.round.outcome import RoundError, RoundPaused, RoundResult
+from adapt.round.segmentation import SegmentationRound, adapt
 
 __all__ = [
     "RoundConfig",
     "RoundError",
     "RoundPaused",
     "RoundResult",
+    "SegmentationRound",
     "adapt",
 ]

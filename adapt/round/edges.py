@@ -1,66 +1,69 @@
 """Semantic edges in a new domain: the edge head of a joint network follows its segmentation there.
 
     label   class-balanced pseudo-segmentation of the target frames (λ_c, see ``labels.cbst``); its edges,
-            nothing along pixels without a label
-    align   SEAL on the student's own ridges, gated: such labels are off by construction, but a head that sees
-            nothing yet must not move them
-    train   the edge head alone, source replay beside; encoder and segmentation stay bit for bit
-    gate    `adapt.gate.edges`: MF on the hold-outs there are, no class vanishes or floods; else refused
+            none along pixels without a label
+    align   SEAL on the student's own ridges, gated: pseudo-edges are imprecise, but an untrained head must
+            not align them
+    train   the edge head alone, with source replay; encoder and segmentation stay bit for bit
+    gate    `adapt.gate.edges`: MF on the hold-outs, no class vanishes or floods; else refused
 
 Run it after ``adapt.round`` on the pack that came out.  No target label is learnt from.  The state lives in
-``out``: a round that was paused or killed goes on there and ends with the same weights (same machine, same
+``out``: a round that was paused or killed continues there and ends with the same weights (same machine, same
 number of threads).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from adapt import inference
-from adapt.data.base import DataError, read_frame, read_label, resize_frame, resize_label
+from adapt.data.base import read_frame, read_label, resize_frame, resize_label
+from adapt.gate.checks import Check, as_dict
 from adapt.gate.edges import EdgeMeasures, decide, measure
-from adapt.gate.limits import Check, EdgeLimits, as_dict
-from adapt.labels.cbst import ClassHistograms, pseudo_labels
+from adapt.gate.limits import EdgeLimits
 from adapt.labels.seal import Gate
-from adapt.round.segmentation import RoundPaused
-from adapt.round.state import Record
+from adapt.round.base import AdaptationRound, array_digest, refuse_evaluation_frames, spread
+from adapt.round.labelling import ClassBalancedLabels, Labeller, LabelTask
+from adapt.round.outcome import RoundPaused, RoundResult
 from adapt.train.augment import Augmentation
-from adapt.train.edges import Draw, EdgeRecipe, EdgeTrainer, Sample, crops_of_segmentation
+from adapt.train.edge_recipes import EdgeRecipe
+from adapt.train.edges import Draw, EdgeTrainer, Sample, crops_of_segmentation
 from adapt.train.trainer import Progress, atomic_save, silent
-from common.files import read_json, write_json
-from networks.pack import Pack, PackError, load_pack, write_pack
+from networks.pack import Pack
 
-__all__ = ["EdgeRoundConfig", "EdgeRoundError", "EdgeRoundResult", "adapt_edges", "check_pack"]
+__all__ = ["EdgeRound", "EdgeRoundConfig", "EdgeRoundError", "adapt_edges", "check_pack"]
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 class EdgeRoundError(Exception):
-    """A round cannot be run.  One line: thing, reason, remedy."""
+    """A round cannot be run.  The text is one line: thing, reason, remedy."""
 
 
 @dataclass(frozen=True)
 class EdgeRoundConfig:
-    """Everything a round of edge adaptation may be told.
+    """The settings of a round of edges.
 
-    portion: p of the pseudo-labels; steps, batch, crop, rate: the training; replay: share of source crops
-    in it; alignment: pseudo-edges are aligned to the student's ridges, ``gate`` says which; holdout: share of
-    the target frames kept aside for the round's gate; source_holdout: at most that many hold-out frames of
-    the source are scored, 0 = all; max_distance: of the benchmark, as a fraction of the diagonal; limits: of
-    the round's gate; checkpoint_every: steps between checkpoints; force: write the pack whatever the gate
-    says (for measuring the gate)."""
+    Attributes:
+        portion: p of the pseudo-labels.
+        steps, batch, crop, scale, rate: of the training.
+        replay: share of source crops in it.
+        alignment: align pseudo-edges to the student's ridges; ``gate`` limits which (None: all).
+        holdout: share of the target frames that only the round's gate sees.
+        source_holdout: at most that many hold-out frames of the source are scored, 0 = all.
+        max_distance: of the benchmark, as a fraction of the diagonal.
+        limits: of the round's gate.
+        checkpoint_every: steps between checkpoints.
+        force: write the pack whatever the gate decides (for measuring the gate).
+    """
 
     portion: float = 0.5
     steps: int = 60
@@ -96,15 +99,6 @@ class EdgeRoundConfig:
             )
 
 
-@dataclass(frozen=True)
-class EdgeRoundResult:
-    """pack: the refreshed pack, None where refused; report: every number that decided something."""
-
-    pack: Pack | None
-    accepted: bool
-    report: dict[str, Any]
-
-
 def adapt_edges(
     pack: Pack,
     frames: Sequence[NDArray[np.uint8]],
@@ -113,29 +107,36 @@ def adapt_edges(
     out: Path,
     progress: Progress = silent,
     labelled: Sequence[Pair] | None = None,
-) -> EdgeRoundResult:
-    """One round on unlabelled frames, or the rest of the one in ``out``.
+    labeller: Labeller | None = None,
+) -> RoundResult:
+    """Run a round on unlabelled frames, or the rest of the one in ``out``.
 
     Args:
         pack: with an edge head beside its segmentation, of the same classes.
         frames: uint8 [H,W,3], one size, multiples of the network's.
         out: folder of this round: state, checkpoint, pseudo-labels, report.json and, if accepted, pack/
-            (parent = ``pack``).  Where it holds this very round, finished, its result is given again; where
-            it holds another one (other frames, pack or settings), that one's files are removed.
-        progress: told after every frame, crop and step; may raise `adapt.round.RoundPaused`, which goes to
-            the caller: what was done is kept.
-        labelled: a labelled target hold-out for the gate where somebody has one, (frame uint8 [H,W,3], class
-            map uint8 [H,W]) each, brought to the frames' size; nothing is learnt from it.
+            (parent = ``pack``).  If it holds this very round, finished, the stored result is returned; if it
+            holds another round (other frames, pack or settings), the files of that round are removed.
+        progress: called after every frame, crop and step; may raise `adapt.round.RoundPaused`, which reaches
+            the caller, and what was done is kept.
+        labelled: a labelled target hold-out for the gate, (frame uint8 [H,W,3], class map uint8 [H,W]) each,
+            resized to the frames' size; nothing is learnt from it.
+        labeller: labels the frames; by default class-balanced pseudo-segmentation at `config.portion`.
 
     Raises:
         EdgeRoundError: a pack without an edge head, too few frames, frames of a size it cannot take, or a
             frame that is in a hold-out as well.
     """
-    return _Round(pack, frames, config or EdgeRoundConfig(), Path(out), progress, labelled or ()).run()
+    config = config or EdgeRoundConfig()
+    return EdgeRound(pack, frames, config, Path(out), progress, labelled or (), labeller).run()
 
 
 def check_pack(pack: Pack) -> int:
-    """What the sides of frames must be multiples of.  Raises EdgeRoundError for a pack no round can move."""
+    """The number that the sides of frames must be multiples of.
+
+    Raises:
+        EdgeRoundError: the pack has no edge head, or one with other classes than its segmentation.
+    """
     with torch.device("meta"):
         network: Any = pack.spec.create()
     if not hasattr(network, "joint"):
@@ -150,31 +151,32 @@ def check_pack(pack: Pack) -> int:
     return int(network.size_multiple)
 
 
-class _Round(Record):
+class EdgeRound(AdaptationRound):
+    """A round in the making; the arguments are those of `adapt_edges`."""
+
     def __init__(
         self,
         pack: Pack,
         frames: Sequence[NDArray[np.uint8]],
         config: EdgeRoundConfig,
         out: Path,
-        progress: Progress,
-        labelled: Sequence[Pair],
+        progress: Progress = silent,
+        labelled: Sequence[Pair] = (),
+        labeller: Labeller | None = None,
     ) -> None:
-        self.pack, self.frames, self.config, self.out = pack, frames, config, out
-        self._tell = progress
+        def named(stage: str, done: int, total: int, **numbers: float) -> None:
+            progress(f"edges: {stage}", done, total, **numbers)
+
+        super().__init__(pack, frames, config, out, named)
+        self.labeller = labeller
         self._check_frames()
         size = frames[0].shape[:2]
         self.labelled = [(resize_frame(x, size), resize_label(y, size)) for x, y in labelled]
         self.replay = [(read_frame(f), read_label(y)) for f, y in pack.replay("train")]
-        self.source = _spread(
-            [(read_frame(f), read_label(y)) for f, y in pack.replay("holdout")], config.source_holdout
-        )
-        self._refuse_evaluation_frames()
-        self.seconds: dict[str, float] = {}
-        self.state: dict[str, Any] = {}
-
-    def progress(self, stage: str, done: int, total: int, **numbers: float) -> None:
-        self._tell(f"edges: {stage}", done, total, **numbers)
+        holdout = [(read_frame(f), read_label(y)) for f, y in pack.replay("holdout")]
+        self.source = spread(holdout, config.source_holdout)
+        holdouts = {"labelled": self.labelled, "source": self.source}
+        refuse_evaluation_frames(frames, holdouts, EdgeRoundError)
 
     def _check_frames(self) -> None:
         frames, config = self.frames, self.config
@@ -195,159 +197,100 @@ class _Round(Record):
         if any(side % multiple for side in config.crop):
             raise EdgeRoundError(f"crop {config.crop}: sides must be multiples of {multiple}")
 
-    def _refuse_evaluation_frames(self) -> None:
-        """What the gate judges by must not be among what is learnt from."""
-        seen = {_digest(frame): i for i, frame in enumerate(self.frames)}
-        for words, pairs in (("labelled", self.labelled), ("source", self.source)):
-            for i, (frame, _) in enumerate(pairs):
-                if (at := seen.get(_digest(frame))) is not None:
-                    raise EdgeRoundError(
-                        f"target frame {at} is also frame {i} of the {words} hold-out: take it out of one of "
-                        "them"
-                    )
-
-    def _identity(self) -> str:
-        told = asdict(self.config)
-        told.pop("force")  # it changes nothing that is learnt
-        digest = hashlib.sha256(json.dumps([self.pack.sha256, told], sort_keys=True).encode())
-        for frame in self.frames:
-            digest.update(_digest(frame))
+    # --------------------------------------------------------------------------------------------- open
+    def _extend_identity(self, digest: Any) -> None:
         for frame, label in self.labelled:
-            digest.update(_digest(frame) + _digest(label))
-        return digest.hexdigest()
+            digest.update(array_digest(frame) + array_digest(label))
+        if self.labeller is not None:
+            digest.update(self.labeller.key.encode())
 
-    # ------------------------------------------------------------------------------------------- state
-    def _open(self) -> None:
-        """What ``out`` holds of this round; what it holds of another one goes."""
-        self.identity = self._identity()
-        try:
-            state = read_json(self.out / "state.json")
-            ours = state["identity"] == self.identity and isinstance(state["stages"], dict)
-        except (OSError, ValueError, KeyError, TypeError):
-            ours = False
-        if not ours:
-            state = {"identity": self.identity, "stages": {}, "resumed": -1}
-            for folder in ("pack", "labels-1", "checkpoint.pt.labels"):
-                shutil.rmtree(self.out / folder, ignore_errors=True)
-            for file in ("report.json", "checkpoint.pt", "train.pt"):
-                (self.out / file).unlink(missing_ok=True)
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.state = state
-        self.seconds = dict(state.get("seconds", {}))
-        self.state["resumed"] = int(state.get("resumed", -1)) + 1
-        self._save()
+    def _replace_other_round(self) -> None:
+        for folder in ("pack", "labels-1", "checkpoint.pt.labels"):
+            shutil.rmtree(self.out / folder, ignore_errors=True)
+        for file in ("report.json", "checkpoint.pt", "train.pt"):
+            (self.out / file).unlink(missing_ok=True)
 
-    def _finished(self) -> EdgeRoundResult | None:
-        """The result, where this round came to its end."""
-        report = self.state.get("report")
-        if report is None:
-            return None
-        try:
-            wanted = report["accepted"] or self.config.force
-            made = load_pack(self.out / "pack") if wanted else None
-        except (PackError, OSError):
-            return None
-        write_json(self.out / "report.json", report)
-        return EdgeRoundResult(made, bool(report["accepted"]), report)
-
-    # ------------------------------------------------------------------------------------------ stages
-    def run(self) -> EdgeRoundResult:
-        self._open()
-        done = self._finished()
-        if done is not None:
-            return done
-        try:
-            return self._run()
-        except RoundPaused:
-            self._save()
-            raise
-
-    def _run(self) -> EdgeRoundResult:
-        parent = self.pack.network()
-        labels = self._timed("label", lambda: self._labels(parent))
-        pairs = list(zip(self.frames, labels, strict=True))
+    # ---------------------------------------------------------------------------------------------- run
+    def _stages(self) -> RoundResult:
+        pairs = self._label(self.pack.network())
         held = _held_out(len(pairs), self.config.holdout)
         learnt = [pair for i, pair in enumerate(pairs) if i not in held]
         target = [pairs[i] for i in sorted(held)]
-        before = self._measures("parent", parent, target)
+        before = self._measure("parent", self.pack.network(), target)
         network = self.pack.network()
         try:
-            losses = self._timed("train", lambda: self._train(network, learnt))
+            with self.state.timed("train"):
+                losses = self._train(network, learnt)
         except FloatingPointError as error:
             failed = [Check("edges-finite", 0.0, 1.0, False, str(error))]
             return self._finish(network, before, None, failed, [])
-        after = self._measures("candidate", network, target)
-        checks = decide(after, before, self.config.limits, self.pack.spec.classes)
+        after = self._measure("candidate", network, target)
+        checks = decide(after, before, self.config.limits, self.spec.classes)
         return self._finish(network, before, after, checks, losses)
 
-    def _labels(self, network: Any) -> list[NDArray[np.uint8]]:
-        """Class-balanced pseudo-labels uint8 [H,W] of every frame, by the network's segmentation."""
-        folder = self.out / "labels-1"
-        paths = [folder / f"{i:05d}.png" for i in range(len(self.frames))]
-        if "label" in self.state["stages"]:
-            try:
-                return [read_label(path) for path in paths]
-            except DataError:  # a damaged file: they are made again
-                del self.state["stages"]["label"]
-        histograms = ClassHistograms(len(self.pack.spec.classes))
-        for i, frame in enumerate(self.frames):
-            histograms.add(_softmax(network, self.pack, frame))
-            self.progress("thresholds", i + 1, len(self.frames))
-        limits = histograms.thresholds(self.config.portion)
-        folder.mkdir(exist_ok=True)
-        labels = []
-        for i, frame in enumerate(self.frames):
-            y = pseudo_labels(_softmax(network, self.pack, frame), limits)
-            Image.fromarray(y).save(paths[i], compress_level=1)
-            labels.append(y)
-            self.progress("labels", i + 1, len(self.frames))
-        self.state["stages"]["label"] = {
-            "portion": self.config.portion,
-            "lambda": [round(float(v), 5) for v in limits],
-            "labelled": round(float(np.mean([(y != 255).mean() for y in labels])), 5),
-        }
-        self._save()
-        return labels
+    def _label(self, network: Any) -> list[Pair]:
+        """Every frame with its class map uint8 [H,W], 255 = no label."""
+        task = LabelTask(network, self.spec, self.frames, self.config.portion, progress=self.progress)
+        labeller = self.labeller or ClassBalancedLabels()
+        labels = self._stored_labels(
+            "label", self.out / "labels-1", len(self.frames), lambda: labeller.label(task)
+        )
+        return list(zip(self.frames, labels.maps, strict=True))
 
-    def _measures(self, name: str, network: Any, target: Sequence[Pair]) -> EdgeMeasures:
-        kept = self.state["stages"].get(name)
-        if kept is not None:
-            return EdgeMeasures.of(kept)
-        found: EdgeMeasures = self._timed(
-            "measure",
-            lambda: measure(
-                network, self.pack.spec, source=self.source, target=target, labelled=self.labelled,
-                max_distance=self.config.max_distance, limits=self.config.limits, progress=self.progress,
+    def _measure(self, name: str, network: Any, target: Sequence[Pair]) -> EdgeMeasures:
+        stored = self.state.stages.get(name)
+        if stored is not None:
+            return EdgeMeasures.of(stored)
+        with self.state.timed("measure"):
+            measures = measure(
+                network,
+                self.spec,
+                source=self.source,
+                target=target,
+                labelled=self.labelled,
+                max_distance=self.config.max_distance,
+                limits=self.config.limits,
+                progress=self.progress,
                 stage=f"measure {name}",
-            ),
-        )  # fmt: skip
-        self.state["stages"][name] = found.numbers()
-        self._save()
-        return found
+            )
+        self.state.stages[name] = measures.numbers()
+        self.state.save()
+        return measures
 
     def _train(self, network: Any, learnt: Sequence[Pair]) -> list[float]:
-        """Move the edge head; the mean of the first and of the last losses."""
+        """Train the edge head; returns the mean of the first losses and that of the last ones."""
         config, weights = self.config, self.out / "train.pt"
-        kept = self.state["stages"].get("train")
-        if kept is not None:
+        stored = self.state.stages.get("train")
+        if stored is not None:
             try:
                 network.load_state_dict(torch.load(weights, weights_only=True))
-                return list(kept["loss"])
+                return list(stored["loss"])
             except Exception:  # damaged weights: they are made again
-                self.state["stages"].pop("candidate", None)
-        classes = len(self.pack.spec.classes)
+                self.state.stages.pop("candidate", None)
+        classes = len(self.spec.classes)
         augmentation = Augmentation(config.crop, scale=config.scale)
         source = crops_of_segmentation(self.replay, classes, augmentation) if self.replay else None
         draw = _mixed(source, crops_of_segmentation(learnt, classes, augmentation), config.replay)
         recipe = EdgeRecipe(
-            config.steps, batch=config.batch,
+            config.steps,
+            batch=config.batch,
             round=max(config.batch, config.batch * config.steps // 3),
-            rate=config.rate, aligned=config.alignment, unaligned=0, gate=config.gate, parts=("edge_head.",),
-        )  # fmt: skip
+            rate=config.rate,
+            aligned=config.alignment,
+            unaligned=0,
+            gate=config.gate,
+            parts=("edge_head.",),
+        )
         trainer = EdgeTrainer(
-            network, self.pack.spec, draw, recipe, seed=config.seed, checkpoint=self.out / "checkpoint.pt",
-            every=config.checkpoint_every, identity=self.identity,
-        )  # fmt: skip
+            network,
+            self.spec,
+            draw,
+            recipe,
+            seed=config.seed,
+            checkpoint=self.out / "checkpoint.pt",
+            every=config.checkpoint_every,
+            identity=self.identity,
+        )
         try:
             history = trainer.run(self.progress)
         except RoundPaused:
@@ -355,10 +298,11 @@ class _Round(Record):
             raise
         atomic_save(weights, network.state_dict())
         loss = [float(np.mean(history[:5])), float(np.mean(history[-5:]))] if history else []
-        self.state["stages"]["train"] = {"steps": config.steps, "loss": loss}
-        self._save()
+        self.state.stages["train"] = {"steps": config.steps, "loss": loss}
+        self.state.save()
         return loss
 
+    # -------------------------------------------------------------------------------------------- finish
     def _finish(
         self,
         network: Any,
@@ -366,90 +310,65 @@ class _Round(Record):
         after: EdgeMeasures | None,
         checks: list[Check],
         loss: list[float],
-    ) -> EdgeRoundResult:
-        config, spec = self.config, self.pack.spec
+    ) -> RoundResult:
+        held = len(_held_out(len(self.frames), self.config.holdout))
         verdict = as_dict(checks)
-        accepted = bool(verdict["passed"])
         report: dict[str, Any] = {
-            "accepted": accepted,
+            "accepted": bool(verdict["passed"]),
             "identity": self.identity,
             "parent": self.pack.sha256,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "config": json.loads(json.dumps(asdict(config))),
+            "finished": self._now(),
+            "config": json.loads(json.dumps(asdict(self.config))),
             "frames": {
-                "target": len(self.frames) - len(_held_out(len(self.frames), config.holdout)),
-                "target_holdout": len(_held_out(len(self.frames), config.holdout)),
-                "labelled": len(self.labelled), "replay": len(self.replay),
+                "target": len(self.frames) - held,
+                "target_holdout": held,
+                "labelled": len(self.labelled),
+                "replay": len(self.replay),
                 "source_holdout": len(self.source),
             },
-            "labelled_share": self.state["stages"]["label"]["labelled"],
+            "labelled_share": self.state.stages["label"]["labelled"],
             "loss": loss,
             "parent_measures": before.numbers(),
             "candidate_measures": {} if after is None else after.numbers(),
             "gate": verdict,
-            "classes": list(spec.classes),
-            "seconds": {k: round(v, 2) for k, v in self.seconds.items()},
-            "resumed": self.state["resumed"],
-        }  # fmt: skip
-        made = None
-        if accepted or (config.force and after is not None):
-            made = self._write(network)
-            report["pack"] = made.sha256
-        self.state["report"] = report
-        self._save()
-        write_json(self.out / "report.json", report)
-        (self.out / "checkpoint.pt").unlink(missing_ok=True)
-        shutil.rmtree(self.out / "checkpoint.pt.labels", ignore_errors=True)
-        return EdgeRoundResult(made, accepted, report)
+            "classes": list(self.spec.classes),
+            "seconds": self._seconds(),
+            "resumed": self.state.resumed,
+        }
+        wanted = report["accepted"] or (self.config.force and after is not None)
+        return self._conclude(report, self._write(network) if wanted else None)
 
     def _write(self, network: Any) -> Pack:
-        config, spec = self.config, self.pack.spec
-        path = self.out / "pack"
-        if path.is_dir():  # killed between the rename and the report: the same content by construction
-            return load_pack(path)
-        made = replace(
-            spec,
-            version=f"{spec.version}-edges",
-            parent=self.pack.sha256,
-            adaptation={
-                "kind": "edges", "frames": len(self.frames), "seed": config.seed, "steps": config.steps,
-            },
-        )  # fmt: skip
-        replay = [
-            (read_frame(frame), read_label(label), split)
-            for split in ("train", "holdout")
-            for frame, label in self.pack.replay(split)
-        ]
-        return write_pack(  # the segmentation has not moved: what is known of it still holds
-            path, made, network.state_dict(), golden=self.pack.golden(), replay=replay or None,
-            reference=self.pack.reference() or None, prior=self.pack.prior(),
-        )  # fmt: skip
-
-
-def _softmax(network: Any, pack: Pack, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.asarray(inference.probabilities(network, pack.spec, inference.as_tensor([frame]))[0].numpy())
+        adaptation = {
+            "kind": "edges",
+            "frames": len(self.frames),
+            "seed": self.config.seed,
+            "steps": self.config.steps,
+        }
+        version = f"{self.spec.version}-edges"
+        spec = replace(self.spec, version=version, parent=self.pack.sha256, adaptation=adaptation)
+        return self._write_pack(
+            lambda: {  # the segmentation has not moved: what is known of it still holds
+                "spec": spec,
+                "state": network.state_dict(),
+                "golden": self.pack.golden(),
+                "replay": self._parents_replay() if self.pack.replay() else None,
+                "reference": self.pack.reference() or None,
+            }
+        )
 
 
 def _held_out(count: int, share: float) -> set[int]:
-    """Which of ``count`` frames are kept for the gate: spread evenly, at least one."""
+    """Indices of the frames that only the gate sees: spread evenly, at least one."""
     aside = max(1, round(share * count))
     return set(range(0, count, count // aside)[:aside])
 
 
 def _mixed(source: Draw | None, target: Draw, share: float) -> Draw:
+    """Draw from the source with probability `share`, else from the target; no crop brings class labels."""
+
     def draw(rng: np.random.Generator) -> Sample:
         sample = (source if source is not None and rng.random() < share else target)(rng)
         return replace(sample, labels=None)
 
     return draw
-
-
-def _spread(pairs: list[Pair], most: int) -> list[Pair]:
-    """At most ``most`` of them, evenly over the list; all where ``most`` is 0."""
-    if not most or len(pairs) <= most:
-        return pairs
-    return [pairs[i] for i in np.linspace(0, len(pairs) - 1, most).round().astype(int)]
-
-
-def _digest(array: NDArray[np.uint8]) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()

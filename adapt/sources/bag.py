@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from adapt.data.base import BROKEN
-from adapt.sources import Captured, SourceError, camera_name
+from adapt.sources.base import Captured, SourceError, camera_name
 from networks.images import to_rgb
 
 __all__ = ["frames_of_bag"]

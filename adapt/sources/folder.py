@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adapt.data.base import DataError, read_frame
-from adapt.sources import Captured, SourceError
+from adapt.sources.base import Captured, SourceError
 
 __all__ = ["frames_of_folder"]
 

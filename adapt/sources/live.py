@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-from adapt.sources import Captured, SourceError
+from adapt.sources.base import Captured, SourceError
 
 __all__ = ["LiveSource"]
 

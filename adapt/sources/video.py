@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adapt.sources import Captured, SourceError
+from adapt.sources.base import Captured, SourceError
 
 __all__ = ["frames_of_video"]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from adapt.data.base import DataError, Resized, kinds, open_dataset, refuse_overlap
+from adapt.data.base import DataError, Resized, refuse_overlap
+from adapt.data.open import kinds, open_dataset
 from adapt.data.pairs import CACHE_MB, Pairs, examine
 from adapt.data.reading import add_options, reading_of
 from common.cli import run_command
@@ -237,6 +238,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from adapt import inference
+    from adapt.evaluate.scoring import score
     from adapt.evaluate.truth import Truth, training_plan
     from adapt.train import priors, supervised
     from adapt.train.augment import Augmentation
@@ -308,7 +310,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             network, spec, frames, recipe, seed=arguments.seed, checkpoint=checkpoint, progress=bars
         )
         if val is not None:
-            confusion, calibration = supervised.score(network, spec, val, progress=bars)
+            confusion, calibration = score(network, spec, val, progress=bars)
             iou = confusion.iou()
             summary |= {
                 "miou": confusion.miou(), "ece": calibration.ece(),

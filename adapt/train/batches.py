@@ -13,7 +13,8 @@ import numpy as np
 
 from adapt.train.augment import Augmentation, Window, crop
 from adapt.train.mic import block_mask
-from adapt.train.trainer import Batch, generator
+from adapt.train.segmentation import Batch
+from adapt.train.trainer import generator
 
 __all__ = ["Mixture", "class_mix", "rare_class_chances", "sampler"]
 

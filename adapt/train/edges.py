@@ -11,11 +11,10 @@ Source: Yu et al., CVPR 2017 and ECCV 2018; the published constants are the pres
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +27,14 @@ from torch import Tensor, nn
 from adapt import batchnorm
 from adapt.labels.edge_codec import pack
 from adapt.labels.edges import category_edges
-from adapt.labels.seal import Gate
 from adapt.train import losses
 from adapt.train.aligning import Aligners
 from adapt.train.augment import Augmentation, crop
-from adapt.train.trainer import Progress, atomic_save, generator, silent
+from adapt.train.edge_recipes import EdgeRecipe
+from adapt.train.trainer import Progress, ResumableTrainer, generator, silent
 from networks.pack import PackSpec, normalise
 
 __all__ = [
-    "PRESETS",
-    "SCALES",
-    "EdgeRecipe",
     "EdgeTrainer",
     "Sample",
     "crops_of_edges",
@@ -59,82 +55,6 @@ class Sample:
 
 
 Draw = Callable[[np.random.Generator], Sample]
-
-
-@dataclass(frozen=True)
-class EdgeRecipe:
-    """How an edge network is trained.
-
-    reweighted, reduction: the loss (``multilabel_edge_loss``).  aligned: SEAL; the first ``unaligned``
-    rounds keep the labels as they are.  round: crops a round; batch: crops a step.  optimiser: "sgd" (the
-    published: momentum .9, decay 5e-4, new layers ×10, their biases ×20) or "adamw" (new layers ×1).  rate
-    falls by ``gamma`` every ``every`` steps (0: never).  frozen_bn: batch statistics stay; frozen_affine:
-    weights and biases of batch normalisation stay, too (the published Scale layers have lr_mult 0).  parts:
-    prefixes of the parameters that move, () = all.  alignment: parameters of ``align``; gate: None is SEAL as
-    published.  segmentation: weight of the segmentation loss of joint networks."""
-
-    steps: int
-    reweighted: bool = False
-    reduction: str = "mean"
-    aligned: bool = False
-    unaligned: int = 1
-    round: int = 400
-    batch: int = 10
-    optimiser: str = "adamw"
-    rate: float = 1e-3
-    gamma: float = 0.2
-    every: int = 0
-    frozen_bn: bool = True
-    frozen_affine: bool = False
-    parts: tuple[str, ...] = ()
-    alignment: dict[str, float] = field(
-        default_factory=lambda: {"sigma_x": 1.0, "sigma_y": 3.0, "max_cost": 2.0, "smoothness": 0.02}
-    )
-    solver: str = "auction"
-    gate: Gate | None = field(default_factory=Gate)
-    segmentation: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.optimiser not in ("sgd", "adamw"):
-            raise ValueError(f"optimiser {self.optimiser!r}: choose sgd or adamw")
-        if self.steps < 0 or self.batch < 1 or self.round < self.batch or self.rate <= 0:
-            raise ValueError(f"{self}: steps >= 0, 1 <= batch <= round and a positive rate are needed")
-
-
-_CITYSCAPES = {"sigma_x": 1.0, "sigma_y": 3.0, "max_cost": 2.0, "smoothness": 0.02}
-_SBD = {"sigma_x": 1.0, "sigma_y": 4.0, "max_cost": 4.5, "smoothness": 0.02}
-
-#: The published recipes, NAME-cityscapes and NAME-sbd: crops of 472, mirrored; the loss is a sum, hence the
-#: rates; batch normalisation is frozen, so that they start from a pretrained network.  S, C and SEAL start
-#: from a short warm-up with the unweighted loss; C is S on labels a dense CRF refined (``adapt.labels.crf``).
-#: Ours, NAME-scratch: the same losses, labels and alignment for a network with random weights: AdamW, the
-#: mean loss, live batch statistics; SEAL behind the gate.
-PRESETS: dict[str, EdgeRecipe] = {
-    f"{name}-{data}": replace(
-        EdgeRecipe(
-            steps, reduction="caffe_sum", optimiser="sgd", round=crops, every=every, gamma=gamma,
-            alignment=alignment, gate=None, solver="exact", frozen_affine=True,
-        ),
-        reweighted=name == "casenet", aligned=name == "seal", rate=rate if name == "casenet" else rate / 2,
-    )
-    for data, steps, crops, every, gamma, rate, alignment in (
-        ("cityscapes", 28000, 400, 20000, 0.2, 5e-8, _CITYSCAPES),
-        ("sbd", 22000, 300, 10000, 0.1, 1e-7, _SBD),
-    )
-    for name in ("casenet", "casenet-s", "casenet-c", "seal")
-} | {
-    f"{name}-scratch": EdgeRecipe(
-        4000, every=2700, frozen_bn=False, reweighted=name == "casenet", aligned=name == "seal",
-        unaligned=40 if name == "seal" else 1,  # two fifths: a student that sees nothing moves labels badly
-    )
-    for name in ("casenet", "casenet-s", "casenet-c", "seal")
-}  # fmt: skip
-
-#: The magnifications of the published training sets.
-SCALES: dict[str, tuple[float, ...]] = {
-    "cityscapes": (1.0,),
-    "sbd": (0.5, 0.75, 1.0, 1.25, 1.5),
-}
 
 
 # ------------------------------------------------------------------------------------------------- crops
@@ -232,15 +152,6 @@ def _groups(network: nn.Module, recipe: EdgeRecipe) -> list[dict[str, Any]]:
     return groups
 
 
-def _freeze(network: nn.Module, recipe: EdgeRecipe) -> list[nn.Parameter]:
-    """Parameters that stay ask for no gradients; gives those that did."""
-    moving = {id(p) for _, p in _moving(network, recipe)}
-    frozen = [p for p in network.parameters() if id(p) not in moving and p.requires_grad]
-    for p in frozen:
-        p.requires_grad_(False)
-    return frozen
-
-
 def _forward(network: nn.Module, x: Tensor, joint: bool) -> tuple[Tensor | None, Tensor, Tensor]:
     """(segmentation or None, A5, fused), at the input's resolution."""
     parts: list[Tensor | None] = [None, *network.sides(x)] if not joint else list(network.joint(x))  # type: ignore[operator]
@@ -257,22 +168,24 @@ def _forward(network: nn.Module, x: Tensor, joint: bool) -> tuple[Tensor | None,
     return full[0], a5, fused
 
 
-class EdgeTrainer:
-    """Moves an edge network's weights, one step after the other.
+class EdgeTrainer(ResumableTrainer):
+    """Trains an edge network, in rounds of crops (see the module).
 
     Args:
-        network: trained in place.  Raises ValueError for one without ``sides``.
+        network: trained in place.
         spec: the pack's, for normalisation.
         draw: (random numbers) -> Sample; all crops have one size that suits the network.
         seed: of everything random.
-        checkpoint: file to go on from, written every ``every`` steps and where labels are to be aligned,
-            or None.  The labels that were aligned for the round under way lie beside it, in
-            CHECKPOINT.labels/, a file a crop: one killed while it aligned goes on with the next crop.
-        identity: text that must equal the checkpoint's, so that a changed recipe starts afresh.
+        checkpoint, every, identity: see `ResumableTrainer`.  A checkpoint is also written before labels are
+            aligned.  The labels that were aligned for the round under way lie in CHECKPOINT.labels/, one file
+            per crop: a training that was killed while it aligned continues with the next crop.
         jobs: processes that align labels (see ``Aligners``); they change nothing but the time.
 
-    A killed training ends with the weights of one that was not (same machine, same number of threads).
+    Raises:
+        ValueError: the network has no ``sides``, or nothing would move.
     """
+
+    STORE_FIRST = True
 
     def __init__(
         self,
@@ -291,18 +204,21 @@ class EdgeTrainer:
             raise ValueError(
                 f"edge training: {type(network).__name__} answers no edges; use casenet or casenet_light"
             )
-        self.network, self.spec, self.draw, self.recipe, self.seed = network, spec, draw, recipe, seed
-        self.checkpoint, self.every, self.identity = checkpoint, every, identity
+        super().__init__(network, recipe.steps, checkpoint=checkpoint, every=every, identity=identity)
+        self.spec, self.draw, self.recipe, self.seed = spec, draw, recipe, seed
         self.aligners = Aligners(jobs, recipe.solver, recipe.gate, recipe.alignment)
         self.joint = hasattr(network, "joint") and recipe.segmentation > 0 and not recipe.parts
         groups = _groups(network, recipe)
         self.optimiser: torch.optim.Optimizer = (
             torch.optim.SGD(groups, momentum=0.9) if recipe.optimiser == "sgd" else torch.optim.AdamW(groups)
         )
-        self.history: list[float] = []
-        self.number = 0  # of the round under way …
-        self.begun = 0  # … and the step it began with
-        self._resume()
+        self.moving = [p for _, p in _moving(network, recipe)]
+        moves = {id(p) for p in self.moving}
+        self.frozen = [p for p in network.parameters() if id(p) not in moves]
+        self.round_number = 0
+        self.round_start = 0  # the step that the round began with
+        self._samples: list[Sample] | None = None  # of the round, once they are drawn
+        self._resume(self._stored())
 
     # ------------------------------------------------------------------------------------ checkpoints
     @property
@@ -310,49 +226,26 @@ class EdgeTrainer:
         file = self.checkpoint
         return None if file is None else file.with_name(f"{file.name}.labels")
 
-    def _resume(self) -> None:
-        """Go on where the checkpoint is, where there is one of this training; else clear what lies there."""
-        if self.checkpoint is None:
-            return
-        try:
-            kept = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
-            ours = kept["identity"] == self.identity
-        except Exception:  # none, or a damaged one: it costs time, nothing else
-            ours = False
-        if not ours or not self._can_go_on(kept):
-            self.checkpoint.unlink(missing_ok=True)
-            self._forget()
-            return
-        self.network.load_state_dict(kept["network"])
-        self.optimiser.load_state_dict(kept["optimiser"])
-        self.history = [float(v) for v in kept["history"]]
-        self.number, self.begun = int(kept["number"]), int(kept["begun"])
+    def _extra(self) -> dict[str, Any]:
+        return {"number": self.round_number, "begun": self.round_start}
 
-    def _can_go_on(self, kept: dict[str, Any]) -> bool:
+    def _restore(self, stored: dict[str, Any]) -> None:
+        self.round_number, self.round_start = int(stored["number"]), int(stored["begun"])
+
+    def _discard(self) -> None:
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
+            self._remove_labels()
+
+    def _can_resume(self, stored: dict[str, Any]) -> bool:
         """In the middle of an aligned round every aligned label is needed: the weights they were aligned with
         are gone."""
-        number, begun = int(kept["number"]), int(kept["begun"])
-        if len(kept["history"]) == begun or not self._is_aligned(number):
+        number, begun = int(stored["number"]), int(stored["begun"])
+        if len(stored["history"]) == begun or not self._is_aligned(number):
             return True
         return all(self._kept_labels(number, i) is not None for i in range(self._wanted(begun)))
 
-    def save(self) -> None:
-        """Write the checkpoint now."""
-        if self.checkpoint is None:
-            return
-        atomic_save(
-            self.checkpoint,
-            {
-                "identity": self.identity,
-                "network": self.network.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "history": self.history,
-                "number": self.number,
-                "begun": self.begun,
-            },
-        )
-
-    def _forget(self) -> None:
+    def _remove_labels(self) -> None:
         if self._labels is not None:
             shutil.rmtree(self._labels, ignore_errors=True)
 
@@ -387,60 +280,71 @@ class EdgeTrainer:
         return max(recipe.batch, min(recipe.round, (recipe.steps - begun) * recipe.batch))
 
     def run(self, progress: Progress = silent) -> list[float]:
-        """All steps that are left; the loss of every step, those before included.
+        """Do all steps that are left; returns the loss of every step, those before included.
 
-        What ``progress`` raises comes out; ``save`` then keeps what was done.  Raises FloatingPointError
-        where the loss is not finite.
+        Raises:
+            FloatingPointError: the loss is not finite.
+            Exception: whatever ``progress`` raises; ``save`` then stores what was done.
         """
-        frozen = _freeze(self.network, self.recipe)
-        try:
-            if not self.history and self._is_aligned(0):
-                self.save()
-            with self.aligners:
-                while len(self.history) < self.recipe.steps:
-                    self._round(progress)
-        finally:
-            for p in frozen:
-                p.requires_grad_(True)
-        self.network.eval()
+        if not self.history and self._is_aligned(0):
+            self.save()
+        with self.aligners:
+            self._run(progress, "train")
         return self.history
 
-    def _round(self, progress: Progress) -> None:
-        recipe = self.recipe
-        rng = generator(self.seed, 31, self.number)
-        samples = [self.draw(rng) for _ in range(self._wanted(self.begun))]
-        if self._is_aligned(self.number):
-            samples = self._aligned(samples, progress)
-        first = (len(self.history) - self.begun) * recipe.batch
-        for start in range(first, len(samples) - recipe.batch + 1, recipe.batch):
-            if len(self.history) >= recipe.steps:
-                break
-            drop = recipe.gamma ** (len(self.history) // recipe.every) if recipe.every else 1.0
-            for group in self.optimiser.param_groups:
-                group["lr"] = recipe.rate * group["factor"] * drop
-            batch = samples[start : start + recipe.batch]
-            self.history.append(_step(self.network, self.spec, batch, recipe, self.optimiser, self.joint))
-            if len(self.history) % self.every == 0:
-                self.save()
-            progress("train", len(self.history), recipe.steps, loss=self.history[-1])
-        self.number, self.begun = self.number + 1, len(self.history)
-        if self._is_aligned(self.number):  # by these weights: they must not be lost
+    def _before_step(self, progress: Progress) -> None:
+        if self._is_round_over():  # stopped between the last step of a round and the next round
+            self._next_round()
+        if self._samples is None:
+            rng = generator(self.seed, 31, self.round_number)
+            self._samples = [self.draw(rng) for _ in range(self._wanted(self.round_start))]
+            if self._is_aligned(self.round_number):
+                self._samples = self._aligned(self._samples, progress)
+
+    def _is_round_over(self) -> bool:
+        """Whether the crops of the round that are left are fewer than a batch."""
+        batches = self._wanted(self.round_start) // self.recipe.batch
+        return self.step - self.round_start >= batches
+
+    def _after_step(self) -> None:
+        if self._is_round_over():
+            self._next_round()
+
+    def _next_round(self) -> None:
+        self.round_number, self.round_start, self._samples = self.round_number + 1, self.step, None
+        if self._is_aligned(self.round_number):  # by these weights: they must not be lost
             self.save()
-        self._forget()
+        self._remove_labels()
+
+    def _loss(self, step: int) -> Tensor:
+        recipe = self.recipe
+        drop = recipe.gamma ** (step // recipe.every) if recipe.every else 1.0
+        for group in self.optimiser.param_groups:
+            group["lr"] = recipe.rate * group["factor"] * drop
+        assert self._samples is not None
+        first = (step - self.round_start) * recipe.batch
+        batch = self._samples[first : first + recipe.batch]
+        return edge_loss(self.network, self.spec, batch, recipe, self.joint)
+
+    def _not_finite(self, step: int, value: float) -> str:
+        remedy = (
+            "start from a pretrained network, or train with live batch statistics"
+            if self.recipe.frozen_bn and not has_statistics(self.network)
+            else "lower the learning rate"
+        )
+        return f"edge training: the loss is {value}: {remedy}"
 
     def _aligned(self, samples: list[Sample], progress: Progress) -> list[Sample]:
         self.network.eval()
-        kept = [self._kept_labels(self.number, i) for i in range(len(samples))]
+        kept = [self._kept_labels(self.round_number, i) for i in range(len(samples))]
         missing = [i for i, bits in enumerate(kept) if bits is None]
         work = ((samples[i].bits, self._ridges(samples[i])) for i in missing)
         for i, bits in zip(missing, self.aligners.aligned(work), strict=True):
-            self._keep_labels(self.number, i, bits)
+            self._keep_labels(self.round_number, i, bits)
             kept[i] = bits
             progress("align", i + 1, len(samples))
         return [
-            replace(sample, bits=bits)
-            for sample, bits in zip(samples, kept, strict=True)
-            if bits is not None
+            replace(sample, bits=bits) for sample, bits in zip(samples, kept, strict=True) if bits is not None
         ]
 
     def _ridges(self, sample: Sample) -> NDArray[np.float32]:
@@ -465,19 +369,22 @@ def train(
 ) -> list[float]:
     """Train in place (see ``EdgeTrainer``); returns the loss of every step."""
     return EdgeTrainer(
-        network, spec, draw, recipe, seed=seed, checkpoint=checkpoint, every=every, identity=identity,
+        network,
+        spec,
+        draw,
+        recipe,
+        seed=seed,
+        checkpoint=checkpoint,
+        every=every,
+        identity=identity,
         jobs=jobs,
-    ).run(progress)  # fmt: skip
+    ).run(progress)
 
 
-def _step(
-    network: nn.Module,
-    spec: PackSpec,
-    samples: list[Sample],
-    recipe: EdgeRecipe,
-    optimiser: torch.optim.Optimizer,
-    joint: bool,
-) -> float:
+def edge_loss(
+    network: nn.Module, spec: PackSpec, samples: Sequence[Sample], recipe: EdgeRecipe, joint: bool
+) -> Tensor:
+    """The loss of a step, with the network in training mode (batch normalisation as the recipe has it)."""
     network.train()
     if recipe.frozen_bn:
         batchnorm.freeze(network)
@@ -490,15 +397,4 @@ def _step(
     if segmentation is not None and samples[0].labels is not None:
         labels = torch.from_numpy(np.stack([s.labels for s in samples if s.labels is not None]))
         loss = loss + recipe.segmentation * losses.cross_entropy(segmentation, labels)
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        remedy = (
-            "start from a pretrained network, or train with live batch statistics"
-            if recipe.frozen_bn and not has_statistics(network)
-            else "lower the learning rate"
-        )
-        raise FloatingPointError(f"edge training: the loss is {value}: {remedy}")
-    optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    optimiser.step()
-    return value
+    return loss

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from adapt.data.base import DataError, open_dataset, read_frame
+from adapt.data.base import DataError, read_frame
+from adapt.data.open import open_dataset
 from adapt.data.pairs import CACHE_MB, Cached, Pairs, examine, listed
 from adapt.data.reading import Problem, add_options, reading_of
 from adapt.labels import edge_codec
@@ -68,7 +69,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def parser() -> argparse.ArgumentParser:
-    from adapt.train.edges import PRESETS
+    from adapt.train.edge_recipes import PRESETS
 
     p = argparse.ArgumentParser(
         prog="python -m adapt.train edges",
@@ -135,7 +136,8 @@ def _draw(a: argparse.Namespace, names: tuple[str, ...], progress: Any) -> tuple
     """(what draws crops, what was left out of the data)."""
     from adapt.evaluate.truth import Truth, training_plan
     from adapt.train.augment import Augmentation
-    from adapt.train.edges import SCALES, crops_of_edges, crops_of_segmentation
+    from adapt.train.edge_recipes import SCALES
+    from adapt.train.edges import crops_of_edges, crops_of_segmentation
     from networks.labels import SPACES
 
     classes = len(names)
@@ -204,7 +206,7 @@ def _refined(pairs: Pairs, classes: int, progress: Any, cache_mb: float) -> Cach
 
 
 def _recipe(a: argparse.Namespace) -> Any:
-    from adapt.train.edges import PRESETS, EdgeRecipe
+    from adapt.train.edge_recipes import PRESETS, EdgeRecipe
 
     recipe = PRESETS[a.preset] if a.preset else EdgeRecipe(1000, frozen_bn=bool(a.init))
     given = {k: v for k in ("steps", "batch", "round", "rate") if (v := getattr(a, k)) is not None}

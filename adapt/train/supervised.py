@@ -15,16 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adapt import inference
 from adapt.data.base import Dataset
 from adapt.data.pairs import Pairs, examine
-from adapt.evaluate.boundary_iou import BoundaryIoU
-from adapt.evaluate.segmentation import Calibration, Confusion
 from adapt.train.augment import Augmentation, crop
-from adapt.train.trainer import Batch, Optimisation, Progress, Trainer, generator, silent
+from adapt.train.segmentation import Batch, SegmentationTrainer, TrainConfig
+from adapt.train.trainer import Progress, generator, silent
 from networks.pack import PackSpec
 
-__all__ = ["LabelledFrames", "Recipe", "load", "score", "train", "transfer"]
+__all__ = ["LabelledFrames", "Recipe", "load", "train", "transfer"]
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -47,9 +45,9 @@ class Recipe:
     def __post_init__(self) -> None:
         self.optimisation(1)  # says what cannot be before any frame is read
 
-    def optimisation(self, frames: int) -> Optimisation:
+    def optimisation(self, frames: int) -> TrainConfig:
         """How weights move over that many frames."""
-        return Optimisation(
+        return TrainConfig(
             steps=self.steps(frames), rate=self.rate, weight_decay=self.weight_decay, bn=self.bn,
             ema=self.ema, amp=self.amp, compile=self.compile, memory_mb=self.memory_mb,
         )  # fmt: skip
@@ -139,7 +137,7 @@ def train(
     """Train in place; continues from `checkpoint` where it holds the same recipe and seed."""
     how = recipe.optimisation(len(frames))
     identity = repr((asdict(recipe), seed, len(frames), spec.name))
-    trainer = Trainer(
+    trainer = SegmentationTrainer(
         network, spec, how, sampler(frames, recipe, seed),
         seed=seed, checkpoint=checkpoint, every=every, identity=identity,
     )  # fmt: skip
@@ -183,44 +181,3 @@ def transfer(state: Mapping[str, Tensor], network: nn.Module, table: np.ndarray,
                 tensor[new].copy_(given[rows].mean(0) if rows else given.mean(0))
             mapped.append(name)
     return mapped
-
-
-def score(
-    network: nn.Module,
-    spec: PackSpec,
-    dataset: Any,
-    *,
-    batch: int = 4,
-    progress: Progress = silent,
-    table: np.ndarray | None = None,
-    classes: int | None = None,
-    boundary: BoundaryIoU | None = None,
-) -> tuple[Confusion, Calibration]:
-    """Confusion and calibration over a labelled set, at the labels' own size (prediction resized nearest).
-
-    Args:
-        dataset: items (frame uint8 [h,w,3], label uint8 [h,w] or None); frames are resized to `spec.size`.
-        table: uint8 [256] that maps the network's classes to the truth's, or None where they are the same.
-        classes: number of the truth's classes (the network's).
-        boundary: counts every frame, too, if it is given.
-    """
-    from adapt.data.base import resize_frame, resize_label
-
-    confusion, calibration = Confusion(classes or len(spec.classes)), Calibration()
-    network.eval()
-    total = len(dataset)
-    for start in range(0, total, batch):
-        pairs = [dataset[i] for i in range(start, min(start + batch, total))]
-        pairs = [(x, y) for x, y in pairs if y is not None]
-        if pairs:
-            tensor = inference.as_tensor([resize_frame(x, spec.size) for x, _ in pairs])
-            labels, confidence = inference.labels_and_confidence(network, spec, tensor)
-            for (_, truth), ours, sure in zip(pairs, labels, confidence, strict=True):
-                ours, sure = resize_label(ours, truth.shape), resize_label(sure, truth.shape)
-                ours = ours if table is None else table[ours]
-                confusion.add(truth, ours)
-                if boundary is not None:
-                    boundary.add(truth, ours)
-                calibration.add(truth, ours, sure)
-        progress("score", min(start + batch, total), total)
-    return confusion, calibration

@@ -393,7 +393,7 @@ def round_config(report: dict[str, Any]) -> Any:
     """The `RoundConfig` a report was made with, so that the upper bound has the same recipe."""
     from dataclasses import fields
 
-    from adapt.round.segmentation import RoundConfig
+    from adapt.round import RoundConfig
 
     told: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in report["config"].items() if k != "limits"

@@ -98,7 +98,7 @@ class Exam:
         from adapt.data.base import read_frame, read_label
         from adapt.train.augment import Augmentation
         from adapt.train.batches import Mixture, sampler
-        from adapt.train.trainer import Trainer
+        from adapt.train.segmentation import SegmentationTrainer
         from networks.pack import normalise
 
         torch.set_num_threads(threads)
@@ -114,7 +114,9 @@ class Exam:
         last = len(config.portions) - 1
         network = pack.network()
         draw = sampler(replay, pairs, mixture, self.classes, config.seed, last)
-        trainer = Trainer(network, pack.spec, config.optimisation(last), draw, seed=config.seed * 101 + last)
+        trainer = SegmentationTrainer(
+            network, pack.spec, config.optimisation(last), draw, seed=config.seed * 101 + last
+        )
         trainer.run(self.progress, "labelled upper bound")
         order = np.random.default_rng([config.seed, 31]).permutation(len(pairs))
         size_ = config.adabn_batch

@@ -16,7 +16,7 @@ import torch
 from adapt import batchnorm, inference
 from adapt.data.base import read_label
 from adapt.evaluate.segmentation import Confusion
-from adapt.gate import segmentation
+from adapt.gate.measures import measure, share_distance
 from bench.demo import streets
 from bench.demo.run import PACK
 from networks.pack import load_pack, normalise
@@ -53,11 +53,11 @@ def main(argv: list[str] | None = None) -> int:
         target = batchnorm.statistics(network)
         for keep in (1.0, 0.5, 0.0):
             batchnorm.load(network, batchnorm.mix(target, released, keep))
-            found = segmentation.measure(network, pack.spec, list(frames[aside]))
+            found = measure(network, pack.spec, list(frames[aside]))
             confusion = Confusion(classes)
             for truth, ours in zip(labels, found.labels, strict=True):
                 confusion.add(truth, ours)
-            far = segmentation.share_distance(found.share, source)
+            far = share_distance(found.share, source)
             print(
                 f"{domain:<7} {keep:4.1f}  {100 * confusion.miou():4.1f}  {found.flip:6.3f}  "
                 f"{found.variety:7.2f}  {found.information:11.3f}  {far:12.3f}",

@@ -26,6 +26,7 @@ import networks
 from adapt import inference
 from adapt.data.rendered import Rendered
 from adapt.data.street import scenes
+from adapt.evaluate.scoring import score
 from adapt.train import priors, supervised
 from adapt.train.augment import Augmentation
 from common.progress import ProgressBars
@@ -147,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         supervised.train(
             network, spec, frames, recipe, seed=a.seed, checkpoint=a.checkpoint, every=200, progress=bars
         )
-        confusion, _ = supervised.score(network, spec, Rendered("day", 100, HOLDOUT_SEED), progress=bars)
+        confusion, _ = score(network, spec, Rendered("day", 100, HOLDOUT_SEED), progress=bars)
     words = (
         f"{a.frames} rendered daylight streets; {recipe.words()}; day hold-out mIoU {confusion.miou():.1%}"
     )

@@ -279,6 +279,11 @@ class Repository:
         """Writes the manifest and renames, to the next number that is free; returns it."""
         number = self._last_number(model) + 1
         while True:
+            if not records.number(number):  # no reader would see it
+                raise ValueError(
+                    f"'{model}' has no number left: a directory, live.json or history.jsonl names version "
+                    f"{number - 1}; take out what is damaged"
+                )
             whole["version"] = number
             whole["digest"] = digest(whole)
             _write(

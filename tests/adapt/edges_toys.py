@@ -11,7 +11,8 @@ import networks
 from adapt.gate.limits import EdgeLimits
 from adapt.round.edges import EdgeRoundConfig
 from adapt.train.augment import Augmentation
-from adapt.train.edges import EdgeRecipe, crops_of_segmentation, train
+from adapt.train.edge_recipes import EdgeRecipe
+from adapt.train.edges import crops_of_segmentation, train
 from networks.pack import Pack, write_pack
 from tests.adapt.conftest import CLASSES, SIZE, toy_scene, toy_spec
 

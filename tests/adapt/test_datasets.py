@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adapt.data.base import DataError, Mapped, Resized, Subset, iterate, open_dataset
+from adapt.data.base import DataError, Mapped, Resized, Subset, iterate
 from adapt.data.camvid import CamVid
 from adapt.data.folder import Folder
+from adapt.data.open import open_dataset
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from adapt.data.street.scenes import render
 from adapt.gate.limits import EdgeLimits, Limits
 from adapt.labels.edge_probability import edge_probability
 from adapt.loop import EdgeMember, Loop, LoopConfig
+from adapt.round import RoundConfig
 from adapt.round.edges import EdgeRoundConfig, adapt_edges
-from adapt.round.segmentation import RoundConfig
 from export.build import Options, build
 from networks.labels import STREET
 from networks.pack import PackSpec, load_pack, write_pack

@@ -12,7 +12,7 @@ import pytest
 from adapt.frames.store import FrameStore, StoreError
 from adapt.loop import Loop, LoopConfig, LoopError
 from adapt.loop.budget import Budget, BudgetError, Meter
-from adapt.round.segmentation import RoundConfig, RoundError, adapt
+from adapt.round import RoundConfig, RoundError, adapt
 from common.files import read_json
 
 

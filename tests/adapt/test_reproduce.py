@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from adapt.reproduce import TABLES, main, row_config
-from adapt.round.segmentation import RoundError
+from adapt.round import RoundError
 from networks.labels import CITYSCAPES19
 from tests.adapt.conftest import toy_scene
 

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from adapt.round.segmentation import RoundConfig
+from adapt.round import RoundConfig
 from adapt.run import Loop, LoopConfig, LoopError, main
 from tests.adapt.conftest import toy_scene
 from tests.waits import PATIENCE, until

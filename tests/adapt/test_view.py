@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adapt import view
-from adapt.report.round import keep_pictures
+from adapt.round.pictures import keep_pictures
 from common.files import write_json
 from tests.waits import PATIENCE
 

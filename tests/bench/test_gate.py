@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from adapt.gate.segmentation import Limits
+import networks
+from adapt.data.street import scenes
+from adapt.gate.limits import Limits
+from bench import continual
 from bench import gate as bench
+from networks.labels import STREET
+from networks.pack import PackSpec, write_pack
 from tests.adapt.conftest import toy_spec
 
 
@@ -81,3 +89,59 @@ def test_rubbish_is_no_road_and_moves():
 def test_ranks_agree_with_themselves():
     assert bench.rank_correlation([1, 2, 3, 4], [2, 4, 6, 9]) == pytest.approx(1.0)
     assert math.isclose(bench.rank_correlation([1, 2, 3], [3, 2, 1]), -1.0)
+
+
+@pytest.fixture(scope="module")
+def street_pack(tmp_path_factory):
+    """An untrained network of the bench's classes and size, with replay and hold-out."""
+    torch.manual_seed(0)
+    spec = PackSpec(
+        name="street-small", version="1.0.0", network="roadnet", arguments={"width": 8},
+        classes=STREET.classes, colours=STREET.colours, size=bench.SIZE, mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25), training="none", licence="Apache-2.0",
+    )  # fmt: skip
+    network = networks.create("roadnet", classes=len(spec.classes), width=8)
+    pairs = [scenes.render(i, "day", bench.SIZE) for i in range(6)]
+    replay = [(*pair, "train" if i < 4 else "holdout") for i, pair in enumerate(pairs)]
+    path = tmp_path_factory.mktemp("packs") / "street"
+    return write_pack(path, spec, network.state_dict(), replay=replay, golden=np.stack([pairs[0][0]]))
+
+
+def test_a_case_is_recorded_with_every_candidate_and_its_labels_are_corrupted(
+    street_pack, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(bench, "exam", lambda seed, domain, count=40: [
+        scenes.render(700_000 + i, domain, bench.SIZE) for i in range(6)
+    ])  # fmt: skip
+    seen = []
+    monkeypatch.setitem(bench.RELABEL, "label-flipped", lambda y, seed: seen.append(seed) or y)
+    monkeypatch.setattr(bench, "road", lambda seed, domain: [
+        frame for frame, _ in scenes.drive(600_000, domain, 8, bench.SIZE, step=2.5)
+    ])  # fmt: skip
+    case = bench.Case("label-flipped", "dusk", 3, (("steps", 2), ("source", 2), ("target", 2)))
+    record = json.loads(json.dumps(bench.run_case(street_pack, case, tmp_path)))
+    assert record["key"] == "label-flipped/dusk/3"
+    assert {"statistics", "train-1"} <= set(record)
+    assert record["train-1"]["moved"] > record["statistics"]["moved"] == 0.0
+    assert seen == [3] * 6, "every frame that is learnt from, and no other"
+    assert {c["name"] for c in record["looked"]} >= {"frames-contrast", "frames-motion"}
+    assert len(record["source_share"]) == 12
+    assert not (tmp_path / "work").exists()
+    names = {c.name for c in bench.verdict(record, Limits(), street_pack.spec)}
+    assert names >= {"agreement", "distance", "source-holdout"}
+
+
+def test_the_labelled_bound_of_a_changing_road_learns_the_true_labels(street_pack, tmp_path, monkeypatch):
+    frames = list(scenes.drive(600_000, "dusk", 8, bench.SIZE, step=2.5))
+    truth = {x.tobytes(): y for x, y in frames}
+    config = replace(continual.RECIPE, steps=1, source=2, target=2)
+    method = continual.Rounds(street_pack, config, tmp_path / "work", truth)
+    labels = []
+    original = continual.GivenLabels.label
+    monkeypatch.setattr(
+        continual.GivenLabels, "label", lambda self, task: labels.append(original(self, task)) or labels[-1]
+    )
+    method._round([x for x, _ in frames], config)
+    assert method.log[0]["stages"].keys() >= {"train-1"}
+    assert all(any(y is t for t in truth.values()) for y in labels[0].maps)
+    assert method.live != continual.RELEASED, "the bound has no gate"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adapt.evaluate.segmentation import Confusion
-from adapt.round.segmentation import RoundConfig
+from adapt.round import RoundConfig
 from bench import ordering
 from bench.ordering import Shift, main, settings, table
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from adapt.labels.cbst import ClassHistograms, pseudo_labels
+from adapt.round import RoundConfig, adapt
 from adapt.round.presets import PRESETS
-from adapt.round.segmentation import RoundConfig, adapt
 from bench.training import Bench
 from tests.adapt.conftest import dark_frames, toy_pack  # noqa: F401
 

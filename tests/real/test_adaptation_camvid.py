@@ -44,7 +44,9 @@ def test_mirrored_agreement_picks_batch_statistics_that_do_not_hurt():
     from adapt import batchnorm, inference
     from adapt.data.base import resize_frame, resize_label
     from adapt.evaluate.segmentation import Confusion
-    from adapt.gate import segmentation
+    from adapt.gate.limits import Limits
+    from adapt.gate.measures import measure
+    from adapt.gate.preference import prefer_by_flip_consistency
     from networks.labels import CITYSCAPES19, mapping
     from networks.pack import PackSpec, normalise
 
@@ -78,15 +80,15 @@ def test_mirrored_agreement_picks_batch_statistics_that_do_not_hurt():
 
     present = batchnorm.statistics(network)
     before = score()
-    best, chosen = segmentation.measure(network, spec, holdout), present
+    best, chosen = measure(network, spec, holdout), present
     batches = [normalise(inference.as_tensor(rest[i : i + 5]), spec) for i in range(0, 25, 5)]
     batchnorm.reestimate(network, batches)
     target = batchnorm.statistics(network)
     for keep in (0.0, 0.5):
         mixed = batchnorm.mix(target, present, keep)
         batchnorm.load(network, mixed)
-        found = segmentation.measure(network, spec, holdout)
-        if segmentation.better(found, best, segmentation.Limits()):
+        found = measure(network, spec, holdout)
+        if prefer_by_flip_consistency(found, best, Limits()):
             best, chosen = found, mixed
     batchnorm.load(network, chosen)
     assert before > 0.35

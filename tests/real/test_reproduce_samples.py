@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from adapt.data.base import open_dataset, refuse_overlap
+from adapt.data.base import refuse_overlap
+from adapt.data.open import open_dataset
 from bench import reproduce_samples
 from bench.real import RealError, data_folder
 

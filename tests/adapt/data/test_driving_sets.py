@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adapt.data.base import DataError, open_dataset, refuse_overlap
+from adapt.data.base import DataError, refuse_overlap
 from adapt.data.driving import SETS
+from adapt.data.open import open_dataset
 from adapt.data.png16 import read_png16
 
 FRAMES = {

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adapt.data.base import DataError, InMemory, open_dataset, refuse_overlap
+from adapt.data.base import DataError, InMemory, refuse_overlap
+from adapt.data.open import open_dataset
 from adapt.data.pairs import Cached, examine
 from adapt.data.png16 import read_png16
 from adapt.data.reading import Reading

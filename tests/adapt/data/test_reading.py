@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adapt.data.base import DataError, open_dataset, read_frame, read_label
+from adapt.data.base import DataError, read_frame, read_label
 from adapt.data.folder import Folder
+from adapt.data.open import open_dataset
 from adapt.data.reading import Palette, Reading
 from adapt.sources import open_source
 from networks.images import ImageError, read_image

@@ -152,7 +152,7 @@ def test_what_the_library_is_given_is_contiguous_and_writeable(monkeypatch):
 
 @pytest.mark.real
 def test_exact_labels_of_real_frames_stay_and_coarse_ones_come_nearer(library, real_data):
-    from adapt.data.base import open_dataset
+    from adapt.data.open import open_dataset
     from adapt.evaluate.edges import match
     from adapt.labels.edges import category_edges
     from bench.edges_damage import damaged

@@ -275,7 +275,7 @@ def test_frames_that_go_while_it_was_killed_do_not_cost_the_finished_round(
 @pytest.mark.slow
 def test_one_network_under_both_heads_is_adapted_as_one(joint_pack, tmp_path):
     """The edges follow on the pack that came out of the segmentation's round."""
-    from adapt.gate.segmentation import Limits
+    from adapt.gate.limits import Limits
     from adapt.round import RoundConfig
 
     lenient = Limits(

@@ -15,10 +15,9 @@ import pytest
 import torch
 
 from adapt.data.base import read_label
+from adapt.evaluate.scoring import score
+from adapt.round import RoundConfig, RoundError, SegmentationRound, adapt
 from adapt.round.presets import PRESETS, preset
-from adapt.round.segmentation import RoundConfig, RoundError, _Round, adapt
-from adapt.train.supervised import score
-from adapt.train.trainer import silent
 from networks.pack import load_pack
 from tests.adapt.conftest import toy_scene
 
@@ -66,11 +65,11 @@ def test_golden_frames_are_of_this_road_first_then_the_parents(finished, toy_pac
     dark = [frame.tobytes() for frame in dark_frames]
     assert [frame.tobytes() in dark for frame in golden] == [True, True, False]
     assert golden[2].tobytes() == toy_pack.golden()[0].tobytes()
-    work = _Round(toy_pack, dark_frames, QUICK, tmp_path, silent, None, None)
-    learnt = {frame.tobytes() for frame in work.target}
+    work = SegmentationRound(toy_pack, dark_frames, QUICK, tmp_path)
+    learnt = {frame.tobytes() for frame in work.inputs.target}
     assert not learnt & {frame.tobytes() for frame in golden}, "witnesses are frames nothing was learnt from"
-    none = _Round(toy_pack, dark_frames, replace(QUICK, golden=0), tmp_path, silent, None, None)
-    assert none._golden().tobytes() == toy_pack.golden().tobytes()
+    none = SegmentationRound(toy_pack, dark_frames, replace(QUICK, golden=0), tmp_path)
+    assert none.golden().tobytes() == toy_pack.golden().tobytes()
 
 
 def test_the_same_round_again_gives_the_same_weights(finished, toy_pack, dark_frames, tmp_path):
@@ -101,7 +100,6 @@ import numpy as np
 import torch
 torch.set_num_threads(1)
 from adapt.data.base import read_label
-from adapt.presets import PRESETS, preset
 from adapt.round import RoundConfig, adapt
 from networks.pack import load_pack
 frames = list(np.load(sys.argv[2]))
@@ -298,8 +296,8 @@ def test_settings_that_cannot_be_are_refused_before_anything_runs(setting):
         RoundConfig(**setting)
 
 
-def tagged(pack, frames, out, allowed=None, **settings) -> _Round:
-    return _Round(pack, frames, RoundConfig(**settings), out, silent, allowed, None)
+def tagged(pack, frames, out, allowed=None, **settings) -> SegmentationRound:
+    return SegmentationRound(pack, frames, RoundConfig(**settings), out, allowed=allowed)
 
 
 def test_tags_by_name_index_and_mask_are_the_same_round(toy_pack, dark_frames, tmp_path):
@@ -310,17 +308,17 @@ def test_tags_by_name_index_and_mask_are_the_same_round(toy_pack, dark_frames, t
         [np.array([True, False, True, False])] * n,
     ]  # fmt: skip
     rounds = [tagged(toy_pack, dark_frames, tmp_path, allowed) for allowed in told]
-    assert {r._identity() for r in rounds} == {rounds[0]._identity()}
-    assert rounds[0].allowed == [[0, 2]] * len(rounds[0].target)
+    assert {r.identity for r in rounds} == {rounds[0].identity}
+    assert rounds[0].inputs.allowed == [[0, 2]] * len(rounds[0].inputs.target)
     other = tagged(toy_pack, dark_frames, tmp_path, [np.array([False, True, True, False])] * n)
-    assert other._identity() != rounds[0]._identity()
+    assert other.identity != rounds[0].identity
 
 
 def test_a_class_that_cannot_be_here_is_in_no_tag(toy_pack, dark_frames, tmp_path):
     names, n = toy_pack.spec.classes, len(dark_frames)
     ours = tagged(toy_pack, dark_frames, tmp_path, [None, {0, 1}] * (n // 2), absent=(names[1],))
-    assert {tuple(a) for a in ours.allowed} == {(0, 2, 3), (0,)}
-    assert tagged(toy_pack, dark_frames, tmp_path).allowed == [None] * len(ours.target)
+    assert {tuple(a) for a in ours.inputs.allowed} == {(0, 2, 3), (0,)}
+    assert tagged(toy_pack, dark_frames, tmp_path).inputs.allowed == [None] * len(ours.inputs.target)
 
 
 def test_tags_and_masks_that_cannot_be_are_refused_at_once(toy_pack, dark_frames, tmp_path):

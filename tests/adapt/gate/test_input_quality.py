@@ -31,7 +31,7 @@ def dusk() -> list[np.ndarray]:
 
 
 def refused(frames: list[np.ndarray]) -> dict[str, str]:
-    return {c.name: c.reason for c in input_quality.look(frames, LIMITS) if not c.passed}
+    return {c.name: c.reason for c in input_quality.check_frames(frames, LIMITS) if not c.passed}
 
 
 @pytest.mark.parametrize("domain", scenes.DOMAINS)
@@ -50,7 +50,7 @@ def test_every_attack_is_declined_for_its_reason(attack, dusk):
 
 def test_sizes_of_two_cameras(dusk):
     sizes = [(96, 192)] * 36 + [(480, 640)] * 4
-    found = [c for c in input_quality.look(dusk, LIMITS, sizes=sizes) if not c.passed]
+    found = [c for c in input_quality.check_frames(dusk, LIMITS, sizes=sizes) if not c.passed]
     assert [c.name for c in found] == ["frames-size"]
     assert "640x480: 4" in found[0].reason
 
@@ -77,7 +77,7 @@ def test_one_change_for_good_is_not_two_cameras():
 def test_single_pictures_are_no_two_cameras(first):
     """Unrelated streets, such as a folder of stills: what is alike in them alternates by chance."""
     frames = [scenes.render(first + i, "day", (96, 192))[0] for i in range(20)]
-    checks = input_quality.look(frames, replace(LIMITS, crowd=20))
+    checks = input_quality.check_frames(frames, replace(LIMITS, crowd=20))
     assert all(c.passed for c in checks)
     sources = next(c for c in checks if c.name == "frames-sources")
     assert sources.value > LIMITS.apart, "it would have been declined as a drive"
@@ -97,7 +97,7 @@ def test_stills_by_day_and_night_are_no_strobe_and_a_drive_through_one_is():
 def test_too_few_pictures_fall_into_two_groups_by_chance():
     """Two streets of six frames, as a refresh of batch statistics takes them."""
     frames = [f for k in range(2) for f, _ in scenes.drive(600_000 + k, "day", 6, (64, 128), step=2.5)]
-    sources = next(c for c in input_quality.look(frames, LIMITS) if c.name == "frames-sources")
+    sources = next(c for c in input_quality.check_frames(frames, LIMITS) if c.name == "frames-sources")
     assert sources.value > LIMITS.apart
     assert sources.passed
 
@@ -175,7 +175,7 @@ def test_grid_peak_sees_one_period_and_not_edges_of_all():
 def test_small_pictures_are_looked_at_without_complaint(size):
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (*size, 3), np.uint8) for _ in range(12)]
-    assert {c.name for c in input_quality.look(frames, LIMITS)} >= {"frames-contrast", "frames-size"}
+    assert {c.name for c in input_quality.check_frames(frames, LIMITS)} >= {"frames-contrast", "frames-size"}
 
 
 def test_damage_is_named_and_night_is_none():
@@ -216,8 +216,8 @@ def test_the_attacks_keep_size_and_number(dusk):
 
 
 def test_a_round_declines_and_says_why(toy_pack, tmp_path):
-    from adapt.round.segmentation import adapt
-    from tests.adapt.test_round import QUICK
+    from adapt.round import adapt
+    from tests.adapt.round.test_segmentation import QUICK
 
     frames = ATTACKS["sticker-3%"][0](drive("day"), np.random.default_rng(0))
     result = adapt(toy_pack, frames, config=QUICK, out=tmp_path)
@@ -225,3 +225,15 @@ def test_a_round_declines_and_says_why(toy_pack, tmp_path):
     assert result.pack is None
     assert "frames-static" in result.report["gate"]["failed"]
     assert not (tmp_path / "pack").exists()
+
+
+def test_looking_at_the_frames_first():
+    rng = np.random.default_rng(0)
+    road = [rng.integers(0, 255, (16, 16, 3)).astype(np.uint8) for _ in range(6)]
+    assert all(c.passed for c in input_quality.check_frames(road, LIMITS))
+    assert declined([road[0]] * 6) == ["frames-motion"]
+    assert declined([f // 64 for f in road]) == ["frames-contrast"]
+
+
+def declined(frames: list[np.ndarray]) -> list[str]:
+    return [c.name for c in input_quality.check_frames(frames, LIMITS) if not c.passed]

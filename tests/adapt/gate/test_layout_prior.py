@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from adapt.data.street import scenes
-from adapt.gate import segmentation
 from adapt.gate.layout_prior import Layout
 from adapt.gate.limits import Limits
+from adapt.gate.segmentation import decide
 from adapt.train.priors import class_shares, spatial_prior
 from tests.adapt.conftest import toy_spec
-from tests.adapt.test_batchnorm_and_gate import measures
+from tests.adapt.gate.test_segmentation import measures
 
 CLASSES = len(scenes.CLASSES)
 
@@ -69,7 +69,7 @@ def test_foreign_frames_fail_the_gate():
 
     def failed(parent: np.ndarray, candidate: np.ndarray) -> list[str]:
         a, b = measures(layouts=candidate), measures(layouts=parent)
-        checks = segmentation.decide(a, a, b, 0.02, toy_spec(), Limits(), layout=layout)
+        checks = decide(a, a, b, 0.02, toy_spec(), Limits(), layout=layout)
         return [c.name for c in checks if not c.passed]
 
     assert failed(wild, wild) == ["layout"]

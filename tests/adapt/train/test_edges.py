@@ -20,15 +20,8 @@ from adapt.labels.edges import category_edges
 from adapt.labels.seal import Gate
 from adapt.train.aligning import Aligners, align_bits
 from adapt.train.augment import Augmentation
-from adapt.train.edges import (
-    PRESETS,
-    SCALES,
-    EdgeRecipe,
-    EdgeTrainer,
-    crops_of_edges,
-    crops_of_segmentation,
-    train,
-)
+from adapt.train.edge_recipes import PRESETS, SCALES, EdgeRecipe
+from adapt.train.edges import EdgeTrainer, crops_of_edges, crops_of_segmentation, train
 from networks.pack import PackSpec
 
 COLOURS = np.array([[40, 60, 200], [200, 80, 40], [60, 190, 70]], np.uint8)

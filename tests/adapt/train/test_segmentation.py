@@ -12,11 +12,11 @@ import torch.nn.functional as F
 import networks
 from adapt.labels import cbst, lrent
 from adapt.labels.cbst import pseudo_labels
-from adapt.round.segmentation import RoundConfig, RoundError, adapt
+from adapt.round import RoundConfig, RoundError, adapt
 from adapt.train import losses, mic, truncated_backprop
 from adapt.train.augment import Augmentation, crop
 from adapt.train.batches import Mixture, sampler
-from adapt.train.trainer import Batch, Optimisation, Tensors, Trainer, loss_of
+from adapt.train.segmentation import Batch, SegmentationTrainer, Tensors, TrainConfig, loss_of
 from tests.adapt.conftest import SIZE, toy_scene, toy_spec
 
 PAIRS = [toy_scene(i) for i in range(6)]
@@ -153,13 +153,15 @@ def test_consistency_by_hand():
 def test_masked_crops_leave_no_trace_in_the_statistics_and_the_teacher_learns_nothing():
     network = small_network()
     draw = sampler(PAIRS[:3], PAIRS[3:], Mixture(1, 2, Augmentation(SIZE), mic=True, classmix=1.0), 4, 0, 0)
-    how = Optimisation(steps=2, ema=0.9, mic=1.0)
-    plain, masked = (Trainer(small_network(), SPEC, h, draw, seed=0) for h in (how, Optimisation(steps=2)))
+    how = TrainConfig(steps=2, ema=0.9, mic=1.0)
+    plain, masked = (
+        SegmentationTrainer(small_network(), SPEC, h, draw, seed=0) for h in (how, TrainConfig(steps=2))
+    )
     batch = Tensors.of(draw(0), "cpu")
     teacher = {n: p.detach() * 1.5 for n, p in network.named_parameters()}
     for trainer in (plain, masked):
         trainer.network.train()
-        loss = loss_of(trainer.network, SPEC, trainer.how, batch, teacher)
+        loss = loss_of(trainer.network, SPEC, trainer.config, batch, teacher)
         loss.backward()
     for (name, a), b in zip(plain.network.named_buffers(), masked.network.buffers(), strict=True):
         if not name.endswith("tracked"):
@@ -173,7 +175,7 @@ def test_masked_crops_leave_no_trace_in_the_statistics_and_the_teacher_learns_no
     assert made.seen.shape == (2, *SIZE)
     assert not np.array_equal(made.whole, made.frames[1:])  # what is pasted is not what consistency sees
     with pytest.raises(ValueError, match="needs the mean teacher"):
-        Optimisation(steps=1, mic=1.0)
+        TrainConfig(steps=1, mic=1.0)
 
 
 # -------------------------------------------------------------------------------------------- rare classes
@@ -212,11 +214,11 @@ def everything(seed: int = 1):
 
 
 def test_with_every_option_on_a_stopped_training_ends_with_the_same_weights(tmp_path, monkeypatch):
-    how = Optimisation(steps=6, rate=2e-3, **EVERYTHING)
+    how = TrainConfig(steps=6, rate=2e-3, **EVERYTHING)
     whole = small_network()
-    trainer = Trainer(whole, SPEC, how, everything(), seed=5)
-    assert trainer.cut is not None
-    assert 0 < trainer.cut.share < 1
+    trainer = SegmentationTrainer(whole, SPEC, how, everything(), seed=5)
+    assert trainer.freeze_point is not None
+    assert 0 < trainer.freeze_point.share < 1
     trainer.run()
 
     class Stop(Exception):
@@ -228,17 +230,19 @@ def test_with_every_option_on_a_stopped_training_ends_with_the_same_weights(tmp_
 
     told = {"seed": 5, "checkpoint": tmp_path / "c.pt", "every": 2, "identity": "x"}
     with pytest.raises(Stop):
-        Trainer(small_network(), SPEC, how, everything(), **told).run(stop)
+        SegmentationTrainer(small_network(), SPEC, how, everything(), **told).run(stop)
     resumed = small_network()
-    monkeypatch.setattr(Trainer, "_cut", lambda self: pytest.fail("the cut is the checkpoint's"))
-    again = Trainer(resumed, SPEC, how, everything(), **told)
+    monkeypatch.setattr(
+        SegmentationTrainer, "_choose_freeze_point", lambda self: pytest.fail("the cut is the checkpoint's")
+    )
+    again = SegmentationTrainer(resumed, SPEC, how, everything(), **told)
     assert again.step == 2
-    assert again.cut == trainer.cut
+    assert again.freeze_point == trainer.freeze_point
     again.run()
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     before = dict(small_network().named_parameters())
-    still = set(before) - set(trainer.cut.moving)
+    still = set(before) - set(trainer.freeze_point.moving)
     assert all(torch.equal(p, before[n]) for n, p in whole.named_parameters() if n in still)
     assert all(p.requires_grad for p in whole.parameters())
 
@@ -300,8 +304,8 @@ def test_a_compiled_network_learns_the_same(monkeypatch):
     draw = sampler(PAIRS[:3], PAIRS[3:], Mixture(2, 2, Augmentation(SIZE), mic=True), 4, seed=0, stage=0)
     how = {"steps": 2, "ema": 0.9, "mic": 1.0}
     eager, compiled = small_network(), small_network()
-    first = Trainer(eager, SPEC, Optimisation(**how), draw, seed=0)
-    second = Trainer(compiled, SPEC, Optimisation(**how, compile=True), draw, seed=0)
+    first = SegmentationTrainer(eager, SPEC, TrainConfig(**how), draw, seed=0)
+    second = SegmentationTrainer(compiled, SPEC, TrainConfig(**how, compile=True), draw, seed=0)
     first.run()
     second.run()
     np.testing.assert_allclose(first.history, second.history, rtol=1e-4)
@@ -317,13 +321,13 @@ def test_a_network_that_cannot_be_compiled_ends_in_one_line(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network, **k: broken)
     draw = sampler([], PAIRS, Mixture(0, 1, Augmentation(SIZE)), 4, seed=0, stage=0)
     with pytest.raises(ValueError, match="set compile to false"):
-        Trainer(small_network(), SPEC, Optimisation(steps=1, compile=True), draw, seed=0).run()
+        SegmentationTrainer(small_network(), SPEC, TrainConfig(steps=1, compile=True), draw, seed=0).run()
 
 
 # ---------------------------------------------------------------------------------------- the cut by bytes
 def step_of(batch: Batch, device: str):
     tensors = Tensors.of(batch, device)
-    return (lambda network: loss_of(network, SPEC, Optimisation(steps=1), tensors)), tensors.all()
+    return (lambda network: loss_of(network, SPEC, TrainConfig(steps=1), tensors)), tensors.all()
 
 
 def a_batch() -> Batch:

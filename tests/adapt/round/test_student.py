@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adapt.round.segmentation import RoundConfig, RoundError, adapt
+from adapt.round import RoundConfig, RoundError, adapt
 
 
 def test_a_share_of_the_parents_weights_stays(toy_pack, dark_frames, tmp_path):

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import networks
+from adapt.evaluate.scoring import score
 from adapt.train import losses, priors, supervised
 from adapt.train.augment import Augmentation, crop
 from adapt.train.batches import Mixture, class_mix, rare_class_chances, sampler
-from adapt.train.trainer import Batch, Optimisation, Trainer, learning_rate
+from adapt.train.segmentation import Batch, SegmentationTrainer, TrainConfig, learning_rate
+from adapt.train.trainer import ResumableTrainer, silent
 from tests.adapt.conftest import SIZE, toy_scene, toy_spec
 
 PAIRS = [toy_scene(i) for i in range(6)]
@@ -30,10 +33,10 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 @pytest.mark.parametrize("extra", [{}, {"ema": 0.9, "mrkld": 0.05, "bn": "split", "clip": 1.0}])
 def test_stopped_anywhere_and_resumed_gives_the_same_weights(tmp_path, extra):
     spec = toy_spec()
-    how = Optimisation(steps=8, rate=2e-3, **extra)
+    how = TrainConfig(steps=8, rate=2e-3, **extra)
     draw = sampler(PAIRS[:3], PAIRS[3:], Mixture(2, 2, Augmentation(SIZE)), 4, seed=1, stage=0)
     whole = small_network()
-    Trainer(whole, spec, how, draw, seed=5).run()
+    SegmentationTrainer(whole, spec, how, draw, seed=5).run()
 
     class Stop(Exception):
         pass
@@ -48,11 +51,13 @@ def test_stopped_anywhere_and_resumed_gives_the_same_weights(tmp_path, extra):
     checkpoint = tmp_path / "c.pt"
     for step in (3, 6):
         with pytest.raises(Stop):
-            Trainer(
+            SegmentationTrainer(
                 small_network(), spec, how, draw, seed=5, checkpoint=checkpoint, every=2, identity="x"
             ).run(stop_at(step))
     resumed = small_network()
-    trainer = Trainer(resumed, spec, how, draw, seed=5, checkpoint=checkpoint, every=2, identity="x")
+    trainer = SegmentationTrainer(
+        resumed, spec, how, draw, seed=5, checkpoint=checkpoint, every=2, identity="x"
+    )
     assert trainer.step == 4
     trainer.run()
     assert same(whole, resumed)
@@ -62,21 +67,38 @@ def test_stopped_anywhere_and_resumed_gives_the_same_weights(tmp_path, extra):
 def test_a_damaged_or_foreign_checkpoint_is_not_used(tmp_path):
     spec, checkpoint = toy_spec(), tmp_path / "c.pt"
     draw = supervised.sampler(PAIRS, RECIPE, 0)
-    how = Optimisation(steps=2)
-    Trainer(small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, every=1, identity="a").run()
-    assert Trainer(small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, identity="a").step == 2
-    assert Trainer(small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, identity="b").step == 0
+    how = TrainConfig(steps=2)
+    SegmentationTrainer(
+        small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, every=1, identity="a"
+    ).run()
+    assert (
+        SegmentationTrainer(
+            small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, identity="a"
+        ).step
+        == 2
+    )
+    assert (
+        SegmentationTrainer(
+            small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, identity="b"
+        ).step
+        == 0
+    )
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
-    assert Trainer(small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, identity="a").step == 0
+    assert (
+        SegmentationTrainer(
+            small_network(), spec, how, draw, seed=0, checkpoint=checkpoint, identity="a"
+        ).step
+        == 0
+    )
 
 
 def test_the_recipe_learns_the_bands():
     network = small_network()
-    before = supervised.score(network, toy_spec(), PAIRS)[0].miou()
+    before = score(network, toy_spec(), PAIRS)[0].miou()
     supervised.train(network, toy_spec(), PAIRS, supervised.Recipe(
         epochs=20, batch=3, augmentation=Augmentation(SIZE, (0.9, 1.1)), rate=4e-3
     ))  # fmt: skip
-    after = supervised.score(network, toy_spec(), PAIRS)[0].miou()
+    after = score(network, toy_spec(), PAIRS)[0].miou()
     assert after > before + 0.3
     assert after > 0.5
 
@@ -98,25 +120,27 @@ def test_a_loss_that_is_no_number_stops_the_training():
     with torch.no_grad():
         next(network.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        Trainer(network, toy_spec(), Optimisation(steps=1), lambda step: batch, seed=0).run()
+        SegmentationTrainer(network, toy_spec(), TrainConfig(steps=1), lambda step: batch, seed=0).run()
 
 
 def test_only_the_named_parts_move():
     network, still = small_network(), small_network()
     names = [n for n, _ in network.named_parameters()]
     part = names[-1].rpartition(".")[0]
-    how = Optimisation(steps=2, parts=(part,), bn="frozen")
-    Trainer(network, toy_spec(), how, supervised.sampler(PAIRS, RECIPE, 0), seed=0).run()
+    how = TrainConfig(steps=2, parts=(part,), bn="frozen")
+    SegmentationTrainer(network, toy_spec(), how, supervised.sampler(PAIRS, RECIPE, 0), seed=0).run()
     before = dict(still.named_parameters())
     moved = {n for n, p in network.named_parameters() if not torch.equal(p, before[n])}
     assert moved
     assert all(n.startswith(part) for n in moved)
     with pytest.raises(ValueError, match="no parameter"):
-        Trainer(network, toy_spec(), Optimisation(steps=1, parts=("nothing",)), lambda s: None, seed=0)
+        SegmentationTrainer(
+            network, toy_spec(), TrainConfig(steps=1, parts=("nothing",)), lambda s: None, seed=0
+        )
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_nought():
-    how = Optimisation(steps=100, rate=1.0)
+    how = TrainConfig(steps=100, rate=1.0)
     rates = [learning_rate(how, s) for s in range(100)]
     torch_optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     reference = torch.optim.lr_scheduler.OneCycleLR(
@@ -257,3 +281,62 @@ def test_the_spatial_prior_is_where_the_class_was():
     # every class sums to the same over the pixels, as the paper asks
     assert q[0].sum() == pytest.approx(q[1].sum(), rel=0.01)
     np.testing.assert_allclose(priors.class_shares(labels, 3), [0.5, 0.5, 0])
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(step):
+    def progress(stage, done, total, **numbers):
+        if done >= step:
+            raise Stopped
+
+    return progress
+
+
+class Quadratic(ResumableTrainer):
+    """Moves one weight towards the number of its step; `fatal` is the step whose loss is not finite."""
+
+    def __init__(self, steps, *, fatal=-1, **how):
+        network = nn.Linear(1, 2)
+        with torch.no_grad():
+            network.weight.zero_()
+        super().__init__(network, steps, **({"checkpoint": None, "every": 2, "identity": "x"} | how))
+        self.moving, self.frozen = [network.weight], [network.bias]
+        self.optimiser = torch.optim.SGD(self.moving, lr=0.1, momentum=0.9)
+        self.fatal = fatal
+        self._resume(self._stored())
+
+    def _loss(self, step):
+        assert not self.network.bias.requires_grad
+        loss = ((self.network.weight - step) ** 2).sum()
+        return loss * float("nan") if step == self.fatal else loss
+
+    def run(self, progress=silent):
+        self._run(progress, "train")
+        return self.network.weight.detach().clone()
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_any_training_resumes_to_the_same_bits_whichever_step_it_stopped_at(tmp_path, monkeypatch, first):
+    monkeypatch.setattr(Quadratic, "STORE_FIRST", first)
+    whole = Quadratic(7).run()
+    for at in range(1, 8):
+        checkpoint = tmp_path / f"{at}.pt"
+        with pytest.raises(Stopped):
+            Quadratic(7, checkpoint=checkpoint).run(stop_at(at))
+        resumed = Quadratic(7, checkpoint=checkpoint)
+        due = (at if first else at - 1) // 2 * 2
+        assert resumed.step == (7 if first and at == 7 else due)
+        assert torch.equal(resumed.run(), whole)
+        assert len(resumed.history) == 7
+
+
+def test_a_loss_that_is_not_finite_moves_nothing_and_frees_what_was_frozen():
+    trainer = Quadratic(5, fatal=3)
+    with pytest.raises(FloatingPointError, match="the loss of step 3 is nan: lower the learning rate"):
+        trainer.run()
+    assert trainer.step == 3
+    assert torch.isfinite(trainer.network.weight).all()
+    assert trainer.network.bias.requires_grad

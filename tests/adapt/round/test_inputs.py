@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adapt.data.base import read_frame
-from adapt.round.segmentation import RoundConfig, RoundError, adapt
+from adapt.round import RoundConfig, RoundError, adapt
 from tests.adapt.conftest import toy_scene
 
 CONFIG = RoundConfig(portions=(0.3,), steps=1, threads=1)
