@@ -30,21 +30,9 @@ MAY_IMPORT = {
 NOT_IN_RUNTIME = {"torch", "onnx", "safetensors", "PIL", "scipy", "numba", "jinja2", "imagehash"}
 
 #: Circles of files that are left to break: each is the set of its modules.
-FILE_CIRCLES: list[set[str]] = [
-    {
-        "adapt.data.base",
-        "adapt.data.camvid",
-        "adapt.data.driving",
-        "adapt.data.folder",
-        "adapt.data.reading",
-        "adapt.data.rendered",
-    },
-    {"adapt.sources", "adapt.sources.bag", "adapt.sources.folder", "adapt.sources.video"},
-]
+FILE_CIRCLES: list[set[str]] = []
 #: Circles of folders that are left to break.
-FOLDER_CIRCLES: list[set[str]] = [
-    {"adapt/evaluate", "adapt/train"},
-]
+FOLDER_CIRCLES: list[set[str]] = []
 
 MOST_LINES, MOST_METHODS, MOST_FILES = 450, 20, 20
 TO_SPLIT = "to be split"
@@ -52,10 +40,7 @@ ONE_MEASUREMENT = "one measurement, read from top to bottom"
 ONE_METHOD_PER_CALL = "one method per call of the interface that it wraps"
 #: Private names that another module uses, left to make public.
 PRIVATE_NAMES: set[str] = {
-    "bench.continual uses _Round of adapt.round.segmentation",
     "bench.edges uses _SOLVERS of adapt.labels.seal",
-    "bench.gate uses _Round of adapt.round.segmentation",
-    "bench.soak uses _Labelled of bench.continual",
 }
 #: Files of more lines, and why.
 LONG_FILES = {
@@ -65,10 +50,6 @@ LONG_FILES = {
     "adapt/frames/store.py": TO_SPLIT,
     "adapt/labels/cbst.py": TO_SPLIT,
     "adapt/labels/seal.py": TO_SPLIT,
-    "adapt/round/edges.py": TO_SPLIT,
-    "adapt/round/segmentation.py": TO_SPLIT,
-    "adapt/train/edges.py": TO_SPLIT,
-    "adapt/train/trainer.py": TO_SPLIT,
     "runtime/client/messages.py": TO_SPLIT,
     "runtime/config.py": TO_SPLIT,
     "runtime/repository/repository.py": TO_SPLIT,
@@ -85,7 +66,6 @@ LONG_FILES = {
 WIDE_CLASSES: dict[str, str] = {
     "runtime.serving.served_model.ServedModel": TO_SPLIT,
     "adapt.frames.store.FrameStore": TO_SPLIT,
-    "adapt.round.segmentation._Round": TO_SPLIT,
     "runtime.checks.task.Task": TO_SPLIT,
     "runtime.repository.repository.Repository": TO_SPLIT,
     "runtime.swap.group_controller.GroupController": TO_SPLIT,
