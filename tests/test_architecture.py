@@ -30,32 +30,9 @@ MAY_IMPORT = {
 NOT_IN_RUNTIME = {"torch", "onnx", "safetensors", "PIL", "scipy", "numba", "jinja2", "imagehash"}
 
 #: Circles of files that are left to break: each is the set of its modules.
-FILE_CIRCLES: list[set[str]] = [
-    {"runtime.swap.controller", "runtime.swap.scope"},
-    {
-        "adapt.data.base",
-        "adapt.data.camvid",
-        "adapt.data.driving",
-        "adapt.data.folder",
-        "adapt.data.reading",
-        "adapt.data.rendered",
-    },
-    {"adapt.sources", "adapt.sources.bag", "adapt.sources.folder", "adapt.sources.video"},
-    {"adapt.loop.domain_response", "adapt.loop.loop"},
-]
+FILE_CIRCLES: list[set[str]] = []
 #: Circles of folders that are left to break.
-FOLDER_CIRCLES: list[set[str]] = [
-    {
-        "runtime/client",
-        "runtime/engines",
-        "runtime/observability",
-        "runtime/rpc",
-        "runtime/serving",
-        "runtime/shared_memory",
-        "runtime/swap",
-    },
-    {"adapt/evaluate", "adapt/train"},
-]
+FOLDER_CIRCLES: list[set[str]] = []
 
 MOST_LINES, MOST_METHODS, MOST_FILES = 450, 20, 20
 TO_SPLIT = "to be split"
@@ -63,33 +40,20 @@ ONE_MEASUREMENT = "one measurement, read from top to bottom"
 ONE_METHOD_PER_CALL = "one method per call of the interface that it wraps"
 #: Private names that another module uses, left to make public.
 PRIVATE_NAMES: set[str] = {
-    "bench.continual uses _Round of adapt.round.segmentation",
     "bench.edges uses _SOLVERS of adapt.labels.seal",
-    "bench.gate uses _Round of adapt.round.segmentation",
-    "bench.soak uses _Labelled of bench.continual",
 }
 #: Files of more lines, and why.
 LONG_FILES = {
+    "adapt/align.py": TO_SPLIT,
+    "adapt/evaluate/edge_sets.py": TO_SPLIT,
+    "runtime/client/sync.py": ONE_METHOD_PER_CALL,
     "adapt/frames/store.py": TO_SPLIT,
     "adapt/labels/cbst.py": TO_SPLIT,
     "adapt/labels/seal.py": TO_SPLIT,
-    "adapt/loop/loop.py": TO_SPLIT,
-    "adapt/round/edges.py": TO_SPLIT,
-    "adapt/round/segmentation.py": TO_SPLIT,
-    "adapt/run.py": TO_SPLIT,
-    "adapt/train/edges.py": TO_SPLIT,
-    "adapt/train/trainer.py": TO_SPLIT,
-    "runtime/checks/task.py": TO_SPLIT,
     "runtime/client/messages.py": TO_SPLIT,
     "runtime/config.py": TO_SPLIT,
-    "runtime/drift/drift.py": TO_SPLIT,
-    "runtime/engines/tensorrt/engine.py": TO_SPLIT,
     "runtime/repository/repository.py": TO_SPLIT,
-    "runtime/service.py": TO_SPLIT,
     "runtime/serving/served_model.py": TO_SPLIT,
-    "runtime/swap/controller.py": TO_SPLIT,
-    "runtime/swap/group_controller.py": TO_SPLIT,
-    "runtime/swap/verify.py": TO_SPLIT,
     "bench/demo/run.py": ONE_MEASUREMENT,
     "bench/gate.py": ONE_MEASUREMENT,
     "bench/ordering.py": ONE_MEASUREMENT,
@@ -100,21 +64,21 @@ LONG_FILES = {
 }
 #: Classes of more methods, and why.
 WIDE_CLASSES: dict[str, str] = {
+    "runtime.serving.served_model.ServedModel": TO_SPLIT,
     "adapt.frames.store.FrameStore": TO_SPLIT,
-    "adapt.loop.loop.Loop": TO_SPLIT,
-    "adapt.round.segmentation._Round": TO_SPLIT,
     "runtime.checks.task.Task": TO_SPLIT,
     "runtime.repository.repository.Repository": TO_SPLIT,
-    "runtime.service.Service": TO_SPLIT,
-    "runtime.serving.served_model.ModelHost": TO_SPLIT,
-    "runtime.swap.controller.SwapController": TO_SPLIT,
     "runtime.swap.group_controller.GroupController": TO_SPLIT,
     "runtime.client.aio.AsyncClient": ONE_METHOD_PER_CALL,
     "runtime.client.sync.Client": ONE_METHOD_PER_CALL,
     "runtime.engines.cuda.pycuda_driver.PycudaDriver": ONE_METHOD_PER_CALL,
 }
 #: Folders of more files, and why.
-FULL_FOLDERS: dict[str, str] = {"bench": "`python -m bench.NAME` is in many documents; one script per figure"}
+FULL_FOLDERS: dict[str, str] = {
+    "adapt/loop": "one component per file",
+    "bench": "one script per figure; documents name them as `python -m bench.NAME`",
+    "bench/peers": "one file per peer",
+}
 
 
 def imports(path: Path) -> set[str]:
