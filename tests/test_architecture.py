@@ -50,6 +50,7 @@ LONG_FILES = {
     "adapt/frames/store.py": TO_SPLIT,
     "adapt/labels/cbst.py": TO_SPLIT,
     "adapt/labels/seal.py": TO_SPLIT,
+    "adapt/weak/marks.py": TO_SPLIT,
     "runtime/client/messages.py": TO_SPLIT,
     "runtime/config.py": TO_SPLIT,
     "runtime/repository/repository.py": TO_SPLIT,

@@ -79,7 +79,7 @@ def test_wilson_is_wilsons_formula() -> None:
 def test_evaluate_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
-    from adapt.data.base import open_dataset
+    from adapt.data.open import open_dataset
     from networks.pack import load_pack
 
     root = Path(__file__).parents[3]
