@@ -39,7 +39,14 @@ MOST_FRAMES = 100_000  # of a file
 
 
 class WeakError(ValueError):
-    """Marks that have no right reading.  One line: frame, mark, reason and remedy."""
+    """Marks that have no right reading.  One line: frame, mark, reason and remedy.
+
+    The text may quote a file that came from elsewhere: what a terminal would obey is shown as "?".
+    """
+
+    def __init__(self, text: str) -> None:
+        line = " ".join(text.split())
+        super().__init__("".join(c if c.isprintable() else "?" for c in line))
 
 
 @dataclass(frozen=True)
