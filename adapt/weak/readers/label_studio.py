@@ -35,7 +35,7 @@ def read_label_studio(path: Path, classes: Sequence[str], rename: Mapping[str, s
         listed = [a.get("result") for a in kept]
         if not all(isinstance(one, list) for one in listed):
             raise WeakError(f"frame {file}: an annotation has no list of results; export it again")
-        results = [r for one in listed for r in one if isinstance(r, dict)]
+        results = [r for one in listed for r in one or () if isinstance(r, dict)]
         sized = next((r for r in results if r.get("original_width")), None)
         if sized is None:
             continue  # nothing with a place, and no size to hold tags in
