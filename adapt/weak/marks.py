@@ -630,7 +630,7 @@ def _shown(marks: Marks) -> set[str]:
 
 @dataclass(frozen=True)
 class WeakLabels:
-    """The marks of a road: key → Marks.  A key is a file stem, "sha256:…" of the picture, or "id:N"."""
+    """The marks of a road: key → Marks.  A key is a file stem, "sha256:…" of its pixels, or "id:N"."""
 
     classes: tuple[str, ...]
     frames: Mapping[str, Marks] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -105,6 +106,10 @@ def test_evaluate_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert score["accuracy"] > 0.5
     assert main([*words, "--marks", str(tmp_path / "weak.json")]) == 0
     assert "95 % interval" in capsys.readouterr().out
+    content["frames"] = {f"sha256:{hashlib.sha256(frame.tobytes()).hexdigest()}": entry}
+    (tmp_path / "weak.json").write_text(json.dumps(content))
+    assert main([*words, "--marks", str(tmp_path / "weak.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"] == [score]
     content["frames"] = {"b": entry}
     (tmp_path / "weak.json").write_text(json.dumps(content))
     assert main([*words, "--marks", str(tmp_path / "weak.json")]) == 1
