@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt import inference
-from adapt.data.base import DataError, Dataset
+from adapt.data.base import DataError, Dataset, digest
 from adapt.evaluate.clicks import Clicks, clicked_right, wilson
 from adapt.weak.marks import WeakLabels
 
@@ -24,6 +24,8 @@ def answered(network: Any, spec: Any, dataset: Dataset, labels: WeakLabels) -> C
     names = [dataset.name(i) for i in range(len(dataset))]
     # A set may call a frame by its path in the set; marks call it by its stem.
     keys = [tuple(dict.fromkeys((n, Path(n).name, Path(n).stem))) for n in names]
+    if any(key.startswith("sha256:") for key in labels.frames):
+        keys = [(*k, f"sha256:{digest(dataset, i).hex()}") for i, k in enumerate(keys)]
     marks = labels.of(keys, every=True)
     answers, used = [], []
     for i, mark in enumerate(marks):

@@ -40,8 +40,8 @@ def check_clicked(parent: Clicks, candidate: Clicks, *, alpha: float = ALPHA) ->
     passed = lost <= limit
     total = len(parent.right)
     words = (
-        f"{int(candidate.right.sum())} of {total} clicked pixels right, "
-        f"the parent {int(parent.right.sum())}; "
+        f"{int(candidate.right.sum())} of {total} clicked pixels right, the parent "
+        f"{int(parent.right.sum())}; "
         f"of {n} that one of them answers right, the candidate loses {lost}, at most {limit} by chance"
         if total
         else "no clicked pixels in the hold-out"

@@ -69,12 +69,19 @@ class PageServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer
     timeout = 30
+    body = b""
     server_version, sys_version = "adapt.mark", ""
 
     def do_GET(self) -> None:
         self._answer(self._get)
 
     def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or len(length) > 9 or int(length) > MOST_BODY:
+            self._refuse(413, f"an operation has at most {MOST_BODY} bytes")
+            return
+        # Read before any refusal: a connection that is closed with unread bytes loses the answer.
+        self.body = self.rfile.read(int(length))
         self._answer(self._post)
 
     def _answer(self, work: Callable[[list[str]], None]) -> None:
@@ -129,12 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
         if i is None:
             self._refuse(404, "there is no such address")
             return
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > MOST_BODY:
-            self._refuse(413, f"an operation has at most {MOST_BODY} bytes")
-            return
         try:
-            request = json.loads(self.rfile.read(int(length)))
+            request = json.loads(self.body)
         except (ValueError, RecursionError):
             raise WeakError("the request is no JSON; load the page again") from None
         size = self.server.size(i)

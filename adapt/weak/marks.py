@@ -33,13 +33,21 @@ HUMAN = "human"
 MOST_SIDE = 16384  # pixels of a frame's side
 MOST_PIXELS = 1 << 26  # of a frame
 MOST_MARKS = 100_000  # of a frame; a LiDAR sweep projects about 30 000 points
+MOST_BOXES = 10_000  # of a frame
 MOST_CORNERS = 200_000  # of one line or polygon
 MOST_COVERED = 1 << 28  # pixels that the polygons of a frame may span in all
 MOST_FRAMES = 100_000  # of a file
 
 
 class WeakError(ValueError):
-    """Marks that have no right reading.  One line: frame, mark, reason and remedy."""
+    """Marks that have no right reading.  One line: frame, mark, reason and remedy.
+
+    The text may quote a file that came from elsewhere: what a terminal would obey is shown as "?".
+    """
+
+    def __init__(self, text: str) -> None:
+        line = " ".join(text.split())
+        super().__init__("".join(c if c.isprintable() else "?" for c in line))
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,8 @@ class Marks:
             raise WeakError(f"{width}x{height} are over {MOST_PIXELS} pixels; scale frame and marks down")
         if len(self.marks()) > MOST_MARKS:
             raise WeakError(f"{len(self.marks())} marks are too many; give at most {MOST_MARKS} per frame")
+        if len(self.boxes) > MOST_BOXES:
+            raise WeakError(f"{len(self.boxes)} boxes are too many; give at most {MOST_BOXES} per frame")
         for what, score, source in [
             ("the frame", self.score, self.source),
             *((_named(m), m.score, m.source) for m in self.marks()),
@@ -298,6 +308,7 @@ class Marks:
                     return f"{_named(mark)} ({self._of(mark)}) covers {_named(b)} ({self._of(b)})"
             seen[covered] = k
         at: dict[tuple[int, int], list[Point]] = {}
+        boxed = self._all_boxes()
         for p in self.points:
             told = meaning(p.label, self.classes)
             for other_point in at.get((p.x, p.y), ()):
@@ -309,7 +320,7 @@ class Marks:
                 if _clash(told, meaning(b.label, self.classes)):
                     return f"{_named(p)} ({self._of(p)}) lies in {_named(b)} ({self._of(b)})"
             if told is not None:
-                out = self._outside_all_boxes(p, told)
+                out = self._outside(p, told, boxed)
                 if out is not None:
                     return out
             known = at.setdefault((p.x, p.y), [])
@@ -317,15 +328,23 @@ class Marks:
                 known.append(p)
         return None
 
-    def _outside_all_boxes(self, p: Point, told: frozenset[int]) -> str | None:
+    def _all_boxes(self) -> dict[str, np.ndarray]:
+        """float64 [n,4] of the boxes of each class of `all_boxes`."""
+        found: dict[str, list[tuple[float, ...]]] = {name: [] for name in self.all_boxes}
+        for b in self.boxes:
+            if b.label in found:
+                found[b.label].append((b.x0, b.y0, b.x1, b.y1))
+        return {name: np.array(at, np.float64).reshape(-1, 4) for name, at in found.items()}
+
+    def _outside(self, p: Point, told: frozenset[int], boxed: Mapping[str, np.ndarray]) -> str | None:
         if len(told) != 1:
             return None
         name = self.classes[next(iter(told))]
-        if name not in self.all_boxes:
+        if name not in boxed:
             return None
-        inside = any(
-            b.label == name and b.x0 <= p.x + 0.5 < b.x1 and b.y0 <= p.y + 0.5 < b.y1 for b in self.boxes
-        )
+        x0, y0, x1, y1 = boxed[name].T
+        x, y = p.x + 0.5, p.y + 0.5
+        inside = bool(((x0 <= x) & (x < x1) & (y0 <= y) & (y < y1)).any())
         return None if inside else f"{_named(p)} lies outside every box of {name}, which all_boxes lists"
 
     def _of(self, mark: Mark) -> str:
@@ -563,6 +582,8 @@ def _without_clashes(person: Marks, program: Marks) -> Marks:
     for p in person.points:
         at.setdefault((p.x, p.y), []).append(meaning(p.label, person.classes))
 
+    boxed = person._all_boxes()
+
     def fits(mark: Mark) -> bool:
         told = meaning(mark.label, person.classes)
         if told is not None and may is not None and not told & set(may):
@@ -570,7 +591,7 @@ def _without_clashes(person: Marks, program: Marks) -> Marks:
         if isinstance(mark, Point):
             if any(_clash(told, other) for other in at.get((mark.x, mark.y), ())):
                 return False
-            if told is not None and person._outside_all_boxes(mark, told):
+            if told is not None and person._outside(mark, told, boxed):
                 return False
             k = -1 if owner is None else int(owner[mark.y, mark.x])
             return k < 0 or not _clash(told, meaning(person.coarse[k].label, person.classes))
@@ -609,7 +630,7 @@ def _shown(marks: Marks) -> set[str]:
 
 @dataclass(frozen=True)
 class WeakLabels:
-    """The marks of a road: key → Marks.  A key is a file stem, "sha256:…" of the picture, or "id:N"."""
+    """The marks of a road: key → Marks.  A key is a file stem, "sha256:…" of its pixels, or "id:N"."""
 
     classes: tuple[str, ...]
     frames: Mapping[str, Marks] = field(default_factory=dict)

@@ -45,9 +45,9 @@ class Region:
 
 @dataclass(frozen=True)
 class Geofence:
-    """Regions of a map.
+    """Regions of a map, a file of JSON:
 
-    {"schema": 1, "regions": [{"name", "polygon": [[lat, lon], …], "present", "absent"}]}
+    {"schema": 1, "regions": [{"name": …, "polygon": [[lat, lon], …], "present": […], "absent": […]}]}.
 
     A region does not cross the 180th meridian: split it there.
     """
@@ -72,8 +72,7 @@ class Geofence:
         for i, entry in enumerate(found["regions"]):
             if not isinstance(entry, dict) or set(entry) - {"name", "polygon", "present", "absent"}:
                 raise WeakError(
-                    f"geofence {path}, region {i}: it is no object of name, polygon, present, absent; "
-                    "correct it"
+                    f"geofence {path}, region {i}: it is no object of name, polygon and tags; correct it"
                 )
             regions.append(_region(entry, f"geofence {path}, region {entry.get('name', i)}", names))
         return cls(tuple(classes), tuple(regions))

@@ -18,7 +18,7 @@ def looks_like(found: Any) -> bool:
     return (
         isinstance(found, list)
         and bool(found)
-        and all(isinstance(t, dict) and "data" in t and "annotations" in t for t in found)
+        and all(isinstance(t, dict) and "data" in t and isinstance(t.get("annotations"), list) for t in found)
     )
 
 
@@ -32,7 +32,10 @@ def read_label_studio(path: Path, classes: Sequence[str], rename: Mapping[str, s
         kept = [a for a in task["annotations"] if isinstance(a, dict) and not a.get("was_cancelled")]
         if len(kept) > 1:
             raise WeakError(f"frame {file}: {len(kept)} people annotated it; keep one annotation")
-        results = [r for a in kept for r in a.get("result") or () if isinstance(r, dict)]
+        listed = [a.get("result") for a in kept]
+        if not all(isinstance(one, list) for one in listed):
+            raise WeakError(f"frame {file}: an annotation has no list of results; export it again")
+        results = [r for one in listed for r in one or () if isinstance(r, dict)]
         sized = next((r for r in results if r.get("original_width")), None)
         if sized is None:
             continue  # nothing with a place, and no size to hold tags in
@@ -62,7 +65,7 @@ def _result(frame: Frame, result: dict[str, Any]) -> None:
     if number(value.get("rotation", 0), who) != 0:
         raise WeakError(f"{who}: it is rotated; draw it upright or as a polygon")
     sizes = (result.get("original_width"), result.get("original_height"))
-    if any(sizes) and frame.size != sizes:
+    if any(v is not None for v in sizes) and frame.size != sizes:
         raise WeakError(f"{who}: size {sizes} differs from the frame's {frame.size}; export it again")
     sx, sy = frame.size[0] / 100, frame.size[1] / 100
 

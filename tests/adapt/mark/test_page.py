@@ -60,11 +60,12 @@ def server(session: Session) -> Iterator[PageServer]:
 def ask(server: PageServer, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     content = body if body is None or isinstance(body, (str, bytes)) else json.dumps(body)
-    connection.request("GET" if body is None else "POST", path, content, headers)
-    answer = connection.getresponse()
-    found = answer.status, answer.read()
-    connection.close()
-    return found
+    try:
+        connection.request("GET" if body is None else "POST", path, content, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
 
 
 # ------------------------------------------------------------------------------------------- session
@@ -127,7 +128,7 @@ def test_a_full_disk_loses_nothing(session: Session, tmp_path: Path, monkeypatch
 
 
 def test_one_process_per_file(session: Session, tmp_path: Path) -> None:
-    with pytest.raises(WeakError, match=r"another adapt\.mark writes it"):
+    with pytest.raises(WeakError, match="end that one or give"):
         Session(tmp_path / "weak.json", CLASSES)
     session.apply("a", (9, 9), {"revision": 0, "op": BOX})
     session.close()
@@ -154,7 +155,8 @@ def test_what_comes_from_elsewhere_is_refused(server: PageServer) -> None:
     for path in ("marks/99", "marks/-1", "marks/..", "frame/1/2", "other/1", "../../etc/passwd"):
         assert ask(server, f"{own}/{path}")[0] == 404, path
     assert ask(server, f"{own}/marks/0", "[" * 100_000)[0] == 422
-    assert ask(server, f"{own}/marks/0", b"x" * (2 << 20))[0] == 413
+    assert ask(server, f"{own}/marks/0", b"", **{"Content-Length": str(2 << 20)})[0] == 413
+    assert ask(server, f"{own}/marks/0", b"", **{"Content-Length": "-1"})[0] == 413
     assert ask(server, f"{own}/marks/0", {"revision": 3, "op": {}})[0] == 409
     assert not server.session.out.exists()
     status, found = ask(server, f"{own}/marks/0", point)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -109,6 +110,10 @@ def test_evaluate_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert score["accuracy"] > 0.5
     assert main([*words, "--marks", str(tmp_path / "weak.json")]) == 0
     assert "95 % interval" in capsys.readouterr().out
+    content["frames"] = {f"sha256:{hashlib.sha256(frame.tobytes()).hexdigest()}": entry}
+    (tmp_path / "weak.json").write_text(json.dumps(content))
+    assert main([*words, "--marks", str(tmp_path / "weak.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"] == [score]
     content["frames"] = {"b": entry}
     (tmp_path / "weak.json").write_text(json.dumps(content))
     assert main([*words, "--marks", str(tmp_path / "weak.json")]) == 1
@@ -156,27 +161,20 @@ def test_geofence(tmp_path: Path) -> None:
         path.write_text(json.dumps(content))
         with pytest.raises(WeakError, match=words):
             Geofence.read(path, CLASSES)
-    path.write_text(
-        json.dumps(
-            fence(
-                {"name": "m", "polygon": SQUARE, "absent": ["car"]},
-                {"name": "n", "polygon": SQUARE, "present": ["car"]},
-            )
-        )
-    )
+    path.write_text(json.dumps(fence(
+        {"name": "m", "polygon": SQUARE, "absent": ["car"]},
+        {"name": "n", "polygon": SQUARE, "present": ["car"]},
+    )))  # fmt: skip
     with pytest.raises(WeakError, match="present by region n and absent by region m"):
         Geofence.read(path, CLASSES).marks((50.5, 8.5), (4, 4), frame="x")
 
 
 def test_detector_boxes() -> None:
     marks = from_boxes(
-        np.array([[-3, 1, 5, 4], [30, 1, 40, 4], [1, 1, 2, 2]]),
-        np.array([0.9, 0.9, 0.2]),
+        np.array([[-3, 1, 5, 4], [30, 1, 40, 4], [1, 1, 2, 2]]), np.array([0.9, 0.9, 0.2]),
         ["car", "car", "dog"],
-        CLASSES,
-        (20, 10),
-        detector="yolo",
-    )
+        CLASSES, (20, 10), detector="yolo",
+    )  # fmt: skip
     assert marks.boxes == (Box(0, 1, 5, 4, "car", score=0.9),)
     assert marks.source == "detector:yolo"
     assert marks.trusted(0.95).boxes == ()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def winding(x: float, y: float, corners: list[tuple[float, float]]) -> int:
 
 def near_line(x: int, y: int, line: tuple[tuple[int, int], ...], width: float) -> bool:
     limit = max(0.5, width / 2) ** 2
-    ends = list(itertools.pairwise(line)) or [(line[0], line[0])]
+    ends = list(pairwise(line)) or [(line[0], line[0])]
     for (ax, ay), (bx, by) in ends:
         dx, dy = float(bx - ax), float(by - ay)
         length = dx * dx + dy * dy
@@ -125,10 +125,10 @@ def plainly(y, p, m, radius, share, few):  # type: ignore[no-untyped-def]
             for x, y in pixels
             if max(range(len(CLASSES)), key=lambda k: (p[k, y, x], -k)) == c
             and not (fixed[y][x] or held[y][x] or anchored[y][x])
-            and (
-                CLASSES[c] not in m.all_boxes or any(holds(b, x, y) for b in m.boxes if b.label == CLASSES[c])
-            )
-        ]
+            and (CLASSES[c] not in m.all_boxes or any(
+                holds(b, x, y) for b in m.boxes if b.label == CLASSES[c]
+            ))
+        ]  # fmt: skip
         free.sort(key=lambda at: -p[c, at[1], at[0]])
         for x, y in free[: max(1, int(few * WIDTH * HEIGHT))]:
             out[y][x] = c
