@@ -179,9 +179,11 @@ def sampler(
         if not several:
             return Batch(frames, labels, is_target)
         batch = Batch(
-            frames, np.ascontiguousarray(labels[..., 0]), is_target,
+            frames,
+            np.ascontiguousarray(labels[..., 0]),
+            is_target,
             soft=np.ascontiguousarray(labels[..., 1:-1]) if keep else None,
-        )  # fmt: skip
+        )
         if not mixture.mic:
             return batch
         return replace(

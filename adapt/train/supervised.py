@@ -48,9 +48,15 @@ class Recipe:
     def optimisation(self, frames: int) -> TrainConfig:
         """How weights move over that many frames."""
         return TrainConfig(
-            steps=self.steps(frames), rate=self.rate, weight_decay=self.weight_decay, bn=self.bn,
-            ema=self.ema, amp=self.amp, compile=self.compile, memory_mb=self.memory_mb,
-        )  # fmt: skip
+            steps=self.steps(frames),
+            rate=self.rate,
+            weight_decay=self.weight_decay,
+            bn=self.bn,
+            ema=self.ema,
+            amp=self.amp,
+            compile=self.compile,
+            memory_mb=self.memory_mb,
+        )
 
     def steps(self, frames: int) -> int:
         """Optimiser steps for that many frames."""
@@ -138,9 +144,15 @@ def train(
     how = recipe.optimisation(len(frames))
     identity = repr((asdict(recipe), seed, len(frames), spec.name))
     trainer = SegmentationTrainer(
-        network, spec, how, sampler(frames, recipe, seed),
-        seed=seed, checkpoint=checkpoint, every=every, identity=identity,
-    )  # fmt: skip
+        network,
+        spec,
+        how,
+        sampler(frames, recipe, seed),
+        seed=seed,
+        checkpoint=checkpoint,
+        every=every,
+        identity=identity,
+    )
     return trainer.run(progress, stage)
 
 

@@ -200,14 +200,21 @@ def test_a_rare_pseudo_label_is_drawn_and_is_in_the_crop():
 
 # ---------------------------------------------------------------------------------------------- the whole
 EVERYTHING = {
-    "ema": 0.9, "mic": 0.5, "mrkld": 0.05, "bn": "frozen", "schedule": "warm", "clip": 1.0, "amp": "bf16",
+    "ema": 0.9,
+    "mic": 0.5,
+    "mrkld": 0.05,
+    "bn": "frozen",
+    "schedule": "warm",
+    "clip": 1.0,
+    "amp": "bf16",
     "memory_mb": 1.5,
-}  # fmt: skip
+}
 
 
 def everything(seed: int = 1):
-    mixture = Mixture(2, 2, Augmentation(SIZE, blur=0.5, noise=4), rare=0.1, rare_target=0.1, classmix=0.5,
-                      mic=True)  # fmt: skip
+    mixture = Mixture(
+        2, 2, Augmentation(SIZE, blur=0.5, noise=4), rare=0.1, rare_target=0.1, classmix=0.5, mic=True
+    )
     valid = np.ones(SIZE, bool)
     valid[-4:] = False
     return sampler(PAIRS[:3], PAIRS[3:], mixture, 4, seed, 0, soft=soft_of(PAIRS[3:]), valid=valid)
@@ -260,9 +267,18 @@ def test_a_batch_of_everything_is_repeatable():
 
 def test_a_round_with_every_option_on(toy_pack, dark_frames, tmp_path):
     config = RoundConfig(
-        portions=(0.4,), steps=4, source=2, target=2, lrent=0.25, rare=0.1, rare_target=0.1, classmix=0.5,
-        blur=0.5, ignore_bottom=3, **EVERYTHING,
-    )  # fmt: skip
+        portions=(0.4,),
+        steps=4,
+        source=2,
+        target=2,
+        lrent=0.25,
+        rare=0.1,
+        rare_target=0.1,
+        classmix=0.5,
+        blur=0.5,
+        ignore_bottom=3,
+        **EVERYTHING,
+    )
     result = adapt(toy_pack, dark_frames, config=config, out=tmp_path)
     stage = result.report["stages"]["train-1"]
     assert stage["cut"]["bytes"] <= 1.5 * 2**20
@@ -370,9 +386,11 @@ def test_batch_normalisation_alone_saves_little():
     loss, tensors = step_of(a_batch(), "cpu")
     whole = truncated_backprop.usage(network, loss, tensors).saved
     norms = {
-        f"{n}.{k}" for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)
+        f"{n}.{k}"
+        for n, m in network.named_modules()
+        if isinstance(m, torch.nn.BatchNorm2d)
         for k, _ in m.named_parameters()
-    }  # fmt: skip
+    }
     for name, p in network.named_parameters():
         p.requires_grad_(name in norms)
     assert truncated_backprop.usage(network, loss, tensors).saved > 0.8 * whole

@@ -95,9 +95,12 @@ def test_a_damaged_or_foreign_checkpoint_is_not_used(tmp_path):
 def test_the_recipe_learns_the_bands():
     network = small_network()
     before = score(network, toy_spec(), PAIRS)[0].miou()
-    supervised.train(network, toy_spec(), PAIRS, supervised.Recipe(
-        epochs=20, batch=3, augmentation=Augmentation(SIZE, (0.9, 1.1)), rate=4e-3
-    ))  # fmt: skip
+    supervised.train(
+        network,
+        toy_spec(),
+        PAIRS,
+        supervised.Recipe(epochs=20, batch=3, augmentation=Augmentation(SIZE, (0.9, 1.1)), rate=4e-3),
+    )
     after = score(network, toy_spec(), PAIRS)[0].miou()
     assert after > before + 0.3
     assert after > 0.5
