@@ -361,7 +361,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             frame, label = kept[i]
             if label is not None:
                 replay.append((frame, label, "holdout"))
-        # What it answers on frames it has not learnt from, where there are any: the point drift is told from.
+        # Its answers on frames it has not learnt from, if there are any: drift is measured from there.
         seen = [x for x, _, split in replay if split == "holdout"] or [x for x, _, _ in replay]
         seen = seen or [frames[i][0] for i in _spread(len(frames), arguments.golden or 4)]
         confidence = inference.confidence_histogram(network.eval(), spec, seen)

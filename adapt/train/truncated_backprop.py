@@ -205,7 +205,7 @@ def choose(
         budget: bytes that training may take beyond the weights.
         known: tensors that the loss brings along (inputs); they count for nothing.
         states: optimiser tensors for each parameter that moves (AdamW: 2).
-        ema: a teacher is kept beside (the size of all parameters).
+        ema: a teacher is kept too (the size of all parameters).
 
     Raises:
         ValueError: not even the last module alone fits.
