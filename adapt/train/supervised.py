@@ -1,7 +1,8 @@
 """Training of a source model on labelled frames: the recipe behind ``python -m adapt.train``.
 
 AdamW, one cycle, random scale, crop and flip.  Colours of another light come only if the recipe asks for
-them: a source model that has seen every light leaves adaptation less to do.  State the recipe before comparing.
+them: a source model that has seen every light leaves adaptation less to do.  State the recipe before
+comparing.
 """
 
 from __future__ import annotations
