@@ -3,6 +3,6 @@
 May import `networks`, `export` and `runtime`.  Importing `adapt` costs nothing.
 """
 
-from networks.launch import watch
+from common.launch import watch
 
 watch()

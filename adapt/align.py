@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adapt.command import interruptible
 from adapt.data.base import DataError, read_frame
 from adapt.data.pairs import listed
 from adapt.data.reading import Problem, Reading, add_options, reading_of
@@ -27,7 +26,8 @@ from adapt.labels import edge_codec
 from adapt.labels.edges import category_edges
 from adapt.labels.errors import EdgeError
 from adapt.labels.seal import Alignment, Gate, Pieces, align_details
-from adapt.progress import Bars
+from common.cli import run_command
+from common.progress import ProgressBars
 
 __all__ = ["PRESETS", "Report", "align_classes", "main"]
 
@@ -362,7 +362,7 @@ def _ridges(
             a.probabilities, name, k, (frame.shape[0], frame.shape[1])
         )
     from adapt.labels.edge_probability import edge_probability
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     pack = load_pack(a.model)
     network = pack.network()
@@ -446,7 +446,7 @@ def _work(a: argparse.Namespace, files: list[Path], out: Path) -> Iterator[Repor
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.align", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.align")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -456,7 +456,7 @@ def _command(argv: list[str] | None) -> int:
         p.error("give --model or --probabilities")
     if min(a.jobs, a.tile, a.pictures) < 0:
         p.error("--jobs, --tile and --pictures are 0 or more")
-    from networks.pack.pack import PackError
+    from networks.pack import PackError
 
     try:
         files = _files(a.labels, a.segmentation)
@@ -464,7 +464,7 @@ def _command(argv: list[str] | None) -> int:
             raise EdgeError(f"--out is the labels' own folder {a.out}: the labels would be overwritten")
         a.out.mkdir(parents=True, exist_ok=True)
         summary: dict[str, Any] = {}
-        with Bars(quiet=a.quiet) as bars:
+        with ProgressBars(quiet=a.quiet) as bars:
             reports = _work(a, files, a.out)
             for done, report in enumerate(reports, 1):
                 bars("align", done, len(files))

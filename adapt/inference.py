@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.pack.pack import PackSpec, normalise
+from networks.pack import PackSpec, normalise
 
 __all__ = [
     "as_tensor", "batches", "confidence_histogram", "labels_and_confidence", "logits", "probabilities",

@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from adapt.command import interruptible
 from adapt.data.base import DataError, Dataset, Resized, Subset, refuse_overlap
 from adapt.data.open import open_dataset
 from adapt.data.pairs import Pairs, examine
 from adapt.data.reading import add_options, reading_of
 from adapt.evaluate.truth import Truth, mean_iou, plan
-from adapt.files import write_json
 from adapt.labels.cbst import self_paced
-from adapt.progress import Bars
 from adapt.round import RoundConfig, RoundError, adapt
+from common.cli import run_command
+from common.files import write_json
+from common.progress import ProgressBars
 from networks.labels import SPACES
 
 __all__ = ["TABLES", "Table", "row_config", "run"]
@@ -210,7 +210,7 @@ def run(arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Measure a row; what --json prints and out/row.json keeps."""
     from adapt.evaluate.scoring import score
     from adapt.evaluate.segmentation import Confusion
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     table = TABLES[arguments.table]
     pack = load_pack(arguments.pack)
@@ -306,7 +306,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.reproduce", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.reproduce")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -314,10 +314,10 @@ def _command(argv: list[str] | None) -> int:
     arguments = command.parse_args(argv)
     if arguments.limit < 0 or arguments.threads < 0 or arguments.seed < 0:
         command.error("--limit, --threads and --seed must not be negative")
-    from networks.pack.pack import PackError
+    from networks.pack import PackError
 
     try:
-        with Bars(quiet=arguments.quiet) as bars:
+        with ProgressBars(quiet=arguments.quiet) as bars:
             found = run(arguments, bars)
     except (DataError, PackError, RoundError, ValueError, FloatingPointError, OSError) as error:
         print(f"adapt.reproduce: {' '.join(str(error).split())}", file=sys.stderr)

@@ -10,16 +10,16 @@ import json
 import signal
 import sys
 
-from adapt.command import interruptible
 from adapt.frames.store import StoreError
 from adapt.loop import Loop, LoopConfig, LoopError, Paused
 from adapt.loop.budget import BudgetError
 from adapt.loop.options import parse_arguments, parser, round_config
 from adapt.loop.startup import open_loop, set_priority
 from adapt.loop.vehicle import VehicleError
-from adapt.progress import Bars
 from adapt.round import RoundError
 from adapt.sources import SourceError
+from common.cli import run_command
+from common.progress import ProgressBars
 
 __all__ = ["Loop", "LoopConfig", "LoopError", "main", "parser", "round_config"]
 
@@ -37,7 +37,7 @@ FAILURES = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.run", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.run")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -45,7 +45,7 @@ def _command(argv: list[str] | None) -> int:
     try:
         set_priority(arguments)
         signal.signal(signal.SIGTERM, _stop)
-        with Bars(quiet=arguments.quiet) as bars, open_loop(arguments, bars) as loop:
+        with ProgressBars(quiet=arguments.quiet) as bars, open_loop(arguments, bars) as loop:
             return run_rounds(loop, arguments)
     except _Stopped:
         return 0 if not arguments.once else 1

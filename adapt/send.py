@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from adapt.command import interruptible
+from common.cli import run_command
 
 EPILOG = """\
 examples:
@@ -128,7 +128,7 @@ def send(arguments: argparse.Namespace) -> dict[str, int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.send", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.send")
 
 
 def _command(argv: list[str] | None) -> int:

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adapt.command import interruptible
 from adapt.data.base import BROKEN
-from adapt.files import read_json
+from common.cli import run_command
+from common.files import read_json
 
 __all__ = ["Recording", "ViewError", "live", "main", "rounds"]
 
@@ -208,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.view", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.view")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -252,7 +252,7 @@ def _live(arguments: argparse.Namespace, recording: Recording) -> int:
     from runtime.client import Client, Rejected
 
     if arguments.pack:
-        from networks.pack.pack import PackError, load_pack
+        from networks.pack import PackError, load_pack
 
         try:
             spec = load_pack(arguments.pack).spec

@@ -1,5 +1,5 @@
 """Every figure of the documentation has its script here."""
 
-from networks.launch import watch
+from common.launch import watch
 
 watch()

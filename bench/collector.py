@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     a = p.parse_args(argv)
     from bench.demo import streets
     from export.build import build
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
     from runtime.client import Client
 
     pack = load_pack(a.pack)

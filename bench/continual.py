@@ -44,7 +44,7 @@ from adapt.loop.domain_response import refresh_config
 from adapt.round import RoundConfig, adapt
 from adapt.round.labelling import GivenLabels
 from bench.gate import BASE, SIZE, source_pack
-from networks.pack.pack import Pack
+from networks.pack import Pack
 
 PHASES = ("day", "fog", "night", "day")
 DRIVES, ALONG = 14, 12

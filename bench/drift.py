@@ -100,7 +100,7 @@ def answers(name: str, out: Path, pack: Any, frames: Any, say: Any) -> Stream:
 def camvid(out: Path, pack_path: Path | None, say: Any) -> tuple[dict[str, Stream], int]:
     from adapt.data.base import read_frame, resize_frame
     from bench.real import RealError, command, data_folder
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     try:
         data = data_folder()
@@ -135,7 +135,7 @@ def street(
     out: Path, seed: int, say: Any, drives: int = 40, length: int = 12
 ) -> tuple[dict[str, Stream], int]:
     from adapt.data.street import scenes as world
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     pack = load_pack(Path(__file__).resolve().parent.parent / "packs" / "street-day")
 

@@ -29,8 +29,8 @@ from adapt.labels import assignment
 from adapt.labels.edges import category_edges, seg2edge
 from adapt.labels.seal import Gate, align_details, tangents
 from adapt.labels.thinning import thin
-from adapt.progress import Bars
 from bench import machine
+from common.progress import ProgressBars
 
 
 def seconds(work: Callable[[], Any], repeats: int) -> tuple[float, float]:
@@ -165,7 +165,7 @@ def evaluation(images: int) -> list[dict[str, Any]]:
     streets = Streets(images)
     evaluate(Streets(1), streets.read, modes=("thin", "raw"))  # compiled before the clock starts
     start, cpu = time.perf_counter(), time.process_time()
-    with Bars() as bars:
+    with ProgressBars() as bars:
         tables = evaluate(streets, streets.read, progress=lambda done, total: bars("evaluation", done, total))
     wall, used = time.perf_counter() - start, time.process_time() - cpu
     cores = len(os.sched_getaffinity(0))
@@ -331,7 +331,7 @@ def real_time(size: tuple[int, int], repeats: int) -> list[dict[str, Any]]:
 
     import networks
     from export.graph.writer import write
-    from networks.pack.pack import PackSpec
+    from networks.pack import PackSpec
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

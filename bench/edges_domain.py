@@ -29,15 +29,15 @@ from adapt.data.base import read_frame, read_label, resize_frame, resize_label
 from adapt.data.open import open_dataset
 from adapt.gate.edges import EdgeMeasures, decide, edge_score, measure
 from adapt.gate.limits import EdgeLimits
-from adapt.progress import Bars
 from adapt.round.edges import EdgeRoundConfig, adapt_edges
 from adapt.train.augment import Augmentation
 from adapt.train.edge_recipes import EdgeRecipe
 from adapt.train.edges import crops_of_segmentation, train
 from bench import machine
+from common.progress import ProgressBars
 from networks.import_checkpoint import IMAGENET_MEAN, IMAGENET_STD, read_state
 from networks.labels import SPACES
-from networks.pack.pack import PackSpec, load_pack, normalise, write_pack
+from networks.pack import PackSpec, load_pack, normalise, write_pack
 
 SIZE = (192, 256)
 
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
     a.out.mkdir(parents=True, exist_ok=True)
     start = time.process_time()
     rows: list[dict[str, Any]] = []
-    with Bars() as bars:
+    with ProgressBars() as bars:
         pack = source_pack(a, bars)
         k = len(pack.spec.classes)
         day, dusk = frames_of(a.data, "day_val", 20), frames_of(a.data, "dusk_eval")

@@ -39,7 +39,6 @@ from adapt.data.open import open_dataset
 from adapt.data.street import scenes as street_scenes
 from adapt.evaluate.edge_sets import around
 from adapt.evaluate.edges import EdgeCounts
-from adapt.files import write_json
 from adapt.labels import crf
 from adapt.labels.edge_probability import edge_probability
 from adapt.labels.edges import category_edges
@@ -50,8 +49,9 @@ from adapt.train.edges import crops_of_segmentation, train
 from adapt.train.trainer import atomic_save
 from bench import machine
 from bench.edges_damage import damaged
+from common.files import write_json
 from networks.labels import SPACES
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 
 __all__ = ["METHODS", "Settings", "main", "recipe_of", "scores", "summary", "verdicts"]
 

@@ -40,7 +40,7 @@ from export.parity.parity import Thresholds
 from export.quantize.int8 import quantise
 from export.refit import refit
 from networks.base import SegmentationNetwork
-from networks.pack.pack import PackSpec, load_pack, write_pack
+from networks.pack import PackSpec, load_pack, write_pack
 from runtime.config import EngineConfig
 from runtime.engines import load
 

@@ -38,7 +38,7 @@ from adapt.round.judge import Baseline, Candidate, GateJudge
 from adapt.round.labelling import ClassBalancedLabels, CorruptedLabels
 from adapt.train import supervised
 from adapt.train.augment import Augmentation
-from networks.pack.pack import Pack, load_pack, normalise, write_pack
+from networks.pack import Pack, load_pack, normalise, write_pack
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (64, 128)

@@ -29,7 +29,7 @@ from adapt.gate.layout_prior import Layout
 from adapt.gate.limits import Limits
 from adapt.gate.segmentation import decide
 from bench.gate import NEEDLESS, ROOT, WORSE, measures_of
-from networks.pack.pack import Pack, load_pack
+from networks.pack import Pack, load_pack
 
 
 def source_of(pack: Pack) -> tuple[Layout | None, np.ndarray | None]:

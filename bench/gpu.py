@@ -37,13 +37,13 @@ import networks
 from adapt.data.street.scenes import render
 from bench import machine
 from bench.networks import describe, random_network
-from export.files import write_whole
+from common.files import write_bytes
 from export.graph.contract import Contract, ServingGraph
 from export.graph.half import to_half
 from export.graph.writer import write
-from export.tensorrt.builder import BuildOptions, build_plan, refit_plan
+from export.tensorrt import BuildOptions, build_plan, refit_plan
 from networks.base import SegmentationNetwork
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 from runtime.config import EngineConfig
 from runtime.engines import load
 from runtime.engines.cuda import context
@@ -411,7 +411,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def keep(report: dict[str, Any]) -> None:
         if arguments.out:
-            write_whole(arguments.out, (json.dumps(report, indent=1) + "\n").encode())
+            write_bytes(arguments.out, (json.dumps(report, indent=1) + "\n").encode(), durable=False)
 
     report = measure(
         arguments.network or DEFAULT,

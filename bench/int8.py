@@ -25,7 +25,7 @@ from export.graph.contract import INPUT, Contract
 from export.graph.writer import write
 from export.parity import parity
 from export.quantize import int8
-from networks.pack.pack import PackError, load_pack
+from networks.pack import PackError, load_pack
 from runtime.config import EngineConfig
 from runtime.engines import Engine, load
 

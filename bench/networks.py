@@ -33,7 +33,7 @@ from export.parity import parity
 from export.quantize import int8
 from networks.base import SegmentationNetwork
 from networks.labels import CITYSCAPES19
-from networks.pack.pack import PackError, PackSpec, load_pack, normalise
+from networks.pack import PackError, PackSpec, load_pack, normalise
 from runtime.config import EngineConfig
 from runtime.engines import load
 

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from adapt.data.base import InMemory, Resized, Subset, read_frame, read_label, resize_frame, resize_label
-from adapt.files import write_json
 from bench import machine
 from bench.real import RealError, command, data_folder, numbers, spread
+from common.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIFTS = ("street:dusk", "street:fog", "street:night", "camvid:dusk", "cityscapes:camvid")
@@ -120,7 +120,7 @@ class Shift:
 def street(domain: str, seed: int, folder: Path) -> Shift:
     """The committed street-day pack meets another domain: 64 frames of 16 streets, scored on 60 others."""
     from bench.demo import streets
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     drives, along = 16, 4
     frames = list(streets.stream(seed, domain, drives=drives, frames=along))
@@ -137,7 +137,7 @@ def street(domain: str, seed: int, folder: Path) -> Shift:
 def camvid(seed: int, folder: Path) -> Shift:
     """ESPNetv2 at 192×256: Cityscapes weights, four epochs of CamVid by day, then dusk."""
     from adapt.data.camvid import CamVid
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     data = data_folder()
     root = data / "camvid"
@@ -172,7 +172,7 @@ def cityscapes(seed: int, folder: Path) -> Shift:
     from adapt.data.camvid import CamVid
     from adapt.train.priors import class_shares, spatial_prior
     from networks.labels import SPACES, mapping
-    from networks.pack.pack import load_pack, write_pack
+    from networks.pack import load_pack, write_pack
 
     data = data_folder()
     path = folder.parent / "source"
@@ -259,7 +259,7 @@ def score(shift: Shift, network: Any) -> dict[str, Any]:
 def with_statistics(shift: Shift, network: Any, seed: int) -> Any:
     """Batch statistics of all target frames, in place: AdaBN, plain or with the share the shift keeps."""
     from adapt import batchnorm, inference
-    from networks.pack.pack import normalise
+    from networks.pack import normalise
 
     keep = shift.settings.get("adabn_keep", PLAIN["adabn_keep"])[0]
 

@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
         p.error(f"variants {', '.join(sorted(unknown))}: choose of {', '.join(VARIANTS)}")
     from bench.demo import streets
     from export.build import build
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     pack = load_pack(a.pack)
     a.pack = pack.path

@@ -96,7 +96,7 @@ def measured(arguments: list[str], log: Path, *, refusal: bool = False) -> tuple
 
 def cached(path: Path, work: Any) -> dict[str, Any]:
     """What `work` gave, kept as JSON."""
-    from adapt.files import write_json
+    from common.files import write_json
 
     if not path.is_file():
         start = time.monotonic()
@@ -146,7 +146,7 @@ class Seed:
         return f"camvid:{self.data / 'camvid'}:{name}"
 
     def source_pack(self) -> Any:
-        from networks.pack.pack import load_pack
+        from networks.pack import load_pack
 
         path = self.folder / "source"
         if not path.is_dir():
@@ -183,7 +183,7 @@ class Seed:
     def adabn(self) -> dict[str, Any]:
         """Plain AdaBN with every dusk_adapt frame."""
         from adapt import batchnorm, inference
-        from networks.pack.pack import normalise
+        from networks.pack import normalise
 
         pack = self.source_pack()
         network, frames = pack.network(), self.dusk()
@@ -211,7 +211,7 @@ class Seed:
         from adapt.train.augment import Augmentation
         from adapt.train.batches import BatchMix, sampler
         from adapt.train.segmentation import SegmentationTrainer, TrainConfig
-        from networks.pack.pack import normalise
+        from networks.pack import normalise
 
         pack = self.source_pack()
         spec = pack.spec
@@ -283,7 +283,7 @@ class Seed:
             client.close()
         day = None
         if told.get("pack"):
-            from networks.pack.pack import load_pack
+            from networks.pack import load_pack
 
             adapted = load_pack(told["pack"])
             day = self.score(adapted.network(), adapted.spec, "day_val")["miou"]

@@ -36,7 +36,7 @@ from adapt.train.batches import sampler
 from adapt.train.segmentation import SegmentationTrainer, Tensors, TrainConfig, loss_of
 from bench import machine
 from networks.labels import STREET
-from networks.pack.pack import PackSpec, normalise
+from networks.pack import PackSpec, normalise
 
 #: One option at a time on top of `default`; the published or preset value of each.
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -3,6 +3,6 @@
 May import `networks` and `runtime`; knows nothing of adaptation.  Importing `export` costs nothing.
 """
 
-from networks.launch import watch
+from common.launch import watch
 
 watch()

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from common.cli import run_command
+from common.progress import ProgressBars, StepCallback, no_progress
 from export.errors import ExportError
 from export.graph import heads, writer
 from export.parity import golden, parity
@@ -32,14 +34,12 @@ from export.pipeline import (
     make_engine,
     make_graph,
 )
-from export.progress import Bars, Callback, silent
 from export.publish.publish import Published, from_pack, model_name, publish, reference_file
 from export.quantize import int8, sensitivity
 from export.tensorrt import options as tensorrt_options
-from export.tensorrt.builder import BACKENDS as TENSORRT_BACKENDS
-from export.tensorrt.builder import parse_batch
-from networks.command import finish
-from networks.pack.pack import TASKS, Pack, PackError, load_pack
+from export.tensorrt.plan import BACKENDS as TENSORRT_BACKENDS
+from export.tensorrt.plan import parse_batch
+from networks.pack import TASKS, Pack, PackError, load_pack
 from runtime.repository.repository import Repository
 
 __all__ = ["Checked", "Options", "Published", "build", "check", "main"]
@@ -64,7 +64,7 @@ def build(
     size: tuple[int, int] | None = None,
     adaptation: dict[str, Any] | None = None,
     gate: dict[str, Any] | None = None,
-    progress: Callback | None = None,
+    progress: StepCallback | None = None,
     options: Options | None = None,
 ) -> Published:
     """Build, compare and publish.
@@ -84,7 +84,7 @@ def build(
     settings = replace(settings, size=size or settings.size or pack.spec.size)
     if settings.backend == "tensorrt-rtx":
         raise ExportError("tensorrt-rtx is built for a check only and not served; use backend 'tensorrt'")
-    report = progress or silent
+    report = progress or no_progress
     name = model_name(model or pack.spec.name)
     started = time.monotonic()
     report("graph", 0, 1)
@@ -117,7 +117,7 @@ def build(
     return published
 
 
-def check(pack: Pack, *, progress: Callback | None = None, options: Options | None = None) -> Checked:
+def check(pack: Pack, *, progress: StepCallback | None = None, options: Options | None = None) -> Checked:
     """Let TensorRT-RTX parse and build the pack's graph on the CPU, and publish nothing.
 
     It is another product than TensorRT: this checks the graph against a real parser and builder, and shows
@@ -127,7 +127,7 @@ def check(pack: Pack, *, progress: Callback | None = None, options: Options | No
     """
     settings = options or Options()
     settings = replace(settings, size=settings.size or pack.spec.size, backend="tensorrt-rtx")
-    report = progress or silent
+    report = progress or no_progress
     network = pack.network()
     contract = contract_of(pack, network, settings)
     graph = make_graph(pack, network, contract, settings)
@@ -362,10 +362,10 @@ def _options(args: argparse.Namespace, pack: Pack, plan: tensorrt_options.PlanOp
 
 
 def _run(
-    args: argparse.Namespace, plan: tensorrt_options.PlanOptions, progress: Callback
+    args: argparse.Namespace, plan: tensorrt_options.PlanOptions, progress: StepCallback
 ) -> Published | Checked:
     if args.onnx:
-        from export.publish.foreign import publish_onnx
+        from export.publish import publish_onnx
 
         labels = golden.read_lines(Path(args.labels)) if args.labels else None
         return publish_onnx(
@@ -420,11 +420,11 @@ def main(argv: list[str] | None = None) -> int:
         command.error("--refit and the TensorRT options are for --backend tensorrt")
     # A handful of frames: more threads save little, and cost much where adaptation shares the cores.
     torch.set_num_threads(args.threads or 1)
-    return finish(lambda: _print(args, plan), (ExportError, PackError))
+    return run_command(lambda: _print(args, plan), (ExportError, PackError))
 
 
 def _print(args: argparse.Namespace, plan: tensorrt_options.PlanOptions) -> int:
-    with Bars(lines=False) as bars:
+    with ProgressBars(lines=False) as bars:
         result = _run(args, plan, bars)
     print(json.dumps(asdict(result), default=str) if args.json else show(result))
     return 0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from networks.pack.pack import one_line
-
-__all__ = ["ExportError", "one_line"]
+__all__ = ["ExportError"]
 
 
 class ExportError(Exception):
-    """An export that cannot be done; the message is one line: thing, reason, remedy."""
+    """An export cannot be done.  The message is one line: the thing, the reason and the remedy."""

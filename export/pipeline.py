@@ -1,4 +1,4 @@
-"""From a pack to the bytes of an engine, and what that engine answers: graph, precision, backend, comparison.
+"""From a pack to the bytes of an engine, and its answers: graph, precision, backend, comparison.
 
 Knows packs, ONNX and the loaders of the server; nothing of repositories.
 """
@@ -15,19 +15,20 @@ from typing import Any
 import numpy as np
 import onnx
 
-from export.errors import ExportError, one_line
+from common.progress import StepCallback
+from common.text import one_line, shorten
+from export.errors import ExportError
 from export.graph import lint, writer
 from export.graph.contract import INPUT, Contract
 from export.graph.half import to_half
 from export.parity import golden, parity
 from export.parity.parity import Thresholds
-from export.progress import Callback
 from export.publish import triton_config
 from export.quantize import int8, sensitivity
-from export.tensorrt.builder import BuildOptions, Plan, build_plan
+from export.tensorrt import BuildOptions, Plan, build_plan
 from export.tensorrt.options import PlanOptions
 from networks.base import SegmentationNetwork
-from networks.pack.pack import Pack
+from networks.pack import Pack
 from runtime.config import EngineConfig
 from runtime.engines import load
 from runtime.engines.tensorrt.library import TensorRTError
@@ -87,7 +88,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Engine:
-    """A file that an engine is loaded from, and what the manifest says of it."""
+    """The file of an engine and its entry in the manifest."""
 
     content: bytes
     facts: dict[str, Any]
@@ -97,7 +98,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The parity report, and what it was measured on."""
+    """The parity report and the frames that it was measured on."""
 
     report: dict[str, Any]
     frames: np.ndarray
@@ -118,7 +119,7 @@ def contract_of(pack: Pack, network: SegmentationNetwork, options: Options) -> C
 def make_graph(
     pack: Pack, network: SegmentationNetwork, contract: Contract, options: Options
 ) -> onnx.ModelProto:
-    """The pack's float32 ONNX graph, linted.  Raises: ExportError."""
+    """Write the pack's float32 ONNX graph and lint it.  Raises ExportError."""
     graph = writer.write(
         network,
         pack.spec,
@@ -131,16 +132,14 @@ def make_graph(
     )
     findings = lint.lint(graph)
     if findings.errors:
-        raise ExportError(
-            f"TensorRT's parser would refuse the graph: {'; '.join(findings.errors[:3])}"
-        )
+        raise ExportError(f"TensorRT's parser would refuse the graph: {'; '.join(findings.errors[:3])}")
     return graph
 
 
 def make_engine(
-    graph: onnx.ModelProto, pack: Pack, contract: Contract, options: Options, progress: Callback
+    graph: onnx.ModelProto, pack: Pack, contract: Contract, options: Options, progress: StepCallback
 ) -> Engine:
-    """The float32 graph in the precision and for the backend that was asked for.  Raises: ExportError."""
+    """Convert the float32 graph to the precision and the backend of the options.  Raises ExportError."""
     facts: dict[str, Any] = {
         "kind": options.backend,
         "precision": options.precision,
@@ -174,7 +173,7 @@ def _in_8_bits(
     compared: np.ndarray,
     contract: Contract,
     options: Options,
-    progress: Callback,
+    progress: StepCallback,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The quantised graph and its report; what costs too much stays float, unless the search is off.
 
@@ -210,7 +209,7 @@ def _in_8_bits(
     return found.model, {**found.report, "search": choice.report}
 
 
-def _plan(content: bytes, weights: list[str], options: Options, progress: Callback) -> Plan:
+def _plan(content: bytes, weights: list[str], options: Options, progress: StepCallback) -> Plan:
     batch = options.batch if isinstance(options.batch, tuple) else None
     try:
         return build_plan(
@@ -237,7 +236,7 @@ def configuration(model: str, backend: str, graph: onnx.ModelProto) -> str:
 def describe(
     pack: Pack, network: SegmentationNetwork, contract: Contract, options: Options
 ) -> dict[str, Any]:
-    """What a manifest says of a contract: it is what a refit leaves as it is."""
+    """Return the manifest entries of a contract: a refit does not change them."""
     height, width = options.size or pack.spec.size
     facts: dict[str, Any] = {
         "task": contract.task,
@@ -254,7 +253,7 @@ def describe(
 
 
 def metadata(pack: Pack, contract: Contract) -> dict[str, str]:
-    """What a graph says about itself wherever it is copied to."""
+    """Return the metadata that stays with a graph wherever it is copied to."""
     found = {
         "roadworthy.schema": "1",
         "roadworthy.pack": f"{pack.spec.name} {pack.spec.version}",
@@ -295,7 +294,7 @@ def compare_engine(
     network: SegmentationNetwork,
     contract: Contract,
     options: Options,
-    progress: Callback,
+    progress: StepCallback,
 ) -> Comparison:
     """An engine file, loaded as the server loads it, beside torch on the golden frames.
 
@@ -316,9 +315,9 @@ def compare_engine(
 
 
 def _answers(
-    built: Engine, contract: Contract, options: Options, frames: np.ndarray, progress: Callback
+    built: Engine, contract: Contract, options: Options, frames: np.ndarray, progress: StepCallback
 ) -> tuple[golden.Answers, float]:
-    """What an engine file answers, and its median milliseconds a call."""
+    """Return the answers of an engine file and its median milliseconds per call."""
     kind, precision = str(built.facts["kind"]), str(built.facts["precision"])
     # A plan that was built a moment ago may bring its own host code.
     config = EngineConfig(threads=options.threads, host_code=options.plan.version_compatible)
@@ -338,7 +337,7 @@ def _answers(
             try:
                 answer = engine.run({INPUT: feed}, contract.outputs)
             except Exception as error:  # every library raises its own
-                why = one_line(error)[:200]
+                why = shorten(error, 200)
                 raise ExportError(f"the engine cannot answer golden frame {index}: {why}") from error
             seconds.append(time.perf_counter() - start)
             if not all(np.isfinite(a).all() for a in answer.values() if a.dtype.kind == "f"):

@@ -22,10 +22,13 @@ import numpy as np
 import onnx
 import torch
 
+from common.cli import run_command
+from common.progress import ProgressBars, StepCallback, no_progress
+from common.text import one_line
 from export.build import add_thresholds, show, thresholds
-from export.errors import ExportError, one_line
+from export.errors import ExportError
 from export.graph.fold import Folding
-from export.inspect import parse_onnx
+from export.graph.onnx_file import parse_onnx
 from export.parity import golden
 from export.parity.parity import Thresholds
 from export.pipeline import (
@@ -39,13 +42,11 @@ from export.pipeline import (
     skeleton,
     weight_names,
 )
-from export.progress import Bars, Callback, silent
 from export.publish.publish import Published, from_pack, publish, reference_file
-from export.tensorrt.builder import refit_plan
+from export.tensorrt import refit_plan
 from export.tensorrt.options import PlanOptions
-from networks.command import finish
 from networks.images import MOST_PIXELS
-from networks.pack.pack import TASKS, Pack, PackError, load_pack
+from networks.pack import TASKS, Pack, PackError, load_pack
 from runtime.engines.tensorrt.library import TensorRTError
 from runtime.errors import Refused
 from runtime.repository.repository import Repository
@@ -63,7 +64,7 @@ def refit(
     frames: int = golden.LARGEST,
     threads: int = 0,
     host_code: bool = False,
-    progress: Callback | None = None,
+    progress: StepCallback | None = None,
 ) -> Published:
     """Publish version `version` again with the weights of `pack`.
 
@@ -75,7 +76,7 @@ def refit(
             another network, class list or normalisation, a weight is missing or misshapen, or parity is
             missed.  Nothing is left behind.
     """
-    report = progress or silent
+    report = progress or no_progress
     started = time.monotonic()
     home = repository if isinstance(repository, Repository) else Repository(repository)
     try:
@@ -191,7 +192,7 @@ def _check_skeleton(graph: onnx.ModelProto, pack: Pack) -> None:
 
 
 def _check_described(model: str, version: int, manifest: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width), once the manifest says what a refit takes from it."""
+    """Return (height, width) of the version.  Raises ExportError if the manifest lacks what a refit needs."""
     size = manifest.get("input")
     sides: list[Any] = [size.get(key) for key in ("height", "width")] if isinstance(size, dict) else []
     limits = manifest.get("edge_thresholds")
@@ -260,13 +261,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads < 0:
         command.error(f"--threads {args.threads}: must not be negative")
     torch.set_num_threads(args.threads or 1)
-    return finish(lambda: _run(args), (ExportError, PackError))
+    return run_command(lambda: _run(args), (ExportError, PackError))
 
 
 def _run(args: argparse.Namespace) -> int:
     if not Path(args.repository).is_dir():
         raise ExportError(f"repository {args.repository!r} does not exist")
-    with Bars(lines=False) as bars:
+    with ProgressBars(lines=False) as bars:
         published = refit(
             args.repository,
             args.model,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from networks.launch import watch
+from common.launch import watch
 
 if TYPE_CHECKING:
     from networks.base import SegmentationNetwork

@@ -1,4 +1,4 @@
-"""Pictures from elsewhere as arrays: one reader, which refuses what is damaged, endless or absurdly large.
+"""Pictures from other programs as arrays: one reader, which refuses damaged, endless and huge files.
 
 Knows files and arrays; nothing of packs or frames' meaning.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from common.text import one_line
 
 #: Pixels of a picture or frame at most: 8192x8192.  A few bytes of PNG can promise any number.
 MOST_PIXELS = 1 << 26
@@ -34,7 +36,7 @@ class ImageError(ValueError):
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The decoded picture turned and mirrored as its EXIF orientation asks.  Raises what Pillow raises."""
+    """Decode a picture and turn it as its EXIF orientation asks.  Raises what Pillow raises."""
     image.load()  # a cut-off file raises here, whatever its mode
     with contextlib.suppress(Exception):  # EXIF that is absent or damaged asks for nothing
         image = image.transpose(_TURNS[image.getexif()[_ORIENTATION]])
@@ -65,7 +67,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_image(file: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """uint8 [H,W,3] RGB, enlarged or reduced to (height, width) `size` if given.  Raises: ImageError."""
+    """Read a picture as uint8 [H,W,3] RGB, resized to (height, width) `size` if given.  Raises ImageError."""
     try:
         if not file.is_file():
             raise ValueError("it is no plain file")
@@ -78,7 +80,7 @@ def read_image(file: Path, size: tuple[int, int] | None = None) -> np.ndarray:
             rgb = to_rgb(image)
     except _BROKEN as error:
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "no known format" if unknown else " ".join(str(error).split())
+        reason = "no known format" if unknown else one_line(error)
         raise ImageError(f"{str(file)!r} cannot be read as an image: {reason}") from error
     if size is not None and rgb.size != (size[1], size[0]):
         rgb = rgb.resize((size[1], size[0]), Image.Resampling.BILINEAR)

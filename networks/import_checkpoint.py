@@ -1,4 +1,4 @@
-"""Turn a released checkpoint into a model pack, without ever executing what is in it.
+"""Turn a released checkpoint into a model pack without executing any code in it.
 
     python -m networks.import_checkpoint espnetv2 espnetv2_s_1.0_city_1024x512.pth \\
                                          --classes cityscapes19 --out packs/e
@@ -25,11 +25,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import networks
+from common.cli import run_command
+from common.text import one_line, printable
 from networks.checkpoints import archive
-from networks.command import finish, printable
 from networks.images import ImageError, read_image
 from networks.labels import SPACES
-from networks.pack.pack import Pack, PackError, PackSpec, write_pack
+from networks.pack import Pack, PackError, PackSpec, write_pack
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -89,7 +90,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _why(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if type(error) is ValueError and text.startswith(("is damaged", "cannot be read", "unpacks")):
         return text
     # A function of Python's own is named without its module.
@@ -196,7 +197,7 @@ def _with_counters(state: dict[str, Tensor], spec: PackSpec) -> dict[str, Tensor
 
 
 def read_frames(files: list[Path], size: tuple[int, int]) -> np.ndarray | None:
-    """uint8 [n,H,W,3] RGB, resized to `size`; None for an empty list.  Raises: CheckpointError."""
+    """Read uint8 [n,H,W,3] RGB frames, resized to `size`; None for an empty list.  Raises CheckpointError."""
     try:
         frames = [read_image(file, size) for file in files]
     except ImageError as error:
@@ -289,7 +290,7 @@ def main(argv: list[str] | None = None) -> int:
         args.mean, args.std = normalisation(args.mean, args.std, of_255=args.of_255)
     except ValueError as error:
         command.error(str(error))
-    return finish(lambda: _run(args), (CheckpointError, PackError))
+    return run_command(lambda: _run(args), (CheckpointError, PackError))
 
 
 def normalisation(

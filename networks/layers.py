@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """Convolution without bias, padded so that stride 1 keeps the size."""
+    """A convolution without bias, padded so that stride 1 does not change the size."""
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
 
 

@@ -1,10 +1,10 @@
 """Engine to service: repository, engines, slots, guarded swap, gRPC.
 
-May import ``protos`` and nothing else of this project.  Never imports torch or onnx: a
+May import ``protos`` and ``common`` and nothing else of this project.  Never imports torch or onnx: a
 vehicle that only serves installs numpy, grpcio, protobuf, an engine library and
 prometheus-client.
 """
 
-from runtime.launch import watch
+from common.launch import watch
 
 watch()

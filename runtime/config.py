@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime import files
+from common import files
 from runtime.drift.config import DriftConfig
 from runtime.errors import ConfigError
 
@@ -380,7 +380,7 @@ def load(path: Path | str, **overrides: Any) -> ServerConfig:
     Raises ConfigError (one line: file, key, remedy) for an unknown key, a wrong type or bad TOML.
     """
     try:
-        data = tomllib.loads(files.read(path).decode())
+        data = tomllib.loads(files.read_file(path).decode())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read as TOML: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -14,7 +14,8 @@ from typing import Any
 
 import grpc
 
-from runtime import files, tables
+from common import files
+from runtime import tables
 from runtime.client import Client, Event, Rejected, Stream, token
 from runtime.client.token import VARIABLE
 
@@ -243,7 +244,7 @@ def _credentials(options: Any) -> Any:
     def read(path: str | None) -> bytes | None:
         if not path:
             return None
-        return files.read(path)
+        return files.read_file(path)
 
     return grpc.ssl_channel_credentials(read(options.ca), read(options.key), read(options.certificate))
 

@@ -34,6 +34,8 @@ _WORDS = (
     *("pthread_create", "start new thread", "Resource temporarily unavailable"),
     *("Too many open files", "No space left on device", "Unsupported model IR version"),
     "is under development and support for this is limited",
+    # An operator that another release, or a build of the library with more in it, has.
+    *("NOT_IMPLEMENTED", "No Op registered for", "is not a registered function/op"),
 )
 
 

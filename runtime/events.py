@@ -1,4 +1,4 @@
-"""Events of the guarded swap, and the bus that carries them to whoever watches.
+"""Events of the guarded swap, and the bus that carries them to watchers.
 
 A slow watcher loses its oldest events; it never delays a swap.
 """

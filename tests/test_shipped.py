@@ -12,7 +12,7 @@ from adapt import inference
 from adapt.data.base import read_frame
 from bench.demo import streets
 from export.build import Options, build
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 from runtime.config import EngineConfig, ServerConfig
 from runtime.drift import DriftConfig, SourceDrift, measure
 from runtime.server import Server

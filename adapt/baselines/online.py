@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt import batchnorm, inference
-from networks.pack.pack import Pack, normalise
+from networks.pack import Pack, normalise
 
 __all__ = ["BatchStatistics", "Frozen", "Method", "Tent", "entropy"]
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from adapt.data.base import DataError, Dataset, digest
 from adapt.data.reading import Problem
+from common.progress import Progress
 
 __all__ = ["CACHE_MB", "Cached", "Pairs", "examine", "listed"]
 
@@ -112,7 +113,7 @@ def examine(
     classes: Sequence[str] = (),
     digests: bool = False,
     each: Callable[[np.ndarray], None] | None = None,
-    progress: Callable[..., None] | None = None,
+    progress: Progress | None = None,
     cache_mb: float = CACHE_MB,
     stage: str = "read",
 ) -> Pairs:

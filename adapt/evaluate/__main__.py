@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from adapt.command import interruptible
 from adapt.data.base import DataError
 from adapt.data.open import kinds, open_dataset
 from adapt.data.pairs import examine
@@ -23,7 +22,8 @@ from adapt.evaluate.plot import svg
 from adapt.evaluate.protocols import PROTOCOLS
 from adapt.evaluate.tables import markdown
 from adapt.evaluate.truth import Plan, Truth, mean_iou, plan
-from adapt.progress import Bars
+from common.cli import run_command
+from common.progress import ProgressBars
 from networks.labels import SPACES
 
 EPILOG = """\
@@ -49,6 +49,9 @@ examples:
   python -m adapt.evaluate packs/espnetv2 --data camvid:data/camvid:day_val
   # SYNTHIA's table of 16
   python -m adapt.evaluate packs/synthia --data cityscapes:data/cityscapes:val --protocol 16
+
+  # accuracy at clicked pixels of frames without labels
+  python -m adapt.evaluate packs/camvid-day --data folder:road --marks weak.json
 
 ``python -m adapt.evaluate edges --help``: the boundary benchmark (MF, OIS, AP) for edge maps.
 
@@ -80,6 +83,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="RATIO",
         help="also score boundary IoU in bands of RATIO of the diagonal (as published: .02)",
     )
+    p.add_argument(
+        "--marks", metavar="FILE",
+        help="score at the clicked pixels of this file of weak labels: accuracy with a 95%% interval "
+        "(no dense label is read)",
+    )  # fmt: skip
     p.add_argument("--batch", type=int, default=4, metavar="N", help="frames at a time (4)")
     p.add_argument("--threads", type=int, default=0, metavar="N", help="torch threads (as they are)")
     p.add_argument("--markdown", metavar="FILE", help="also write the table to FILE")
@@ -92,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 def evaluate(path: str, arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     """Scores of one pack as plain numbers (0..1)."""
     from adapt.evaluate.scoring import score
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     pack = load_pack(path)
     how = plan(
@@ -154,6 +162,30 @@ def _boundary(bands: BoundaryIoU, how: Plan) -> dict[str, Any]:
     }
 
 
+def _at_clicks(arguments: argparse.Namespace) -> int:
+    """`--marks`: accuracy at clicked pixels."""
+    from adapt.evaluate import clicked
+    from adapt.weak.readers import read
+    from networks.pack import load_pack
+
+    dataset = open_dataset(arguments.data, labels=False)
+    scores: list[dict[str, Any]] = []
+    for path in arguments.packs:
+        pack = load_pack(path)
+        marks = read(arguments.marks, pack.spec.classes)
+        clicks = clicked.answered(pack.network(), pack.spec, dataset, marks)
+        about = {"pack": str(path), "name": pack.spec.name, "version": pack.spec.version}
+        scores.append({**about, "sha256": pack.sha256, **clicked.accuracy(clicks, pack.spec.classes)})
+    text = clicked.table(list(zip(_headings(scores), scores, strict=True)))
+    if arguments.markdown:
+        Path(arguments.markdown).write_text(text, encoding="utf-8")
+    if arguments.json:
+        print(json.dumps({"data": arguments.data, "marks": arguments.marks, "scores": scores}))
+    else:
+        print(text, end="")
+    return 0
+
+
 def _headings(scores: Sequence[dict[str, Any]]) -> list[str]:
     """What tells the packs apart: the name of one, the versions of several, or name and place."""
     if len(scores) == 1:
@@ -174,7 +206,7 @@ def _writable(file: str | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.evaluate", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.evaluate")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -187,18 +219,22 @@ def _command(argv: list[str] | None) -> int:
     arguments = command.parse_args(argv)
     if arguments.threads < 0 or arguments.batch < 1:
         command.error("--threads must not be negative, --batch must be 1 or more")
+    if arguments.marks and (arguments.plot or arguments.protocol or arguments.truth):
+        command.error("--marks scores clicked pixels: leave --plot, --protocol and --truth out")
     if arguments.plot and Path(arguments.plot).suffix.lower() != ".svg":
         command.error(f"--plot {arguments.plot}: the picture is an SVG, call it NAME.svg")
     import torch
 
-    from networks.pack.pack import PackError
+    from networks.pack import PackError
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:
         _writable(arguments.markdown)
         _writable(arguments.plot)
-        with Bars(quiet=arguments.quiet) as bars:
+        if arguments.marks:
+            return _at_clicks(arguments)
+        with ProgressBars(quiet=arguments.quiet) as bars:
             scores: list[dict[str, Any]] = []
             for path in arguments.packs:
                 name = Path(path).name

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.command import interruptible
 from adapt.evaluate import edges
 from adapt.evaluate.edge_sets import EdgeSet, Predictions, fit, inverted, open_truth, unknown
 from adapt.evaluate.edges import EdgeCounts
 from adapt.evaluate.nms import nms
 from adapt.labels.errors import EdgeError
-from adapt.progress import Bars
+from common.cli import run_command
+from common.progress import ProgressBars
 
 __all__ = ["evaluate", "main", "table"]
 
@@ -65,7 +65,7 @@ class FromModel:
     """Probability maps made on the fly: a pack's network on the images of a folder."""
 
     def __init__(self, pack: Path, images: Path, classes: int, tile: int) -> None:
-        from networks.pack.pack import load_pack
+        from networks.pack import load_pack
 
         self.pack = load_pack(pack)
         self.network, self.tile = self.pack.network(), tile
@@ -276,7 +276,7 @@ def _run(a: argparse.Namespace) -> dict[str, Any]:
             suspicious.append(name)
         return [nms(m) for m in maps] if a.nms else maps
 
-    with Bars(quiet=a.quiet) as bars:
+    with ProgressBars(quiet=a.quiet) as bars:
         tables = evaluate(
             truth,
             read,
@@ -299,7 +299,7 @@ def _run(a: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.evaluate edges", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.evaluate edges")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -310,7 +310,7 @@ def _command(argv: list[str] | None) -> int:
     if min(a.jobs, a.tile) < 0:
         p.error("--jobs and --tile are 0 or more")
     from adapt.data.base import DataError
-    from networks.pack.pack import PackError
+    from networks.pack import PackError
 
     try:
         result = _run(a)

@@ -12,7 +12,7 @@ from adapt import inference
 from adapt.data.base import resize_frame, resize_label
 from adapt.evaluate.boundary_iou import BoundaryIoU
 from adapt.evaluate.segmentation import Calibration, Confusion
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 
 __all__ = ["score"]
 

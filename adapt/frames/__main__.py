@@ -16,11 +16,11 @@ from typing import Any
 
 from PIL import Image
 
-from adapt.command import interruptible
-from adapt.files import write_json
 from adapt.frames.encryption import SealError, new_key
 from adapt.frames.selection import metres
 from adapt.frames.store import FrameStore, StoredFrame, StoreError
+from common.cli import run_command
+from common.files import write_json
 
 __all__ = ["main", "moment"]
 
@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return interruptible("adapt.frames", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.frames")
 
 
 def _command(argv: Sequence[str] | None) -> int:

@@ -23,8 +23,8 @@ from adapt.gate.checks import Check, at_most, drop_check
 from adapt.gate.limits import EdgeLimits
 from adapt.labels.edge_probability import edge_probability
 from adapt.labels.edges import category_edges
-from adapt.train.trainer import Progress, silent
-from networks.pack.pack import PackSpec
+from common.progress import Progress, no_progress
+from networks.pack import PackSpec
 
 __all__ = ["EdgeMeasures", "decide", "distances", "edge_score", "measure"]
 
@@ -115,7 +115,7 @@ def measure(
     labelled: Sequence[Pair] = (),
     max_distance: float,
     limits: EdgeLimits,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     stage: str = "measure",
 ) -> EdgeMeasures:
     """Measure an edge head; the network is afterwards in evaluation mode, else unchanged.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adapt import inference
 from adapt.evaluate.segmentation import Calibration, Confusion
 from adapt.gate.limits import Limits
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 
 __all__ = [
     "Measures",

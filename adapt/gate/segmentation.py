@@ -17,7 +17,7 @@ from adapt.gate.checks import Check, at_least, at_most, drop_check, rise_check
 from adapt.gate.layout_prior import Layout
 from adapt.gate.limits import Limits
 from adapt.gate.measures import Measures, pixel_agreement, share_distance
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 
 __all__ = ["cumulative", "decide"]
 

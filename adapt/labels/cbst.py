@@ -26,6 +26,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from common.files import replace_file
+
 __all__ = ["BINS", "IGNORE", "ClassHistograms", "pseudo_labels", "self_paced", "st_threshold"]
 
 BINS = 1 << 16
@@ -316,16 +318,8 @@ class ClassHistograms:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write to `path` (compressed .npz; replaced atomically).  Returns the path."""
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(file, schema=np.int64(1), counts=self.counts)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:  # a full disk keeps the old content and no half of the new
-            temporary.unlink(missing_ok=True)
-            raise
+        with replace_file(path) as file:
+            np.savez_compressed(file, schema=np.int64(1), counts=self.counts)
         return path
 
     @classmethod

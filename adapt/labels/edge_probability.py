@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adapt.labels.errors import EdgeError
-from networks.pack.pack import PackSpec, normalise
+from networks.pack import PackSpec, normalise
 
 __all__ = ["edge_probability", "offsets", "softmax_ridges"]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.files import read_json, write_json
+from common.files import read_json, write_json
 
 __all__ = ["Budget", "BudgetError", "EnergyMeter", "Meter", "resident"]
 

@@ -36,7 +36,7 @@ from torch import nn
 
 from adapt import batchnorm, inference
 from adapt.data.base import resize_frame
-from adapt.files import MOST_BYTES
+from common.files import MAX_JSON_BYTES
 from networks.pack import Pack, normalise
 
 __all__ = [
@@ -268,7 +268,7 @@ class DomainPolicy:
         if self.file is None or not self.file.is_file():
             return []
         try:
-            if self.file.stat().st_size > MOST_BYTES:
+            if self.file.stat().st_size > MAX_JSON_BYTES:
                 raise ValueError("larger than any that is written")
             with np.load(io.BytesIO(self.file.read_bytes()), allow_pickle=False) as stored:
                 domains, like = [], self.released.stats

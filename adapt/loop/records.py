@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adapt.files import write_json
+from common.files import write_json
 
 __all__ = ["discard_cancelled", "prune_rounds", "write_page", "write_record"]
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from adapt.files import read_json
 from adapt.loop.budget import Meter
 from adapt.loop.collector import Collector
 from adapt.loop.config import LoopConfig, LoopTools
@@ -17,6 +16,7 @@ from adapt.loop.frame_pool import FramePool
 from adapt.loop.outcome import Outcome
 from adapt.loop.server_channel import NullChannel
 from adapt.loop.state import LoopState
+from common.files import read_json
 
 __all__ = ["Reporter"]
 

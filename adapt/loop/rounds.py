@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from adapt.data.base import DataError, resize_frame
-from adapt.files import read_json
 from adapt.frames.store import StoredFrame, StoreError
 from adapt.loop.config import EdgeMember, LoopConfig, LoopTools
 from adapt.loop.domain_response import refresh_config
@@ -23,6 +22,7 @@ from adapt.loop.outcome import Decision, RoundStopped
 from adapt.loop.sessions import Sessions
 from adapt.loop.state import LoopState, Phase
 from adapt.round import RoundResult, adapt
+from common.files import read_json
 from networks.pack import Pack, PackError, load_pack
 
 __all__ = ["Rounds", "failed_checks"]

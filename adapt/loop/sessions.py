@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from adapt.files import read_json
 from adapt.frames.store import StoredFrame, StoreError
 from adapt.loop.commands import Commands, RoundCancelled
 from adapt.loop.config import LoopConfig, LoopTools
@@ -24,6 +23,7 @@ from adapt.loop.reporter import Reporter
 from adapt.loop.state import LoopState
 from adapt.loop.throttle import Throttle
 from adapt.round import RoundPaused
+from common.files import read_json
 
 __all__ = ["Sessions"]
 

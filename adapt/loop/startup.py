@@ -26,8 +26,8 @@ from adapt.loop.throttle import Throttle, ThrottleConfig
 from adapt.loop.vehicle import open_vehicle
 from adapt.round.edges import EdgeRoundError, check_pack
 from adapt.sources import FileSource, open_source
+from common import files
 from networks.pack import load_pack
-from runtime import files
 from runtime.client import Client, token
 from runtime.repository.repository import Repository
 
@@ -59,7 +59,7 @@ def connect(arguments: argparse.Namespace) -> Client:
     """Return a client of the server, with the given token and certificate authority."""
     credentials = None
     if arguments.ca is not None:
-        credentials = grpc.ssl_channel_credentials(files.read(arguments.ca))
+        credentials = grpc.ssl_channel_credentials(files.read_file(arguments.ca))
     return Client(arguments.server, token=token.given(file=arguments.token_file), credentials=credentials)
 
 

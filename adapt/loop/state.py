@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from adapt.files import read_json, write_json
 from adapt.loop.errors import LoopError, one_line
 from adapt.loop.outcome import Decision
+from common.files import read_json, write_json
 
 __all__ = ["LoopState", "Phase", "RoundKind"]
 

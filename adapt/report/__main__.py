@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from adapt.command import interruptible
+from common.cli import run_command
 
 EPILOG = """\
 examples:
@@ -17,7 +17,7 @@ exit codes: 0 written, 1 no finished round there or nothing could be written (on
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.report", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.report")
 
 
 def _command(argv: list[str] | None) -> int:

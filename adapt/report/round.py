@@ -18,9 +18,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from adapt.data.base import BROKEN
-from adapt.files import read_json
 from adapt.report import figures, page
 from adapt.round.pictures import MOST
+from common.files import read_json, write_bytes
 
 __all__ = ["ReportError", "render", "write"]
 
@@ -262,20 +262,14 @@ def _iou(report: dict[str, Any], key: str) -> list[float]:
 
 
 def write(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Write ROUND_DIR/report.html (or `out`), whole or not at all; gives its path."""
+    """Write ROUND_DIR/report.html (or `out`) atomically and return its path."""
     folder = Path(folder)
     path = Path(out) if out else folder / "report.html"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         text = render(folder)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, jinja2.TemplateError) as error:
         raise ReportError(
             f"{folder}: its records are not of a round ({type(error).__name__}: {error}): run the round again"
         ) from error
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:  # a full disk keeps no half of it
-        temporary.unlink(missing_ok=True)
-        raise
+    write_bytes(path, text.encode("utf-8"), durable=False)
     return path

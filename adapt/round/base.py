@@ -23,12 +23,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from adapt.data.base import DataError, read_frame, read_label
-from adapt.files import write_json
 from adapt.round.labelling import LabelFolder, Labels
 from adapt.round.outcome import RoundPaused, RoundResult
 from adapt.round.state import RoundState
-from adapt.train.trainer import Progress
-from networks.pack.pack import Pack, PackError, PackSpec, load_pack, write_pack
+from common.files import write_json
+from common.progress import Progress
+from networks.pack import Pack, PackError, PackSpec, load_pack, write_pack
 
 __all__ = ["AdaptationRound", "Pair", "array_digest", "refuse_evaluation_frames", "spread"]
 

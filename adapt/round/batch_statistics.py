@@ -20,8 +20,8 @@ from adapt.gate.preference import (
 from adapt.round.config import RoundConfig
 from adapt.round.measurement import normalised_batches
 from adapt.round.outcome import RoundError
-from adapt.train.trainer import Progress
-from networks.pack.pack import PackSpec
+from common.progress import Progress
+from networks.pack import PackSpec
 
 __all__ = ["BY_SOURCE_FRAMES", "TargetStatistics", "resolve_choice"]
 

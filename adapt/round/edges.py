@@ -36,8 +36,9 @@ from adapt.round.outcome import RoundPaused, RoundResult
 from adapt.train.augment import Augmentation
 from adapt.train.edge_recipes import EdgeRecipe
 from adapt.train.edges import Draw, EdgeTrainer, Sample, crops_of_segmentation
-from adapt.train.trainer import Progress, atomic_save, silent
-from networks.pack.pack import Pack
+from adapt.train.trainer import atomic_save
+from common.progress import Progress, no_progress
+from networks.pack import Pack
 
 __all__ = ["EdgeRound", "EdgeRoundConfig", "EdgeRoundError", "adapt_edges", "check_pack"]
 
@@ -105,7 +106,7 @@ def adapt_edges(
     *,
     config: EdgeRoundConfig | None = None,
     out: Path,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     labelled: Sequence[Pair] | None = None,
     labeller: Labeller | None = None,
 ) -> RoundResult:
@@ -160,7 +161,7 @@ class EdgeRound(AdaptationRound):
         frames: Sequence[NDArray[np.uint8]],
         config: EdgeRoundConfig,
         out: Path,
-        progress: Progress = silent,
+        progress: Progress = no_progress,
         labelled: Sequence[Pair] = (),
         labeller: Labeller | None = None,
     ) -> None:

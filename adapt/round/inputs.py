@@ -14,8 +14,8 @@ from adapt.labels.cbst import allowed_mask
 from adapt.round.base import Pair, refuse_evaluation_frames, spread
 from adapt.round.config import RoundConfig
 from adapt.round.outcome import RoundError
-from adapt.train.trainer import Progress
-from networks.pack.pack import Pack
+from common.progress import Progress
+from networks.pack import Pack
 
 __all__ = ["RoundInputs", "Tags"]
 

@@ -18,7 +18,7 @@ from adapt.gate.layout_prior import Layout
 from adapt.gate.limits import Limits
 from adapt.gate.measures import Measures
 from adapt.gate.segmentation import cumulative, decide
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 
 __all__ = ["Baseline", "Candidate", "GateJudge", "Judge"]
 

@@ -24,8 +24,8 @@ from adapt.labels import lrent
 from adapt.labels.cbst import ClassHistograms, pseudo_labels, st_threshold
 from adapt.labels.published import PublishedThresholds, published_labels
 from adapt.round.config import RoundConfig
-from adapt.train.trainer import Progress, silent
-from networks.pack.pack import PackSpec
+from common.progress import Progress, no_progress
+from networks.pack import PackSpec
 
 __all__ = [
     "ClassBalancedLabels",
@@ -59,7 +59,7 @@ class LabelTask:
     portion: float
     allowed: Sequence[Sequence[int] | None] | None = None
     valid: np.ndarray | None = None
-    progress: Progress = silent
+    progress: Progress = no_progress
     suffix: str = ""
 
 

@@ -13,8 +13,8 @@ from adapt.gate.measures import Measures, measure, pixel_agreement, scores, sour
 from adapt.round.base import Pair, spread
 from adapt.round.config import RoundConfig
 from adapt.round.inputs import RoundInputs
-from adapt.train.trainer import Progress
-from networks.pack.pack import PackSpec, normalise
+from common.progress import Progress
+from networks.pack import PackSpec, normalise
 
 __all__ = ["HoldoutMeasurement", "normalised_batches"]
 

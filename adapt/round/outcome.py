@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from networks.pack.pack import Pack
+from networks.pack import Pack
 
 __all__ = ["RoundError", "RoundPaused", "RoundResult"]
 

@@ -40,8 +40,9 @@ from adapt.round.measurement import HoldoutMeasurement
 from adapt.round.outcome import RoundError, RoundResult
 from adapt.round.pictures import keep_pictures
 from adapt.round.student import first_and_last, train_student
-from adapt.train.trainer import Progress, atomic_save, silent
-from networks.pack.pack import Pack
+from adapt.train.trainer import atomic_save
+from common.progress import Progress, no_progress
+from networks.pack import Pack
 
 __all__ = ["SegmentationRound", "adapt"]
 
@@ -54,7 +55,7 @@ def adapt(
     *,
     config: RoundConfig | None = None,
     out: str | os.PathLike[str],
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     allowed: Sequence[Tags | None] | None = None,
     labelled: Sequence[Pair] | None = None,
     name: str | None = None,
@@ -127,7 +128,7 @@ class SegmentationRound(AdaptationRound):
         frames: Sequence[np.ndarray],
         config: RoundConfig,
         out: Path,
-        progress: Progress = silent,
+        progress: Progress = no_progress,
         allowed: Sequence[Tags | None] | None = None,
         name: str | None = None,
         labelled: Sequence[Pair] = (),

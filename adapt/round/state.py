@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapt.files import read_json, write_json
+from common.files import read_json, write_json
 
 __all__ = ["RoundState"]
 

@@ -16,7 +16,7 @@ from adapt.round.labelling import Labels
 from adapt.round.outcome import RoundPaused
 from adapt.train.batches import sampler
 from adapt.train.segmentation import SegmentationTrainer
-from adapt.train.trainer import Progress
+from common.progress import Progress
 
 __all__ = ["first_and_last", "train_student"]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from adapt.command import interruptible
 from adapt.data.base import DataError, Resized, refuse_overlap
 from adapt.data.open import kinds, open_dataset
 from adapt.data.pairs import CACHE_MB, Pairs, examine
 from adapt.data.reading import add_options, reading_of
-from adapt.progress import Bars
+from common.cli import run_command
+from common.progress import ProgressBars
 
 EPILOG = """\
 data sets:
@@ -154,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.train", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.train")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -167,7 +167,7 @@ def _command(argv: list[str] | None) -> int:
     arguments = command.parse_args(argv)
     if arguments.threads < 0 or arguments.batch < 1 or not 0 <= arguments.cache_mb < 1e9:
         command.error("--threads and --cache-mb must not be negative, --batch must be 1 or more")
-    from networks.pack.pack import PackError
+    from networks.pack import PackError
 
     try:
         summary = run(arguments)
@@ -200,7 +200,7 @@ def _begin(arguments: argparse.Namespace) -> tuple[Any, Any]:
     import networks
     from adapt.train import supervised
     from networks.labels import SPACES, mapping
-    from networks.pack.pack import PackSpec, load_pack
+    from networks.pack import PackSpec, load_pack
 
     if arguments.classes not in SPACES:
         raise ValueError(f"label space {arguments.classes!r} is unknown; known: {', '.join(sorted(SPACES))}")
@@ -261,7 +261,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from adapt.evaluate.truth import Truth, training_plan
     from adapt.train import priors, supervised
     from adapt.train.augment import Augmentation
-    from networks.pack.pack import write_pack
+    from networks.pack import write_pack
 
     out = Path(arguments.out)
     if out.exists():
@@ -313,7 +313,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint = Path(arguments.checkpoint or f"{out}.checkpoint.pt")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = {"pack": str(out)}
-    with Bars(quiet=arguments.quiet) as bars:
+    with ProgressBars(quiet=arguments.quiet) as bars:
         told = {
             "skip_bad": arguments.skip_bad,
             "classes": spec.classes,

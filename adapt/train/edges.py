@@ -31,8 +31,9 @@ from adapt.train import losses
 from adapt.train.aligning import Aligners
 from adapt.train.augment import Augmentation, crop
 from adapt.train.edge_recipes import EdgeRecipe
-from adapt.train.trainer import Progress, ResumableTrainer, generator, silent
-from networks.pack.pack import PackSpec, normalise
+from adapt.train.trainer import ResumableTrainer, generator
+from common.progress import Progress, no_progress
+from networks.pack import PackSpec, normalise
 
 __all__ = [
     "EdgeTrainer",
@@ -279,7 +280,7 @@ class EdgeTrainer(ResumableTrainer):
         recipe = self.recipe
         return max(recipe.batch, min(recipe.round, (recipe.steps - begun) * recipe.batch))
 
-    def run(self, progress: Progress = silent) -> list[float]:
+    def run(self, progress: Progress = no_progress) -> list[float]:
         """Do all steps that are left; returns the loss of every step, those before included.
 
         Raises:
@@ -364,7 +365,7 @@ def train(
     checkpoint: Path | None = None,
     every: int = 500,
     identity: str = "",
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     jobs: int = 1,
 ) -> list[float]:
     """Train in place (see ``EdgeTrainer``); returns the loss of every step."""

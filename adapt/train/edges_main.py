@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from adapt.command import interruptible
 from adapt.data.base import DataError, read_frame
 from adapt.data.open import open_dataset
 from adapt.data.pairs import CACHE_MB, Cached, Pairs, examine, listed
@@ -22,7 +21,8 @@ from adapt.data.reading import Problem, add_options, reading_of
 from adapt.labels import edge_codec
 from adapt.labels.errors import EdgeError
 from adapt.labels.seal import Gate
-from adapt.progress import Bars
+from common.cli import run_command
+from common.progress import ProgressBars
 
 __all__ = ["main"]
 
@@ -229,9 +229,9 @@ def _recipe(a: argparse.Namespace) -> Any:
 def _start(a: argparse.Namespace, network: Any) -> tuple[int, tuple[Any, Any, str] | None]:
     """Load --init into the network, in place: (how many tensors, (mean, std, channel order) if it says)."""
     from networks.architectures.casenet import CASENet
-    from networks.checkpoints.resnet_start import start
     from networks.import_checkpoint import read_state
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
+    from networks.resnet_start import start
 
     if a.init.is_dir():
         parent = load_pack(a.init)
@@ -258,7 +258,7 @@ def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
     import networks
     from adapt.train.edges import has_statistics, train
     from networks.architectures.casenet import MEAN, STD
-    from networks.pack.pack import PackSpec, write_pack
+    from networks.pack import PackSpec, write_pack
 
     if a.out.exists():
         raise ValueError(f"{a.out} exists: packs are not overwritten, choose another --out")
@@ -342,7 +342,7 @@ def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return interruptible("adapt.train edges", lambda: _command(argv))
+    return run_command(lambda: _command(argv), name="adapt.train edges")
 
 
 def _command(argv: list[str] | None) -> int:
@@ -355,10 +355,10 @@ def _command(argv: list[str] | None) -> int:
     if a.jobs < 0:
         p.error("--jobs is 0 or more")
     from networks.import_checkpoint import CheckpointError
-    from networks.pack.pack import PackError
+    from networks.pack import PackError
 
     try:
-        with Bars(quiet=a.quiet) as bars:
+        with ProgressBars(quiet=a.quiet) as bars:
             summary = _run(a, bars)
     except (
         CheckpointError,

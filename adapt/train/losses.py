@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapt.train.edge_losses import multilabel_edge_loss
 
-__all__ = ["cross_entropy", "mrkld", "multilabel_edge_loss", "soft_cross_entropy"]
+__all__ = ["anchored_cross_entropy", "cross_entropy", "mrkld", "multilabel_edge_loss", "soft_cross_entropy"]
 
 IGNORE = 255
 
@@ -32,6 +32,19 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) 
     each = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
     scale = weight.view(-1, 1, 1) * (target != IGNORE)
     return (each * scale).sum() / scale.sum().clamp(min=1e-6)
+
+
+def anchored_cross_entropy(logits: Tensor, labels: Tensor, anchored: Tensor, weight: float) -> Tensor:
+    """weight · mean of −log p(label) over anchored pixels (`adapt.labels.weak`); 0 where there are none.
+
+    Args:
+        logits: float32 [N,C,H,W].
+        labels: uint8 or int64 [N,H,W]; an anchored pixel without a label (255) does not count.
+        anchored: bool [N,H,W].
+        weight: of the term, beside the mean over all labelled pixels.
+    """
+    known = torch.where(anchored, labels.long(), IGNORE)
+    return weight * cross_entropy(logits, known)
 
 
 def mrkld(logits: Tensor, labels: Tensor) -> Tensor:

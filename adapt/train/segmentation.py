@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from adapt import batchnorm
 from adapt.train import losses, mic, truncated_backprop
-from adapt.train.trainer import Progress, ResumableTrainer, silent
-from networks.pack.pack import PackSpec, normalise
+from adapt.train.trainer import ResumableTrainer
+from common.progress import Progress, no_progress
+from networks.pack import PackSpec, normalise
 
 __all__ = [
     "Batch",
@@ -314,7 +315,7 @@ class SegmentationTrainer(ResumableTrainer):
             self.student = torch.compile(network, dynamic=False)
         self._resume(stored)
 
-    def run(self, progress: Progress = silent, stage: str = "train") -> nn.Module:
+    def run(self, progress: Progress = no_progress, stage: str = "train") -> nn.Module:
         """Do all steps that are left.
 
         Returns:

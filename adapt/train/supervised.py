@@ -20,8 +20,9 @@ from adapt.data.base import Dataset
 from adapt.data.pairs import Pairs, examine
 from adapt.train.augment import Augmentation, crop
 from adapt.train.segmentation import Batch, SegmentationTrainer, TrainConfig
-from adapt.train.trainer import Progress, generator, silent
-from networks.pack.pack import PackSpec
+from adapt.train.trainer import generator
+from common.progress import Progress, no_progress
+from networks.pack import PackSpec
 
 __all__ = ["LabelledFrames", "Recipe", "load", "train", "transfer"]
 
@@ -99,7 +100,7 @@ class LabelledFrames(Sequence[Pair]):
         return self.pairs[i]
 
 
-def load(dataset: Dataset, progress: Progress = silent) -> LabelledFrames:
+def load(dataset: Dataset, progress: Progress = no_progress) -> LabelledFrames:
     """Every labelled frame of a data set; what does not fit in a cache of 1 GiB is read again when asked for.
 
     Raises DataError for bad pairs, and if no frame has a label.
@@ -138,7 +139,7 @@ def train(
     seed: int = 0,
     checkpoint: Path | None = None,
     every: int = 100,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     stage: str = "train",
 ) -> nn.Module:
     """Train in place; continues from `checkpoint` if it holds the same recipe and seed."""

@@ -8,27 +8,19 @@ machine, same number of threads).  A subclass gives the loss of a step; knows no
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Progress", "ResumableTrainer", "atomic_save", "generator", "silent"]
+from common.files import replace_file
+from common.progress import Progress
 
-
-class Progress(Protocol):
-    """Called after every step with what is being done, how far it is, of how many, and a few numbers."""
-
-    def __call__(self, stage: str, done: int, total: int, **numbers: float) -> None: ...
-
-
-def silent(stage: str, done: int, total: int, **numbers: float) -> None:
-    """No-op progress callback."""
+__all__ = ["ResumableTrainer", "atomic_save", "generator"]
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
@@ -38,12 +30,8 @@ def generator(seed: int, *key: int) -> np.random.Generator:
 
 def atomic_save(path: Path, content: Any) -> None:
     """Write a file as torch.save does, whole or not at all, also after power loss."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with replace_file(path) as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 class ResumableTrainer:

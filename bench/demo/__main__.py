@@ -158,12 +158,12 @@ def main(argv: list[str] | None = None) -> int:
     a = parser().parse_args(argv)
     if a.seeds < 1:
         parser().error("--seeds: at least 1")
-    from adapt.files import write_json
-    from adapt.progress import Bars
     from bench.demo import report
     from bench.demo.run import DemoError, Settings, run_seed
+    from common.files import write_json
+    from common.progress import ProgressBars
     from export.errors import ExportError
-    from networks.pack.pack import PackError, load_pack
+    from networks.pack import PackError, load_pack
     from runtime.client import Rejected, RpcError
 
     settings = replace(
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
         pack = load_pack(a.pack)
         a.out.mkdir(parents=True, exist_ok=True)
         for seed in range(a.first, a.first + a.seeds):
-            with Bars() as bars:
+            with ProgressBars() as bars:
                 runs.append(run_seed(seed, a.out.resolve(), settings, bars, a.pack.resolve()))
         facts = {
             "domain": a.domain,

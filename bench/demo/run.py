@@ -186,7 +186,7 @@ def run_seed(
     """
     from bench.demo.scoring import Exam, collected_frames
     from export.build import build
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
     from runtime.client import Client
 
     folder = out / f"seed-{seed}"

@@ -99,7 +99,7 @@ class Exam:
         from adapt.train.augment import Augmentation
         from adapt.train.batches import BatchMix, sampler
         from adapt.train.segmentation import SegmentationTrainer
-        from networks.pack.pack import normalise
+        from networks.pack import normalise
 
         torch.set_num_threads(threads)
         truth = streets.truth(self.seed, self.domain, drives=drives, frames=len(stream) // drives)

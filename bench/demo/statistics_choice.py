@@ -19,7 +19,7 @@ from adapt.evaluate.segmentation import Confusion
 from adapt.gate.measures import measure, share_distance
 from bench.demo import streets
 from bench.demo.run import PACK
-from networks.pack.pack import load_pack, normalise
+from networks.pack import load_pack, normalise
 
 BATCH, ASIDE = 6, 10
 

@@ -27,11 +27,11 @@ from adapt import inference
 from adapt.data.rendered import Rendered
 from adapt.data.street import scenes
 from adapt.evaluate.scoring import score
-from adapt.progress import Bars
 from adapt.train import priors, supervised
 from adapt.train.augment import Augmentation
+from common.progress import ProgressBars
 from networks.labels import STREET
-from networks.pack.pack import Pack, PackError, PackSpec, load_pack, write_pack
+from networks.pack import Pack, PackError, PackSpec, load_pack, write_pack
 
 TRAIN_SEED, HOLDOUT_SEED, REPLAY_SEED = 100_000, 200_000, 300_000
 GOLDEN, REPLAY, HOLDOUT = 4, 48, 24
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         std=(0.229, 0.224, 0.225),
         licence="Apache-2.0",
     )
-    with Bars() as bars:
+    with ProgressBars() as bars:
         frames = supervised.load(Rendered("day", a.frames, TRAIN_SEED), bars)
         network = networks.create(spec.network, classes=len(spec.classes))
         supervised.train(

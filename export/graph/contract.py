@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from export.errors import ExportError
 from networks.base import SegmentationNetwork
-from networks.pack.pack import TASKS, PackSpec, normalise
+from networks.pack import TASKS, PackSpec, normalise
 
 INPUT = "frame"
 #: Of each head, in the graph's order.  `COMPARED` are what parity and golden.npz hold.
@@ -135,7 +135,7 @@ class ServingGraph(nn.Module):
     def __init__(
         self, network: SegmentationNetwork, spec: PackSpec, contract: Contract | None = None
     ) -> None:
-        """`contract`: None for what the pack is for.  Raises: ExportError."""
+        """Make the module that serves a network; `contract` None: that of the pack.  Raises ExportError."""
         super().__init__()
         self.network = network.eval()
         self.spec = spec

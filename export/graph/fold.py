@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from export.errors import ExportError, one_line
+from common.text import one_line
+from export.errors import ExportError
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Folding:
     """
 
     def __init__(self, network: nn.Module, method: str = "forward") -> None:
-        """Trace one method of a network.  Raises: ExportError where torch.fx cannot."""
+        """Trace one method of a network.  Raises ExportError if torch.fx cannot."""
         graph = _trace(network, method)
         modules = dict(network.named_modules())
         self._norms = _plan(graph, modules)

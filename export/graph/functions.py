@@ -76,7 +76,7 @@ def _calls(nodes: Iterable[onnx.NodeProto]) -> tuple[int, Counter[Key]]:
 
 
 def _expanded(bodies: dict[Key, tuple[int, Counter[Key]]]) -> dict[Key, int]:
-    """Nodes of each function once the functions it calls are expanded.  Raises: ExportError for a cycle."""
+    """Count the nodes of each function with its calls expanded.  Raises ExportError for a cycle."""
     open_calls = {key: {k for k in calls if k in bodies} for key, (_, calls) in bodies.items()}
     callers: dict[Key, list[Key]] = {key: [] for key in bodies}
     for key, called in open_calls.items():

@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from export.errors import ExportError, one_line
+from common.text import one_line
+from export.errors import ExportError
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Inputs that stay float32 whatever the node computes in.

@@ -1,25 +1,22 @@
-"""What a served graph does after the network: logits at their own resolution become the contract's answers.
+"""The nodes after the network: logits at their own resolution become the answers of the contract.
 
 Two forms that give the same answers to the last bit.  *Whole* treats all classes as one tensor: few nodes,
 which TensorRT fuses.  *Per class* treats each class as an image of its own: ONNX Runtime's reductions over
 the channels of one tensor jump through memory, while the same comparisons and sums of whole images are
 vectorised, so that it costs about half (`python -m bench.export`, docs/export.md).
 
-Knows ONNX nodes; nothing of networks.
+This module knows ONNX nodes; nothing of networks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
 from export.graph.contract import Contract
-
-if TYPE_CHECKING:
-    from export.graph.writer import Graph
+from export.graph.onnx_graph import Graph
 
 FORMS = ("whole", "per-class")
 _info = helper.make_tensor_value_info
@@ -38,7 +35,7 @@ class Logits:
 def write_head(
     graph: Graph, kind: str, logits: Logits, contract: Contract, form: str
 ) -> list[ValueInfoProto]:
-    """Append the nodes of one head, "segmentation" or "edges"; returns the outputs it has."""
+    """Append the nodes of one head, "segmentation" or "edges", and return its outputs."""
     if kind == "segmentation":
         return _segmentation(graph, logits, form)
     return _edges(graph, logits, contract.limits, form)
@@ -82,8 +79,8 @@ def _decide_per_class(graph: Graph, logits: Logits) -> tuple[str, str]:
     total = _squeezed(graph, _chain(graph, "Add", powers))
     if count == 1:  # nothing to compare with
         return _squeezed(graph, graph.node("Mul", [largest, graph.constant(0.0)])), total
-    # The first class that equals the largest has the highest score.  The last one needs no look: 1 is what
-    # is left, also where nothing equals anything (NaN).
+    # The first class that equals the largest has the highest score.  The last one needs no comparison: 1 is
+    # what remains, also if nothing equals anything (NaN).
     scores = [graph.constant(1.0)]
     for k, image in enumerate(images[:-1]):
         equal = graph.node("Cast", [graph.node("GreaterOrEqual", [image, largest])], to=TensorProto.FLOAT)

@@ -22,7 +22,8 @@ import onnx
 import onnx.inliner
 from onnx import TensorProto, helper, numpy_helper
 
-from export.errors import ExportError, one_line
+from common.text import shorten
+from export.errors import ExportError
 from export.graph.functions import check_functions
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -64,7 +65,7 @@ def lint(model: onnx.ModelProto) -> Findings:
 
 
 def _inlined(model: onnx.ModelProto, found: Findings) -> onnx.ModelProto:
-    """The graph with local functions expanded.  Raises: ExportError where they cannot be."""
+    """Return the graph with local functions expanded.  Raises ExportError if they cannot be expanded."""
     if not model.functions:
         return model
     check_functions(model)
@@ -78,7 +79,7 @@ def _inlined(model: onnx.ModelProto, found: Findings) -> onnx.ModelProto:
     try:
         return onnx.inliner.inline_local_functions(model)
     except Exception as error:  # onnx raises several types
-        raise ExportError(f"the local functions cannot be expanded: {one_line(error)[:160]}") from error
+        raise ExportError(f"the local functions cannot be expanded: {shorten(error, 160)}") from error
 
 
 class _Facts:
@@ -335,8 +336,16 @@ _CHECKS = {
     "ScatterElements": _scatter,
     **dict.fromkeys(
         (
-            "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
-            "ReduceProd", "ReduceSum", "ReduceSumSquare",
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            "ReduceMax",
+            "ReduceMean",
+            "ReduceMin",
+            "ReduceProd",
+            "ReduceSum",
+            "ReduceSumSquare",
         ),
         _reduce,
     ),
@@ -357,7 +366,7 @@ _CHECKS = {
     "TopK": _topk,
     "QuantizeLinear": _quantise,
     "DequantizeLinear": _quantise,
-}  # fmt: skip
+}
 
 
 def _text(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Golden frames and torch's answers to them: what an engine is compared with, here and on the vehicle."""
+"""Golden frames and torch's answers to them: the reference of an engine, here and on the vehicle."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from export.errors import ExportError, one_line
+from common.progress import StepCallback
+from common.text import shorten
+from export.errors import ExportError
 from export.graph.contract import Contract, ServingGraph
-from export.progress import Callback
 from networks.base import SegmentationNetwork
 from networks.images import ImageError, read_image
-from networks.pack.pack import Pack, PackSpec
+from networks.pack import Pack, PackSpec
 
 #: More than this many frames would only make every load of the version slower.
 LARGEST = 8
@@ -70,7 +71,11 @@ def synthetic(size: tuple[int, int], count: int = 2) -> np.ndarray:
 
 
 def answers(
-    network: SegmentationNetwork, spec: PackSpec, contract: Contract, frames: np.ndarray, progress: Callback
+    network: SegmentationNetwork,
+    spec: PackSpec,
+    contract: Contract,
+    frames: np.ndarray,
+    progress: StepCallback,
 ) -> Answers:
     """Torch's answers in float32.
 
@@ -85,7 +90,7 @@ def answers(
                 logits = graph.logits(torch.from_numpy(frame.copy())[None])
                 given = graph.answers(logits, frame.shape[:2])
         except RuntimeError as error:  # too little memory, most of all
-            why = one_line(error)[:200]
+            why = shorten(error, 200)
             raise ExportError(f"torch cannot run the network on golden frame {index}: {why}") from error
         if not all(bool(torch.isfinite(part).all()) for part in logits):
             raise ExportError(f"the network's answer to golden frame {index} is not finite; train it again")
@@ -113,7 +118,7 @@ def read_folder(folder: Path, size: tuple[int, int], most: int) -> np.ndarray:
 
 
 def read_text(file: Path) -> str:
-    """Raises: ExportError for what is no readable text."""
+    """Read a text file.  Raises ExportError if it is not a readable text."""
     try:
         if not file.is_file():  # a pipe would be waited for
             raise FileNotFoundError("it is no plain file")
@@ -125,7 +130,7 @@ def read_text(file: Path) -> str:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a text file that are not empty.  Raises: ExportError."""
+    """Return the lines of a text file that are not empty.  Raises ExportError."""
     return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 
-from export.errors import ExportError, one_line
+from common.text import shorten
+from export.errors import ExportError
 
 
 class Runner:
-    """One graph under the graph contract, ready to be asked.  Raises: ExportError where it is refused.
+    """One loaded graph under the graph contract.  Raises ExportError if ONNX Runtime refuses it.
 
     `optimise` False: sooner ready, for a graph that is asked once or twice.
     """
@@ -33,7 +34,7 @@ class Runner:
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # the library raises its own, undocumented classes
-            raise ExportError(f"ONNX Runtime refuses the graph: {one_line(error)[:200]}") from error
+            raise ExportError(f"ONNX Runtime refuses the graph: {shorten(error, 200)}") from error
         self._input = model.graph.input[0].name
         self._batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
 
@@ -48,5 +49,5 @@ class Runner:
                 for f in frames
             ]
         except Exception as error:
-            raise ExportError(f"the graph does not run in ONNX Runtime: {one_line(error)[:200]}") from error
+            raise ExportError(f"the graph does not run in ONNX Runtime: {shorten(error, 200)}") from error
         return {name: np.stack([part[i][0] for part in parts]) for i, name in enumerate(names)}

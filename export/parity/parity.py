@@ -50,18 +50,28 @@ class Thresholds:
 DEFAULTS = {
     "fp32": Thresholds(),
     "fp16": Thresholds(
-        agreement=0.995, boundary=0.95, confidence_mean=1.0,
-        edges_max=16, edges_mean=0.5, bits=0.99, mf=0.02,
+        agreement=0.995,
+        boundary=0.95,
+        confidence_mean=1.0,
+        edges_max=16,
+        edges_mean=0.5,
+        bits=0.99,
+        mf=0.02,
     ),
     "int8": Thresholds(
-        agreement=0.95, boundary=0.75, confidence_mean=8.0,
-        edges_max=255, edges_mean=4.0, bits=0.9, mf=0.1,
+        agreement=0.95,
+        boundary=0.75,
+        confidence_mean=8.0,
+        edges_max=255,
+        edges_mean=4.0,
+        bits=0.9,
+        mf=0.1,
     ),
-}  # fmt: skip
+}
 
 
 def wanted(precision: str, chosen: Thresholds | Mapping[str, float] | None = None) -> Thresholds:
-    """What an engine of a precision must reach; `chosen` replaces all of it, or what a mapping names."""
+    """Return the thresholds of a precision; `chosen` replaces all of them, or those that a mapping names."""
     if isinstance(chosen, Thresholds):
         return chosen
     return replace(DEFAULTS[precision], **(chosen or {}))

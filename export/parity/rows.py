@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from common.text import shorten
 from export.graph.functions import nodes_of
 from export.parity.samples import Feed, Input
 
@@ -70,7 +71,7 @@ def dependence(run: Run, model: onnx.ModelProto, inputs: Sequence[Input], feed: 
             alone = [run(row) for row in feeds]
             again = run(feeds[0])
         except Exception as error:  # the library raises its own, undocumented classes
-            why = f"a row alone does not run: {_line(error)}"
+            why = f"a row alone does not run: {shorten(error, 160)}"
             continue
         if reason := next(filter(None, (_miscounted(answers, 1) for answers in alone)), ""):
             return reason
@@ -168,14 +169,14 @@ def _variant(
 
 
 def _among_others(run: Run, rows: _Rows, most: int) -> str:
-    """Why rows in a batch are not what they are alone, or ""."""
+    """Return why rows in a batch have other answers than alone, or ""."""
     scale = _largest(rows.alone)
     for order in _orders(len(rows.feeds), most):
         together = {name: np.concatenate([rows.feeds[k][name] for k in order]) for name in rows.feeds[0]}
         try:
             answers = run(together)
         except Exception as error:
-            return f"it does not run on {len(order)} rows: {_line(error)}"
+            return f"it does not run on {len(order)} rows: {shorten(error, 160)}"
         if reason := _miscounted(answers, len(order)):
             return reason
         for place, k in enumerate(order):
@@ -257,7 +258,3 @@ def _difference(alone: Feed, together: Feed, place: int, scale: Feed) -> str:
         if apart > TOLERANCE.get(one.dtype.itemsize, 1e-3) * largest:
             return f"{name!r} by {apart:.3g}"
     return ""
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

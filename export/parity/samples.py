@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from export.errors import ExportError
-from export.files import read_file
+from export.graph.onnx_file import read_file
 from runtime.checks import golden
 from runtime.errors import Refused
 

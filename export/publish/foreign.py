@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from export.errors import ExportError, one_line
-from export.files import read_file
+from common.text import printable, shorten
+from export.describe import describe_onnx
+from export.errors import ExportError
 from export.graph.contract import Contract
-from export.inspect import describe_onnx, external, parse_onnx
+from export.graph.onnx_file import external_tensors, parse_onnx, read_file
 from export.parity import golden as parity_golden
 from export.parity import parity, rows, samples
 from export.publish import triton_config
 from export.publish.publish import Published, libraries, model_name, publish
-from networks.command import printable
 from runtime.checks import golden as read_golden
 from runtime.checks.task import recognise
 from runtime.config import EngineConfig
@@ -72,7 +72,7 @@ def publish_onnx(
     path, model = Path(file), model_name(name)
     content = read_file(path)  # once: what is looked at is what is published
     graph = parse_onnx(content, path)
-    if outside := external(graph):
+    if outside := external_tensors(graph):
         raise ExportError(
             f"{str(path)!r} keeps {len(outside)} weights in other files; a version is one file: "
             "save it with onnx.save(onnx.load(FILE), NEW)"
@@ -87,7 +87,7 @@ def publish_onnx(
     try:
         onnx.checker.check_model(graph)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"{str(path)!r} is not a valid graph: {one_line(error)[:200]}") from error
+        raise ExportError(f"{str(path)!r} is not a valid graph: {shorten(error, 200)}") from error
     known = {i.name for i in graph.graph.initializer}
     taken = triton_config.tensors([v for v in graph.graph.input if v.name not in known])
     outputs = triton_config.tensors(graph.graph.output)
@@ -200,7 +200,7 @@ def _apart(content: bytes, tried: _Tried) -> dict[str, float]:
     try:
         truth = _plain(content).run(names, tried.feed)
     except Exception as error:  # onnxruntime raises types of its own
-        raise ExportError(f"the graph runs optimised only: {one_line(error)[:200]}") from error
+        raise ExportError(f"the graph runs optimised only: {shorten(error, 200)}") from error
     found = {}
     for name, wanted in zip(names, truth, strict=True):
         answer = tried.answers[name]
@@ -265,14 +265,14 @@ def _try(
 
 
 def _served(content: bytes) -> OnnxRuntimeEngine:
-    """The engine as a server has it in the end: a candidate that was promoted.  Raises: ExportError."""
+    """Load the engine as a server does: as a candidate that is promoted.  Raises ExportError."""
     try:
         candidate = OnnxRuntimeEngine.load(
             content, "fp32", EngineConfig(threads=2, concurrency=1), candidate=True
         )
         engine = candidate.with_serving_threads()
     except Exception as error:  # Refused, and what onnxruntime raises of its own
-        raise ExportError(f"ONNX Runtime refuses the graph: {one_line(error)[:300]}") from error
+        raise ExportError(f"ONNX Runtime refuses the graph: {shorten(error, 300)}") from error
     if engine is not candidate:
         same = engine.spec.inputs == candidate.spec.inputs and engine.spec.outputs == candidate.spec.outputs
         candidate.close()
@@ -310,7 +310,7 @@ def _first_run(
             remedy = "give --size where its sides are open, or inputs that it takes, --inputs FILE.npz"
             wrong = wrong or ExportError(
                 f"the graph does not run on {origin.replace(' ', '-')} inputs {shapes}: "
-                f"{one_line(error)[:200]}" + (f"; {remedy}" if origin != "given" else "")
+                f"{shorten(error, 200)}" + (f"; {remedy}" if origin != "given" else "")
             )
             continue
         seconds = time.perf_counter() - start
@@ -345,7 +345,7 @@ def _as_declared(outputs: Sequence[triton_config.Tensor], answers: samples.Feed)
     for tensor in outputs:
         shape = answers[tensor.name].shape
         if len(shape) != len(tensor.shape) or any(
-            said not in (-1, got) for said, got in zip(tensor.shape, shape, strict=True)
+            declared not in (-1, got) for declared, got in zip(tensor.shape, shape, strict=True)
         ):
             raise ExportError(
                 f"output {tensor.name!r} is declared as {list(tensor.shape)} and has the shape "

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.errors import ExportError, one_line
-from networks.pack.pack import Pack
+from common.text import one_line
+from export.errors import ExportError
+from networks.pack import Pack
 from runtime.errors import Refused
 from runtime.repository.manifest import check_name
 from runtime.repository.repository import Repository
@@ -35,7 +36,7 @@ class Published:
 
 
 def model_name(name: str) -> str:
-    """The name, if a repository may hold a model of it.  Raises: ExportError."""
+    """Return the name if a repository may have a model of it.  Raises ExportError."""
     try:
         return check_name(name)
     except ValueError as error:
@@ -43,7 +44,7 @@ def model_name(name: str) -> str:
 
 
 def libraries() -> dict[str, str]:
-    """Versions of what took part, for the manifest."""
+    """Return the versions of the libraries that took part, for the manifest."""
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         try:
@@ -63,7 +64,7 @@ def from_pack(
     seconds: float,
     seconds_of: dict[str, float],
 ) -> dict[str, Any]:
-    """What a manifest says of any engine made from a pack; `adaptation` None: what the pack says."""
+    """Return the manifest entries of an engine made from a pack; `adaptation` None: that of the pack."""
     spec = pack.spec
     return {
         "engine": engine,
@@ -93,7 +94,7 @@ def publish(
     config: str,
     labels: Sequence[str] | None,
 ) -> Published:
-    """Write the files and let the version appear.  Raises: ExportError; nothing is left behind then."""
+    """Write the files and publish the version.  Raises ExportError and then leaves nothing behind."""
     try:
         home = repository if isinstance(repository, Repository) else Repository(repository)
         home.sweep()  # what builds that were killed left behind

@@ -12,7 +12,8 @@ import onnx
 from google.protobuf import text_format
 from onnx import TensorProto
 
-from export.errors import ExportError, one_line
+from common.text import shorten
+from export.errors import ExportError
 from protos import model_config_pb2 as pb
 from runtime.serving.batching import check
 
@@ -105,7 +106,7 @@ def _quoted(text: str) -> str:
 
 
 def asked(given: str, file: str) -> int:
-    """The max_batch_size of somebody's own config.pbtxt; 0 where it names none.  Raises: ExportError."""
+    """Return the max_batch_size of a given config.pbtxt; 0 if it has none.  Raises ExportError."""
     return int(_parsed(given, file).max_batch_size)
 
 
@@ -114,12 +115,12 @@ def _parsed(given: str, file: str) -> pb.ModelConfig:
         mine = text_format.Parse(given, pb.ModelConfig())
         check(mine)
     except (text_format.ParseError, ValueError) as error:
-        raise ExportError(f"{file!r} is no config.pbtxt of Triton: {one_line(error)[:200]}") from error
+        raise ExportError(f"{file!r} is no config.pbtxt of Triton: {shorten(error, 200)}") from error
     return mine  # type: ignore[no-any-return]
 
 
 def merged(given: str, file: str, generated: str, *, dependence: str = "") -> str:
-    """Somebody's own config.pbtxt, completed by what the graph says, as Triton completes it.
+    """Return a given config.pbtxt, completed from the graph as Triton completes it.
 
     Args:
         given: the text of `file`.
@@ -131,9 +132,9 @@ def merged(given: str, file: str, generated: str, *, dependence: str = "") -> st
     mine = _parsed(given, file)
     graph = text_format.Parse(generated, pb.ModelConfig())
     for field in ("name", "backend", "platform"):
-        said, true = getattr(mine, field), getattr(graph, field)
-        if said not in ("", true):
-            raise ExportError(f"{file!r} says {field} {said!r}, this model's is {true!r}; change it")
+        declared, true = getattr(mine, field), getattr(graph, field)
+        if declared not in ("", true):
+            raise ExportError(f"{file!r} says {field} {declared!r}, this model's is {true!r}; change it")
         setattr(mine, field, true)
     tensors_named = mine.input or mine.output
     if mine.max_batch_size and dependence:

@@ -34,13 +34,14 @@ import numpy as np
 import onnx
 from PIL import Image
 
-from export.errors import ExportError, one_line
+from common.progress import StepCallback, no_progress
+from common.text import shorten
+from export.errors import ExportError
 from export.parity.onnxruntime import Runner
-from export.progress import Callback, silent
 from networks.images import ImageError, read_image
 
 if TYPE_CHECKING:
-    from networks.pack.pack import Pack
+    from networks.pack import Pack
 
 TARGETS = ("onnxruntime", "tensorrt")
 METHODS = ("minmax", "percentile")
@@ -80,9 +81,9 @@ def candidates(pack: Pack, size: tuple[int, int], limit: int = LARGEST_POOL) -> 
     if not images:
         return np.zeros((0, *size, 3), np.uint8)
     wanted = (size[1], size[0])
-    return np.stack([
-        np.asarray(i if i.size == wanted else i.resize(wanted, Image.Resampling.BILINEAR)) for i in images
-    ])  # fmt: skip
+    return np.stack(
+        [np.asarray(i if i.size == wanted else i.resize(wanted, Image.Resampling.BILINEAR)) for i in images]
+    )
 
 
 def class_shares(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -127,7 +128,7 @@ def quantise(
     operators: Sequence[str] = OPERATORS,
     reduce_range: bool = False,
     threads: int = 1,
-    progress: Callback = silent,
+    progress: StepCallback = no_progress,
 ) -> Quantised:
     """Quantise a graph that `export.graph.writer` wrote.
 
@@ -143,7 +144,7 @@ def quantise(
         operators: which of `KNOWN_OPERATORS` are quantised.
         reduce_range: 7-bit weights, for x86 processors without VNNI, whose 16-bit sums can overflow.
         threads: of the float32 model, while it looks at the candidates.
-        progress: told of the stages "frames" and "calibrate".
+        progress: called during the stages "frames" and "calibrate".
     Returns:
         the quantised model, checked, with the original's metadata, inputs and outputs; and the report:
         target, method, reduce_range, candidates, frames (indices of the chosen), least_share (of the rarest
@@ -220,9 +221,10 @@ def _matching(model: onnx.ModelProto, patterns: Sequence[str]) -> set[str]:
         except re.error as error:
             raise ExportError(f"int8: {pattern!r} is not a regular expression: {error}") from error
         names = {
-            n.name for n in model.graph.node
+            n.name
+            for n in model.graph.node
             if any(expression.search(name) for name in (n.name, *(weights & set(n.input))))
-        }  # fmt: skip
+        }
         if not names:
             raise ExportError(f"int8: nothing to keep is called {pattern!r}; see export.inspect for names")
         found |= names
@@ -238,8 +240,8 @@ def _batches(frames: np.ndarray, batch: int | None) -> Iterator[tuple[np.ndarray
         yield np.concatenate([part, filling]), len(part)
 
 
-def _labels(model: onnx.ModelProto, frames: np.ndarray, threads: int, progress: Callback) -> np.ndarray:
-    """uint8 [n,H,W]: what the float32 model answers."""
+def _labels(model: onnx.ModelProto, frames: np.ndarray, threads: int, progress: StepCallback) -> np.ndarray:
+    """Return the labels of the float32 model: uint8 [n,H,W]."""
     runner = Runner(model, threads)
     answers = []
     for done, frame in enumerate(frames, 1):
@@ -303,14 +305,14 @@ def _quantise(
                 )
             result = onnx.load(after)
         except (OSError, RuntimeError, ValueError, AttributeError, TypeError) as error:
-            raise ExportError(f"int8 calibration failed: {one_line(error)[:200]}") from error
+            raise ExportError(f"int8 calibration failed: {shorten(error, 200)}") from error
     del result.metadata_props[:]
     result.metadata_props.extend(model.metadata_props)
     result.producer_name = model.producer_name
     try:
         onnx.checker.check_model(result, full_check=True)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"the int8 graph is not valid ONNX: {one_line(error)[:300]}") from error
+        raise ExportError(f"the int8 graph is not valid ONNX: {shorten(error, 300)}") from error
     return result
 
 

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import onnx
 
+from common.progress import StepCallback
 from export.errors import ExportError
 from export.graph.contract import Contract
 from export.parity import parity
 from export.parity.onnxruntime import Runner
 from export.parity.parity import Thresholds
-from export.progress import Callback
 
 #: Frames held out at most, and frames that a choice is made on at most.
 FRAMES = 4
@@ -38,7 +38,7 @@ MARGIN = 0.85
 
 @dataclass(frozen=True)
 class Choice:
-    """`keep`: names of the convolutions that stay float.  `report` is JSON: what was measured."""
+    """`keep` has the names of the convolutions that stay float, `report` the measurements as JSON values."""
 
     keep: tuple[str, ...]
     report: dict[str, Any]
@@ -65,7 +65,7 @@ def choose(
     *,
     threads: int = 1,
     budget: float = BUDGET,
-    progress: Callback,
+    progress: StepCallback,
     clock: Callable[[], float] = time.monotonic,
 ) -> Choice:
     """The fewest convolutions, costliest first, that must stay float for parity with the float graph.

@@ -11,136 +11,44 @@ Nothing of TensorRT is imported with this module.
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from export.errors import ExportError, one_line
-from export.files import read_file, write_whole
-from export.progress import Bars
-from export.tensorrt.options import PlanOptions, add_arguments, from_arguments
-from networks.command import finish
+from common.progress import StepCallback
+from common.text import one_line, shorten
+from export.tensorrt.monitor import Cancelled, monitor
+from export.tensorrt.plan import BACKENDS, BuildOptions, Plan, Shape, Tensor
+from export.tensorrt.refit import compare_refittable
+from export.tensorrt.timing_cache import TimingCacheFile
 from runtime.engines.cuda.gate import GATE
 from runtime.engines.tensorrt.library import (
-    BINDING_ERRORS,
     RTX,
     Library,
     Log,
     TensorRTError,
-    ask,
     check,
     construct,
     logger,
     open_runtime,
     tensorrt,
 )
-from runtime.engines.tensorrt.plan import refit_engine
-from runtime.tensors import Array
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-Shape = tuple[int, ...]
-# progress(phase, step, steps): `phase` is the path of nested phases.  Answering False cancels the build.
-Progress = Callable[[str, int, int], object]
+__all__ = ["build_plan", "open_library", "precision_of"]
 
 #: One build at a time: builds beside each other disturb each other's timings, and with TensorRT 10.16 builds
 #: that began with a timing cache have crashed and hung (lightvector/KataGo pull request 1225).
 _building = threading.RLock()
 
-BACKENDS = ("tensorrt", RTX)
-PRECISIONS = ("fp32", "fp16", "int8")
-
-
-class Cancelled(TensorRTError):
-    """The progress callback asked for the build to stop."""
-
-
-@dataclass(frozen=True)
-class BuildOptions(PlanOptions):
-    """How a plan is built: `PlanOptions`, and what depends on the graph.
-
-    precision           what the graph is said to be; the build fails where the graph is something else
-    batch               (min, opt, max) of a free first dimension
-    profiles            further free dimensions: input name -> (min, opt, max) shapes; wins over `batch`
-    refit               names of the weights that may change later: exactly these are marked refittable
-    """
-
-    precision: str = "fp32"
-    batch: tuple[int, int, int] | None = None
-    profiles: Mapping[str, tuple[Shape, Shape, Shape]] = field(default_factory=dict)
-    refit: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}: use one of {', '.join(PRECISIONS)}")
-        for name, shapes in {"batch": self.batch and [(n,) for n in self.batch], **self.profiles}.items():
-            if shapes and not all(0 < a <= b <= c for a, b, c in zip(*shapes, strict=True)):
-                raise ValueError(f"{name} {shapes}: 0 < min <= opt <= max must hold in every dimension")
-        if self.dla is not None and self.precision == "fp32":
-            raise ValueError("a DLA computes in fp16 and int8 only: choose one of these precisions")
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output of the built network; -1 = free."""
-
-    name: str
-    dtype: str
-    shape: Shape
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A serialised engine and what is known of it.  `layers` is {} where nothing could be deserialised."""
-
-    data: bytes
-    backend: str
-    library: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    refittable: tuple[str, ...]
-    seconds: float
-    options: dict[str, Any]
-    warnings: tuple[str, ...] = ()
-    layers: dict[str, Any] = field(default_factory=dict)
-
-    def manifest(self) -> dict[str, Any]:
-        """Everything but the bytes, as JSON values; `layers` is a file of its own."""
-        values = asdict(self)
-        del values["data"], values["layers"]
-        values["bytes"] = len(self.data)
-        values["sha256"] = hashlib.sha256(self.data).hexdigest()
-        values["checked"] = (
-            "parsed and built by TensorRT-RTX on CPU; not executed"
-            if self.backend == RTX
-            else "built by TensorRT on this machine's device"
-        )
-        found: dict[str, Any] = json.loads(json.dumps(values))
-        return found
-
-
-def parse_batch(text: str) -> tuple[int, int, int]:
-    """Reads "4" as (4, 4, 4) and "1:4:8" as (1, 4, 8).  ValueError otherwise."""
-    parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"batch '{text}': write N or min:opt:max, with whole numbers above 0")
-    low, middle, high = (int(part) for part in (parts if len(parts) == 3 else parts * 3))
-    if not low <= middle <= high:
-        raise ValueError(f"batch '{text}': min <= opt <= max must hold")
-    return low, middle, high
-
 
 def open_library(backend: str) -> Library:
-    """The library of a backend name.  Raises TensorRTError where it is absent, ValueError for the name."""
+    """Return the library of a backend.  Raises TensorRTError if absent, ValueError for an unknown name."""
     if backend == "tensorrt":
         return tensorrt()
     if backend == RTX:
@@ -155,19 +63,23 @@ def build_plan(
     options: BuildOptions | None = None,
     *,
     backend: str = "tensorrt",
-    progress: Progress | None = None,
+    progress: StepCallback | None = None,
     library: Library | None = None,
 ) -> Plan:
-    """Parses an ONNX file and builds a plan from it.
+    """Parse an ONNX file and build a plan from it.
 
-    `progress(phase, step, steps)` is called while building; see `Progress`.  `library` is for tests.
-    Raises TensorRTError (Cancelled when `progress` answered False), ValueError for options that do not fit
-    the graph.
+    Args:
+        progress: called with (phase, step, steps) during the build; see `export.tensorrt.monitor`.
+        library: for tests.
+    Raises:
+        TensorRTError: the build failed.
+        Cancelled: `progress` returned False.
+        ValueError: the options do not fit the graph.
     """
     options = options or BuildOptions()
     precision_of(onnx, options.precision)
     found = library or open_library(backend)
-    _refuse_what_is_not_there(found, options)
+    _refuse_unsupported(found, options)
     try:
         with _building, GATE.change():
             return _Build(found, options, progress).run(onnx)
@@ -178,9 +90,9 @@ def build_plan(
 
 
 def precision_of(onnx: bytes, claimed: str) -> None:
-    """Compares the claimed precision with the types in the graph: strong typing uses what is there.
+    """Compare the claimed precision with the types in the graph, which are what strong typing uses.
 
-    Raises ValueError where they differ.
+    Raises ValueError if they differ.
     """
     from google.protobuf.message import DecodeError
     from onnx import ModelProto, TensorProto
@@ -188,7 +100,7 @@ def precision_of(onnx: bytes, claimed: str) -> None:
     try:
         model = ModelProto.FromString(onnx)
     except DecodeError as error:
-        raise ValueError(f"it is not an ONNX file: {one_line(error)[:160]}") from error
+        raise ValueError(f"it is not an ONNX file: {shorten(error, 160)}") from error
     quantised = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) > 1]
     halves = any(tensor.data_type == TensorProto.FLOAT16 for tensor in weights)
@@ -205,8 +117,8 @@ def precision_of(onnx: bytes, claimed: str) -> None:
     )
 
 
-def _refuse_what_is_not_there(library: Library, options: BuildOptions) -> None:
-    """Options that this library, or this version of it, does not have."""
+def _refuse_unsupported(library: Library, options: BuildOptions) -> None:
+    """Refuse options that this library, or this version of it, does not have.  Raises TensorRTError."""
     if library.name == RTX:
         asked = {
             "refit": bool(options.refit),
@@ -227,9 +139,9 @@ def _refuse_what_is_not_there(library: Library, options: BuildOptions) -> None:
 
 
 class _Build:
-    """One build.  Logger, builder, network and parser are kept until it is over: TensorRT does not."""
+    """One build.  It keeps logger, builder, network and parser alive, because TensorRT does not."""
 
-    def __init__(self, library: Library, options: BuildOptions, progress: Progress | None) -> None:
+    def __init__(self, library: Library, options: BuildOptions, progress: StepCallback | None) -> None:
         self.library, self.options, self.progress = library, options, progress
         self.log = Log()
         self.logger = logger(library, self.log)
@@ -254,7 +166,8 @@ class _Build:
         self._configure(builder, config)
         self._profiles(builder, network, config)
         self._mark(network, config, onnx)
-        cache_before = self._open_timing_cache(config)
+        timing_cache = TimingCacheFile(self.library, self.options, self.log)
+        cache_before = timing_cache.open(config)
         inputs = [network.get_input(i) for i in range(network.num_inputs)]
         outputs = [network.get_output(i) for i in range(network.num_outputs)]
 
@@ -276,7 +189,7 @@ class _Build:
             self.log,
         )
         data = bytes(memory)
-        self._close_timing_cache(config, cache_before)
+        timing_cache.close(config, cache_before)
         plan = Plan(
             data=data,
             backend=self.library.name,
@@ -291,7 +204,6 @@ class _Build:
         del parser, watch
         return plan if self.library.name == RTX else self._inspected(plan)
 
-    # ------------------------------------------------------------- network
     def _parse(self, onnx: bytes, network: trt.INetworkDefinition) -> trt.OnnxParser:
         if TYPE_CHECKING:
             import tensorrt as trt
@@ -307,7 +219,7 @@ class _Build:
             error = parser.get_error(index)
             if error is not None:
                 node = f"node '{error.node_name()}' ({error.node_operator()})"
-                reasons.append(f"{node}: {' '.join(error.desc().split())}")
+                reasons.append(f"{node}: {one_line(error.desc())}")
         first = reasons[0] if reasons else self.log.why()
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise TensorRTError(
@@ -384,7 +296,6 @@ class _Build:
                 "leave it out, or build again for each new set of weights",
             )
 
-    # -------------------------------------------------------------- config
     def _configure(self, builder: trt.Builder, config: trt.IBuilderConfig) -> None:
         if TYPE_CHECKING:
             import tensorrt as trt
@@ -416,69 +327,8 @@ class _Build:
             if options.gpu_fallback:
                 config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
-    def _open_timing_cache(self, config: trt.IBuilderConfig) -> dict[str, int]:
-        """Gives the builder the recorded times; for a replay, returns the kernels that they choose."""
-        if TYPE_CHECKING:
-            import tensorrt as trt
-        else:
-            trt = self.library.module
-        path = self.options.timing_cache
-        if path is None:
-            return {}
-        try:
-            recorded = path.read_bytes()
-        except FileNotFoundError:
-            if self.options.replay:
-                raise TensorRTError(
-                    f"timing cache {path} does not exist: record it by building once without replay"
-                ) from None
-            recorded = b""
-        remedy = f"it is of another TensorRT version or GPU; delete {path} and record it here"
-        # Before the cache is made, as in NVIDIA's sample: only then can the entries be read.
-        config.set_flag(trt.BuilderFlag.EDITABLE_TIMING_CACHE)
-        said = self.log.errors(here=True)
-        cache: trt.ITimingCache = ask(
-            config.create_timing_cache, f"timing cache {path}", remedy, self.log, recorded
-        )
-        if more := self.log.errors(here=True)[len(said) :]:
-            # A damaged file gives an empty cache and a line in the log; at the end it would be overwritten.
-            raise TensorRTError(f"timing cache {path} cannot be used: {more[0]}; {remedy}")
-        before: dict[str, int] = {}
-        if self.options.replay:
-            before = self._tactics(cache)
-            config.set_flag(trt.BuilderFlag.ERROR_ON_TIMING_CACHE_MISS)
-        self.check(config.set_timing_cache(cache, False), f"timing cache {path} was refused", remedy)
-        return before
-
-    def _tactics(self, cache: trt.ITimingCache) -> dict[str, int]:
-        """Which kernel a timing cache chooses for each of its keys."""
-        what = f"the entries of timing cache {self.options.timing_cache} cannot be read"
-        keys: list[trt.TimingCacheKey] = ask(cache.queryKeys, what, "record it again", self.log)
-        return {str(key): int(cache.query(key).tacticHash) for key in keys}
-
-    def _close_timing_cache(self, config: trt.IBuilderConfig, before: Mapping[str, int]) -> None:
-        path = self.options.timing_cache
-        if path is None:
-            return
-        cache = check(config.get_timing_cache(), "the timing cache is gone", "record it again", self.log)
-        if self.options.replay:
-            # The flag alone has let misses through.  The serialised bytes are no measure: they hold times and
-            # a description of the device as well, and their order is not promised.  The plan depends on the
-            # kernel that is chosen for each key.  An entry that has gone was not used.
-            after = self._tactics(cache)
-            changed = [key for key, tactic in after.items() if before.get(key) != tactic]
-            if changed:
-                raise TensorRTError(
-                    f"timing cache {path} lacked some of this network's kernels "
-                    f"({len(changed)} of {len(after)} entries are new or differ): the plan would depend on "
-                    "this build's timings; record the cache again with the same network and options"
-                )
-            return
-        write_whole(path, bytes(check(cache.serialize(), "the timing cache", "record it again", self.log)))
-
-    # ---------------------------------------------------------- inspection
     def _inspected(self, plan: Plan) -> Plan:
-        """Deserialises the plan once: layer information, and what really can be refitted."""
+        """Deserialise the plan once for the layer information and for what a refit really takes."""
         if TYPE_CHECKING:
             import tensorrt as trt
         else:
@@ -500,180 +350,14 @@ class _Build:
             )
             refittable = tuple(sorted(refitter.get_all_weights()))
             compare_refittable(self.options.refit, refittable)
-        return Plan(**{**_fields(plan), "layers": layers, "refittable": refittable})
-
-
-def compare_refittable(marked: Sequence[str], found: Sequence[str]) -> None:
-    """What was marked must be what a refit takes.  Raises TensorRTError naming the first difference."""
-    if lost := sorted(set(marked) - set(found)):
-        raise TensorRTError(
-            f"refit: TensorRT folded '{lost[0]}' into others ({len(lost)} such), so no refit can change it; "
-            "leave it out of refit and build again when it changes"
-        )
-    if added := sorted(set(found) - set(marked)):
-        raise TensorRTError(
-            f"refit: the plan also wants '{added[0]}' at every refit ({len(added)} such); name it in refit"
-        )
-
-
-def refit_plan(
-    plan: bytes,
-    weights: Mapping[str, Array],
-    *,
-    host_code: bool = False,
-    library: Library | None = None,
-) -> bytes:
-    """A new plan with these weights, itself refittable; `plan` stays as it is.
-
-    `weights` must be exactly the plan's refittable weights.  What is refitted is a copy that nobody runs.
-    `host_code`: the plan may bring code for the host (a version-compatible one) and is trusted.
-    Raises TensorRTError, also if TensorRT is older than 10.14.1: it writes plans that no refit can change.
-    """
-    found = library or tensorrt()
-    # TensorRT has it from 10.14.1 on.
-    flag = getattr(found.module.SerializationFlag, "INCLUDE_REFIT", None)
-    if flag is None:
-        raise TensorRTError(
-            f"{found.text} writes a refitted plan that no refit can change again: 10.14.1 or newer is "
-            "needed; pip install --upgrade tensorrt-cu13, or build the version again from the pack"
-        )
-    try:
-        with GATE.change():
-            return _refitted(found, plan, weights, host_code, flag)
-    except TensorRTError:
-        raise
-    except BINDING_ERRORS as error:
-        raise TensorRTError(f"{found.text} failed: {one_line(error)}; build the plan again") from error
-
-
-def _refitted(
-    library: Library, plan: bytes, weights: Mapping[str, Array], host_code: bool, flag: trt.SerializationFlag
-) -> bytes:
-    log = Log()
-    runtime = open_runtime(library, log, host_code=host_code)
-    loaded = runtime.deserialize_cuda_engine(plan)
-    engine = check(loaded, "the plan cannot be loaded", "build it again on this device", log)
-    refit_engine(library, engine, log, weights)
-    config = check(engine.create_serialization_config(), "no serialisation config", "free host memory", log)
-    check(config.set_flag(flag), "the plan could not be kept refittable", "build it again", log)
-    return bytes(
-        check(engine.serialize_with_config(config), "the plan was not written", "free host memory", log)
-    )
-
-
-def monitor(library: Library, progress: Progress, trouble: list[BaseException]) -> trt.IProgressMonitor:
-    """TensorRT's progress monitor that calls `progress`.
-
-    TensorRT swallows what a callback raises, so it is put into `trouble` and the build is cancelled.
-    """
-    if TYPE_CHECKING:
-        import tensorrt as trt
-    else:
-        trt = library.module
-    lock = threading.Lock()
-    phases: dict[str, tuple[str, int]] = {}
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # Any where the stubs are not made
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            def start() -> None:
-                with lock:
-                    above = phases.get(parent_phase or "")
-                    path = f"{above[0]} / {phase_name}" if above else phase_name
-                    phases[phase_name] = (path, num_steps)
-                self.tell(phase_name, 0)
-
-            self.kept(start)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            return self.kept(lambda: self.tell(phase_name, step + 1))
-
-        def phase_finish(self, phase_name: str) -> None:
-            def finish() -> None:
-                with lock:
-                    phases.pop(phase_name, None)
-
-            self.kept(finish)
-
-        def tell(self, phase_name: str, step: int) -> None:
-            with lock:
-                path, steps = phases.get(phase_name, (phase_name, step))
-            if not trouble and progress(path, min(step, steps), steps) is False:
-                raise Cancelled("the build was cancelled")
-
-        def kept(self, work: Callable[[], None]) -> bool:
-            """False once something went wrong: TensorRT then stops at its next step."""
-            try:
-                work()
-            except BaseException as error:
-                trouble.append(error)
-            return not trouble
-
-    return Monitor()
+        return replace(plan, layers=layers, refittable=refittable)
 
 
 def _tensor(tensor: trt.ITensor) -> Tensor:
     return Tensor(tensor.name, tensor.dtype.name, tuple(tensor.shape))
 
 
-def _fields(plan: Plan) -> dict[str, Any]:
-    return {name: getattr(plan, name) for name in plan.__dataclass_fields__}
-
-
 def _plain(options: BuildOptions) -> dict[str, Any]:
     """The options as JSON values."""
     found: dict[str, Any] = json.loads(json.dumps(asdict(options), default=str))
     return found
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m export.tensorrt",
-        description="Build a TensorRT plan from an ONNX file. A pack is published with "
-        "python -m export.build; this is the single step from ONNX to plan.",
-        epilog="examples:\n"
-        "  python -m export.tensorrt model.onnx --out model.plan\n"
-        "  python -m export.tensorrt model.onnx --out model.plan --batch 1:4:8 --timing-cache gpu.cache\n"
-        "  python -m export.tensorrt model.onnx --backend tensorrt-rtx      parse and build on a CPU\n\n"
-        "The backend tensorrt-rtx needs no GPU; its plans are for TensorRT-RTX and are not executed here.\n\n"
-        "exit codes: 0 built, 1 failed, 2 usage",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("onnx", type=Path, metavar="FILE.onnx")
-    parser.add_argument("--out", type=Path, metavar="FILE.plan", help="where the plan goes; default: nowhere")
-    parser.add_argument("--backend", choices=BACKENDS, default="tensorrt")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="what the graph is (fp32)")
-    parser.add_argument("--batch", metavar="N|min:opt:max", help="range of a free first dimension")
-    parser.add_argument("--refit", metavar="NAME", nargs="+", default=[], help="weights that may change")
-    parser.add_argument("--layers", type=Path, metavar="FILE.json", help="write layer information here")
-    parser.add_argument("--json", action="store_true", help="print what was built as one JSON object")
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    try:
-        options = BuildOptions(
-            precision=arguments.precision,
-            batch=parse_batch(arguments.batch) if arguments.batch else None,
-            refit=tuple(arguments.refit),
-            **asdict(from_arguments(arguments)),
-        )
-    except ValueError as error:
-        parser.error(str(error))
-    return finish(lambda: _run(arguments, options), (TensorRTError, ExportError, ValueError))
-
-
-def _run(arguments: argparse.Namespace, options: BuildOptions) -> int:
-    content = read_file(arguments.onnx)
-    with Bars(lines=False) as bars:
-        plan = build_plan(content, options, backend=arguments.backend, progress=bars)
-    if arguments.out:
-        write_whole(arguments.out, plan.data)
-    if arguments.layers:
-        write_whole(arguments.layers, json.dumps(plan.layers, indent=1).encode())
-    if arguments.json:
-        print(json.dumps(plan.manifest()))
-    else:
-        checked = plan.manifest()["checked"]
-        print(f"{len(plan.data) / 1e6:.2f} MB in {plan.seconds:.1f} s by {plan.library}: {checked}")
-    return 0

@@ -1,26 +1,26 @@
 """CASENet: Yu, Feng, Liu and Ramalingam, "CASENet: Deep Category-Aware Semantic Edge Detection", CVPR 2017,
-and the form of it that SEAL (ECCV 2018) trains.  Answers an edge logit a class, not a segmentation.
+and the form of it that SEAL (ECCV 2018) trains.  The answer is one edge logit per class, not a segmentation.
 
 A ResNet whose first convolution keeps full resolution (stride 1), dilated after that; four taps; one channel
 from each of the first three, K from the last; "shared concatenation": every class is fused from its own last
 channel and the three shared ones.
 
-Attribute names are those of the published PyTorch ports, so their state dicts load by name; Caffe's names and
-torchvision's ResNet are translated by ``read_checkpoint``.  Two things differ in form, not in value:
+Attribute names are those of the published PyTorch ports, so their state dicts load by name;
+``networks.checkpoints.casenet`` translates Caffe's names and torchvision's.  Two things differ in form, not
+in value:
 
-  * the fixed bilinear deconvolutions hold no weights: they are a bilinear enlargement of the zero-padded map,
+  * the fixed bilinear deconvolutions have no weights: they are a bilinear enlargement of the zero-padded map,
     which is the same linear map, its faded borders included (``enlarge``);
   * for export the slices, the concatenation of 4K channels and the grouped convolution become one dense 1x1
     convolution of K + 3 (``fused()``).
 
-Input as published: BGR, 0..255, minus the mean: a pack says channel_order "bgr", mean ``MEAN`` and std
+Input as published: BGR, 0..255, minus the mean.  A pack of it has channel_order "bgr", mean ``MEAN`` and std
 ``STD``.
 """
 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping
 from typing import ClassVar, TypeVar
 
@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.base import SegmentationNetwork
+from networks.checkpoints.casenet import read_casenet as read_checkpoint
 
 __all__ = [
     "MEAN",
@@ -36,7 +37,6 @@ __all__ = [
     "CASENet",
     "dense_fusion",
     "enlarge",
-    "from_resnet",
     "fuse",
     "read_checkpoint",
     "shared_fusion",
@@ -93,7 +93,7 @@ class Bottleneck(nn.Module):
 
 
 def shared_fusion(classes: int) -> nn.Conv2d:
-    """Shared concatenation [A5_1, s1, s2, s3, A5_2, s1, s2, s3, …]'s grouped 1x1 convolution.
+    """Make the grouped 1x1 convolution of the shared concatenation [A5_1, s1, s2, s3, A5_2, s1, s2, s3, …].
 
     weight: [K,4,1,1] as published; the slot of A5 starts at 1, so that fusion starts as the identity on A5.
     (A plain Conv2d, not a subclass: torch.fx would trace into one.)
@@ -108,7 +108,7 @@ def shared_fusion(classes: int) -> nn.Conv2d:
 
 
 def dense_fusion(fusion: nn.Conv2d) -> nn.Conv2d:
-    """The same map as one dense 1x1 convolution of [A5, s1, s2, s3]: no slices, K + 3 channels instead of 4K.
+    """Return the same map as one dense 1x1 convolution of [A5, s1, s2, s3]: K + 3 channels instead of 4K.
 
     W = [diag(w_A5), w_1, w_2, w_3].
     """
@@ -140,11 +140,11 @@ class CASENet(SegmentationNetwork):
 
     Args:
         classes: edge classes K.
-        depth: 50, 101 (the published one) or 152; 14 has one block a stage and is for tests.
+        depth: 50, 101 (the published one) or 152; 14 has one block per stage and is for tests.
         width: channels of the stem, 64 as published.
     Shape:
-        float32 [N,3,H,W] -> edge logits float32 [N,K,H,W]; H and W multiples of 8.  ``sides`` gives both
-        supervised maps.  Probabilities are sigmoids: classes overlap.
+        float32 [N,3,H,W] -> edge logits float32 [N,K,H,W]; H and W multiples of 8.  ``sides`` returns
+        both supervised maps.  Probabilities are sigmoids: classes overlap.
     """
 
     output_stride = 1
@@ -152,7 +152,7 @@ class CASENet(SegmentationNetwork):
     TASK = "edges"
     TASKS: ClassVar[Mapping[str, str]] = {"edges": "forward"}
     EXAMPLES = ({"depth": 14, "width": 8},)
-    #: Parameters made for this task: the published recipe moves them ten times as fast (biases twenty).
+    #: Parameters that are new for this task: published at ten times the learning rate (biases at twenty).
     NEW = ("score_", "ce_fusion")
 
     def __init__(self, *, classes: int, depth: int = 101, width: int = 64) -> None:
@@ -192,7 +192,7 @@ class CASENet(SegmentationNetwork):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(A5, fused) logits, float32 [N,K,H,W] each: the two maps that are supervised, with equal weight."""
+        """Return (A5, fused) logits, float32 [N,K,H,W] each: the two supervised maps, of equal weight."""
         x = torch.relu(self.bn_conv1(self.conv1(x)))
         side1 = self.score_edge_side1(x)
         x = self.res2(self.pool1(x))
@@ -210,131 +210,15 @@ class CASENet(SegmentationNetwork):
         return self.classes
 
     def fused(self) -> CASENet:
-        """A copy whose fusion is one dense convolution: the same answers, for export."""
+        """Return a copy whose fusion is one dense convolution: the same answers, for export."""
         return with_dense_fusion(self)
 
 
 def with_dense_fusion(network: N) -> N:
-    """A copy of any network with a ``ce_fusion`` in its dense form."""
+    """Return a copy of any network with a ``ce_fusion``, in its dense form."""
     out = copy.deepcopy(network)
     fusion = out.ce_fusion
     assert isinstance(fusion, nn.Conv2d)
     if fusion.groups > 1:
         out.ce_fusion = dense_fusion(fusion)
     return out
-
-
-# ------------------------------------------------------------------------------------ published state dicts
-def _caffe_block(letter: str) -> int:
-    """Index of a Caffe ResNet block: a, b, c, … or a, b1, b2, …."""
-    return int(letter[1:]) if len(letter) > 1 else ord(letter) - ord("a")
-
-
-_BRANCH = {"1": "downsample", "2a": "1", "2b": "2", "2c": "3"}
-
-
-def _from_caffe(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Caffe blobs, named ``layer_0``, ``layer_1``, … as extraction scripts write them, to our names.
-
-    Caffe splits batch normalisation in two layers: bn* holds mean, variance and a common factor to divide by,
-    scale* weight and bias.
-    """
-    out: dict[str, Tensor] = {}
-    for name, value in state.items():
-        layer, _, blob = name.rpartition("_")
-        if layer.startswith("upsample_") or (layer.startswith("bn") and blob == "2"):
-            continue
-        kind = "scale" if layer.startswith("scale") else "bn" if layer.startswith("bn") else "conv"
-        match = re.fullmatch(r"(?:res|bn|scale)([2-5])([a-z]\d*)_branch(1|2[abc])", layer)
-        if match:
-            stage, block, branch = match[1], _caffe_block(match[2]), _BRANCH[match[3]]
-            stem = f"res{stage}.{block}."
-            if branch == "downsample":
-                stem += f"downsample.{0 if kind == 'conv' else 1}"
-            else:
-                stem += f"{'conv' if kind == 'conv' else 'bn'}{branch}"
-        elif layer in ("bn_conv1", "scale_conv1"):
-            stem = "bn_conv1"
-        else:
-            stem = layer
-        if kind == "bn":
-            factor = state.get(f"{layer}_2")
-            scale = float(factor.flatten()[0]) if factor is not None else 1.0
-            if scale == 0:
-                raise ValueError(f"{layer}_2 is 0: the batch statistics were never gathered")
-            out[f"{stem}.{'running_mean' if blob == '0' else 'running_var'}"] = value.flatten() / scale
-        else:
-            value = value.reshape(-1) if blob == "1" or kind == "scale" else value
-            out[f"{stem}.{'weight' if blob == '0' else 'bias'}"] = value
-    return out
-
-
-def read_checkpoint(state: Mapping[str, Tensor], classes: int) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """A published state dict under our names, and the depth it was made for.
-
-    Taken: the PyTorch ports (our names; their fixed ``upsample_*`` weights are dropped after a look),
-    extracted Caffe blobs (``res2a_branch2a_0``, …), either with the wrapper ``module.``.
-
-    Raises:
-        ValueError: another class count, learned deconvolutions, or names of none of these.
-    """
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    if "conv1_0" in state:
-        state = _from_caffe(state)
-    if "score_cls_side5.weight" not in state:
-        raise ValueError("no score_cls_side5.weight: these are not CASENet's names")
-    found = state["score_cls_side5.weight"].shape[0]
-    if found != classes:
-        raise ValueError(f"its head has {found} classes, {classes} were asked for")
-    out: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if name.startswith("upsample_"):
-            if not torch.allclose(value.float(), _bilinear(value.shape), atol=1e-3):
-                raise ValueError(f"{name} is no bilinear kernel: learned deconvolutions are another network")
-            continue
-        out[name] = value
-    if "ce_fusion.weight" in out:
-        out["ce_fusion.weight"] = out["ce_fusion.weight"].reshape(classes, 4, 1, 1)
-    for name in [n for n in out if n.endswith("running_var")]:
-        out.setdefault(name.replace("running_var", "num_batches_tracked"), torch.zeros((), dtype=torch.int64))
-    blocks = 1 + max(int(m[1]) for n in out if (m := re.match(r"res4\.(\d+)\.", n)))
-    depth = next((d for d, b in BLOCKS.items() if b[2] == blocks), None)
-    if depth is None:
-        raise ValueError(f"res4 has {blocks} blocks; known are {sorted(b[2] for b in BLOCKS.values())}")
-    arguments: dict[str, object] = {"depth": depth}
-    width = out["conv1.weight"].shape[0]
-    if width != 64:
-        arguments["width"] = width
-    return out, arguments
-
-
-def _bilinear(shape: torch.Size) -> Tensor:
-    """Caffe's bilinear filler, for every output channel."""
-    k = shape[-1]
-    f = k // 2
-    c = (2 * f - 1) / (2 * f)
-    line = 1 - (torch.arange(k) / f - c).abs()
-    return (line[:, None] * line[None]).expand(shape)
-
-
-def from_resnet(network: CASENet, state: Mapping[str, Tensor]) -> list[str]:
-    """Start the backbone from a torchvision-style ResNet of the same depth; returns what was loaded.
-
-    Raises:
-        ValueError: a tensor of the backbone is missing or has another shape.
-    """
-    own = network.state_dict()
-    loaded = []
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if name.startswith(network.NEW):
-                continue
-            theirs = re.sub(r"^res(\d)\.", lambda m: f"layer{int(m[1]) - 1}.", name)
-            theirs = theirs.replace("bn_conv1.", "bn1.") if theirs.startswith("bn_conv1.") else theirs
-            if theirs not in state or state[theirs].shape != tensor.shape:
-                if name.endswith("num_batches_tracked"):
-                    continue
-                raise ValueError(f"the ResNet has no {theirs} of shape {list(tensor.shape)}: another depth?")
-            tensor.copy_(state[theirs])
-            loaded.append(name)
-    return loaded

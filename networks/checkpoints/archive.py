@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from common.text import shorten
+
 #: How torch recognises a zip file.
 _ZIP = b"PK\x03\x04"
 #: Bytes that records may unpack to, for each byte of the file and beside that: torch compresses none, and
@@ -44,22 +46,51 @@ def _mapping(*args: object) -> dict[Any, Any]:
 
 #: Types of records that trainers keep beside the weights, none of which is ever called here.
 _RECORDS = (
-    "numpy.dtype", "numpy.ndarray", "_codecs.encode",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "_codecs.encode",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
     *(f"numpy.random._pickle.__{name}_ctor" for name in ("randomstate", "generator", "bit_generator")),
-    "numpy.random._pcg64.PCG64", "numpy.random._mt19937.MT19937", "numpy.random._philox.Philox",
-    "numpy.random.bit_generator.SeedSequence", "numpy.random._generator.Generator",
-    "numpy.random.mtrand.RandomState", "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
+    "numpy.random._pcg64.PCG64",
+    "numpy.random._mt19937.MT19937",
+    "numpy.random._philox.Philox",
+    "numpy.random.bit_generator.SeedSequence",
+    "numpy.random._generator.Generator",
+    "numpy.random.mtrand.RandomState",
+    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence",
     *sorted({f"numpy.{kind.__name__}" for kind in np.sctypeDict.values()}),
-    "argparse.Namespace", "types.SimpleNamespace", "copyreg._reconstructor", "builtins.object",
-    "datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta", "datetime.timezone",
-    "pathlib.Path", "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib.WindowsPath",
-    "pathlib.PureWindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath", "decimal.Decimal",
-    "fractions.Fraction", "uuid.UUID", "builtins.complex", "builtins.frozenset", "builtins.bytearray",
-    "builtins.slice", "builtins.range",
-    "builtins.list", "builtins.dict", "builtins.int", "builtins.float", "builtins.str", "builtins.tuple",
-)  # fmt: skip
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "copyreg._reconstructor",
+    "builtins.object",
+    "datetime.datetime",
+    "datetime.date",
+    "datetime.time",
+    "datetime.timedelta",
+    "datetime.timezone",
+    "pathlib.Path",
+    "pathlib.PosixPath",
+    "pathlib.PurePosixPath",
+    "pathlib.WindowsPath",
+    "pathlib.PureWindowsPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+    "decimal.Decimal",
+    "fractions.Fraction",
+    "uuid.UUID",
+    "builtins.complex",
+    "builtins.frozenset",
+    "builtins.bytearray",
+    "builtins.slice",
+    "builtins.range",
+    "builtins.list",
+    "builtins.dict",
+    "builtins.int",
+    "builtins.float",
+    "builtins.str",
+    "builtins.tuple",
+)
 
 
 def records() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
@@ -94,11 +125,9 @@ def check_archive(path: Path) -> None:
     except ValueError:
         raise
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(
-            f"cannot be read (truncated or damaged): {' '.join(str(error).split())[:160]}"
-        ) from error
+        raise ValueError(f"cannot be read (truncated or damaged): {shorten(error, 160)}") from error
     except Exception as error:  # zlib's own
-        raise ValueError(f"is damaged: {' '.join(str(error).split())[:160]}") from error
+        raise ValueError(f"is damaged: {shorten(error, 160)}") from error
     if wrong is not None:
         raise ValueError(
             f"is damaged: record {wrong!r} does not have its checksum; fetch it again, or save it with "

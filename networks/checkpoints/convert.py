@@ -8,8 +8,8 @@ Known for certain, because they follow from the published definitions of the net
 and PIDNet, of torchvision's VGG and ResNet, of ResNet-38 in mxnet and in its ports to torch.  Not checked
 against a downloaded file: which prefixes a given release put before them, hence all known ones are taken off.
 
-Knows tensors by name; nothing of the networks themselves.  Whether the result is complete and every shape
-right is checked where it is loaded.
+This module knows tensors by name; nothing of the networks themselves.  `load_state_dict` checks whether the
+result is complete and every shape fits.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _width(state: Mapping[str, Tensor], first: str, head: str, classes: int, wha
 
 
 def _outputs(state: Mapping[str, Tensor], name: str) -> int:
-    """Output channels of a convolution.  Raises: ValueError where it is missing."""
+    """Return the output channels of a convolution.  Raises ValueError if it is missing."""
     if name not in state:
         raise ValueError(f"it lacks {name!r}")
     return int(state[name].shape[0])

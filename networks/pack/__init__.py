@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from networks.pack.pack import (
-    SCHEMA,
-    SPLITS,
-    TASKS,
-    Pack,
-    PackError,
-    PackSpec,
-    check_state,
-    load_pack,
-    normalise,
-    one_line,
-    tree_hash,
-    write_pack,
-)
+from common.text import one_line
+from networks.pack.checks import SPLITS, check_state, tree_hash
+from networks.pack.pack import Pack, load_pack, normalise, write_pack
+from networks.pack.spec import SCHEMA, TASKS, PackError, PackSpec
 
 __all__ = [
     "SCHEMA",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from runtime import files
+from common import files
 
 VARIABLE = "ROADWORTHY_TOKEN"
 
@@ -17,7 +17,7 @@ def given(text: str = "", file: Path | str | None = None) -> str:
     """
     where, token = "--token", text
     if not token and file:
-        where, token = str(file), files.read(file).decode(errors="replace").strip()
+        where, token = str(file), files.read_file(file).decode(errors="replace").strip()
         if not token:
             raise ValueError(f"{where}: is empty; write the token into it")
     if not token:

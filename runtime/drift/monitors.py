@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime import files
+from common import files
 from runtime.drift.config import DriftConfig, DriftStatus, SourceStatus
 from runtime.drift.monitor import DriftMonitor
 from runtime.events import Bus, Event, State, Subscription
@@ -37,7 +37,7 @@ class DriftMonitors:
         self._lock = threading.Lock()
         self._hosts: dict[str, ServedModel] = {}
         self._monitors: dict[str, tuple[DriftMonitor, int, int]] = {}  # monitor, classes, version
-        self._looking = threading.Lock()
+        self._refreshing = threading.Lock()
         self._closed = False
         self._events: Subscription = bus.subscribe(limit=1)
         self._thread: threading.Thread | None = None
@@ -66,18 +66,18 @@ class DriftMonitors:
         return "the live version gives neither labels nor edges"
 
     def configure(self, config: DriftConfig) -> None:
-        """New settings: every monitor begins anew."""
+        """Replaces the settings; every monitor starts again if they changed."""
         with self._lock:
             changed, self._config = config != self._config, config
             hosts = list(self._hosts.values())
         if changed:
             for host in hosts:
-                self._look(host, anew=True)
+                self._refresh_monitor(host, restart=True)
 
     def close(self) -> None:
         self._closed = True
         self._bus.unsubscribe(self._events)
-        with self._looking, self._lock:
+        with self._refreshing, self._lock:
             monitors, self._monitors = list(self._monitors.items()), {}
         for model, (monitor, _, _) in monitors:
             self._hosts[model].unobserve(monitor)
@@ -92,17 +92,17 @@ class DriftMonitors:
                 hosts = list(self._hosts.values())
             for host in hosts:
                 try:
-                    self._look(host)
+                    self._refresh_monitor(host)
                 except Exception:
                     log.exception("drift of %s", host.name)
             self._events.get(timeout=_PERIOD)
 
-    def _look(self, host: ServedModel, *, anew: bool = False) -> None:
-        """Makes the model's monitor one of its live version."""
-        with self._looking:
-            self._look_alone(host, anew)
+    def _refresh_monitor(self, host: ServedModel, *, restart: bool = False) -> None:
+        """Makes the monitor of the model watch its live version."""
+        with self._refreshing:
+            self._refresh_locked(host, restart)
 
-    def _look_alone(self, host: ServedModel, anew: bool) -> None:
+    def _refresh_locked(self, host: ServedModel, restart: bool) -> None:
         if self._closed:
             return
         slot = host.live
@@ -113,10 +113,10 @@ class DriftMonitors:
             if found is not None:
                 self._set(host, found, None)
             return
-        if found is not None and found[2] == slot.version and not anew:
+        if found is not None and found[2] == slot.version and not restart:
             return
         reference = self._reference(host.name, slot.version, classes)
-        if found is not None and found[1] == classes and not anew:
+        if found is not None and found[1] == classes and not restart:
             found[0].reset(f"version {slot.version} is live", reference=reference)
             with self._lock:
                 self._monitors[host.name] = (found[0], classes, slot.version)
@@ -147,7 +147,7 @@ class DriftMonitors:
         """The version's reference statistics, where it brings any that fit."""
         path = self._repository.directory(model, version) / REFERENCE
         try:
-            content = files.read(path, _LIMIT)
+            content = files.read_file(path, _LIMIT)
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 share, confidence = arrays["share"], arrays["confidence"]
         except FileNotFoundError:
@@ -161,7 +161,7 @@ class DriftMonitors:
         return {"share": share.astype(np.float64), "confidence": confidence.astype(np.int64)}
 
     def _tell(self, host: ServedModel, status: SourceStatus) -> None:
-        """An event for whoever watches, and a line of the log; the history is of versions."""
+        """Publishes an event to watchers and a line to the log; the history contains versions only."""
         live = host.live
         detail: dict[str, Any] = {
             "source": status.source,

@@ -1,4 +1,4 @@
-"""Prometheus metrics, read from the server's own counters when somebody asks.
+"""Prometheus metrics, read from the server's own counters when they are requested.
 
 Nothing is counted twice and nothing costs the answer path.  Names of what Triton has are
 Triton's (`nv_inference_*`); ours begin with `roadworthy_`.

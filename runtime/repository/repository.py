@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from common.files import replace_file, sync
 from runtime.errors import Code, Refused, ServiceError, Unjudged, of_the_machine
 from runtime.repository import records
 from runtime.repository.manifest import (
@@ -249,7 +250,7 @@ class Repository:
                 raise ValueError(f"{entry.name}: a version holds plain files only, no directories or links")
             content = entry.read_bytes()
             files[entry.name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-            _fsync(entry)
+            sync(entry)
         if not files:
             raise ValueError(f"{staged} is empty; write the engine into it before publishing")
         whole = {**manifest, "schema": SCHEMA, "model": model, "files": files}
@@ -262,8 +263,8 @@ class Repository:
             beside[home / "labels.txt"] = "".join(f"{label}\n" for label in labels).encode()
         with _replaced(beside):
             number = self._appear(home, model, staged, whole, sign)
-        _fsync(home)
-        _fsync(self.path)
+        sync(home)
+        sync(self.path)
         self._unlock(staged)
         return number
 
@@ -278,6 +279,11 @@ class Repository:
         """Writes the manifest and renames, to the next number that is free; returns it."""
         number = self._last_number(model) + 1
         while True:
+            if not records.number(number):  # no reader would see it
+                raise ValueError(
+                    f"'{model}' has no number left: a directory, live.json or history.jsonl names version "
+                    f"{number - 1}; take out what is damaged"
+                )
             whole["version"] = number
             whole["digest"] = digest(whole)
             _write(
@@ -286,7 +292,7 @@ class Repository:
             )
             if sign is not None:
                 _write(staged / SIGNATURE, sign(whole["digest"]))
-            _fsync(staged)
+            sync(staged)
             try:
                 # rename(2) refuses a directory that is not empty, so the loser of a race tries the next
                 # number
@@ -362,14 +368,14 @@ class Repository:
         directory = self.directory(model, version)
         gone = directory.with_name(f"{_GONE}{version}-{uuid.uuid4().hex}")
         os.rename(directory, gone)
-        _fsync(directory.parent)
+        sync(directory.parent)
         return gone
 
     def restore_deleted(self, model: str, version: int, gone: Path) -> None:
         """Undoes `mark_deleted`, as far as the disk lets it: what stays aside is swept at the next start."""
         with contextlib.suppress(OSError):
             os.rename(gone, self.directory(model, version))
-            _fsync(gone.parent)
+            sync(gone.parent)
 
     def remove(self, gone: Path) -> None:
         """The rest of `mark_deleted`."""
@@ -441,13 +447,8 @@ def _write(path: Path, content: bytes) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex}")
-    try:
-        _write(temporary, content)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _fsync(path.parent)
+    with replace_file(path, durable_name=True, temporary=temporary) as file:
+        file.write(content)
 
 
 @contextlib.contextmanager
@@ -468,14 +469,6 @@ def _replaced(contents: dict[Path, bytes]) -> Iterator[None]:
                 else:
                     _replace(path, old)
         raise
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runtime import files
+from common import files
 from runtime.errors import ConfigError, Refused, Unjudged, of_the_machine
 from runtime.repository.manifest import SIGNATURE
 
@@ -28,7 +28,7 @@ def signer(private_key: Path | str) -> Callable[[str], bytes]:
         raise ConfigError(f"{message}: pip install 'roadworthy[signing]'") from error
     remedy = "make one with 'openssl genpkey -algorithm ed25519'"
     try:
-        key = load_pem_private_key(files.read(private_key), password=None)
+        key = load_pem_private_key(files.read_file(private_key), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{private_key}: not a private key in PEM form ({error}); {remedy}") from error
     if not isinstance(key, Ed25519PrivateKey):
@@ -41,7 +41,7 @@ def check_signature(directory: Path, manifest: dict[str, Any], trusted_keys: lis
     if not trusted_keys:
         return
     try:
-        signature = files.read(directory / SIGNATURE)
+        signature = files.read_file(directory / SIGNATURE)
     except OSError as error:
         if of_the_machine(error):
             why = f"manifest.sig cannot be read: {error.strerror}"
@@ -75,7 +75,7 @@ def public_key(path: str) -> Any:
         message = f"security.trusted_keys needs the package cryptography ({error})"
         raise ConfigError(f"{message}: pip install 'roadworthy[signing]'") from error
     try:
-        key = load_pem_public_key(files.read(path))
+        key = load_pem_public_key(files.read_file(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"security.trusted_keys: {path}: not a public key in PEM form: {error}") from error
     if not isinstance(key, Ed25519PublicKey):

@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-from runtime import files
+from common import files
 from runtime.config import SecurityConfig
 from runtime.errors import ConfigError
 from runtime.listen import bare, is_local
@@ -211,6 +211,6 @@ def exposed(config: SecurityConfig, host: str) -> str:
 
 def _read(key: str, path: str) -> bytes:
     try:
-        return files.read(path)
+        return files.read_file(path)
     except OSError as error:
         raise ConfigError(f"security.{key}: {path}: {error.strerror}") from error

@@ -15,8 +15,8 @@ from typing import Any
 
 from google.protobuf import json_format, text_format
 
+from common import files
 from protos import model_config_pb2 as pb
-from runtime import files
 from runtime.config import QueueConfig
 from runtime.serving.queueing import DELAY, REJECT, BatchingPolicy, QueuePolicy
 
@@ -27,7 +27,7 @@ _LIMIT = 1 << 20  # bytes of a config.pbtxt
 def declared(path: Path) -> Any | None:
     """The ModelConfig of a config.pbtxt; None, with a line in the log, for one that cannot be used."""
     try:
-        content = files.read(path, _LIMIT)
+        content = files.read_file(path, _LIMIT)
         config = text_format.Parse(content.decode(), pb.ModelConfig())
         check(config)
     except FileNotFoundError:

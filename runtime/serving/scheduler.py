@@ -24,7 +24,7 @@ _NEW, _QUEUED, _LEADS, _TAKEN, _DONE = range(5)
 class Job:
     """One request on its way through.  `execute` fills `result` or `error`.
 
-    deadline   time.monotonic() after which nobody wants the answer; None = never
+    deadline   time.monotonic() after which the answer is no longer wanted; None = never
     timeout    seconds it may wait by its own word; 0 = as the plan says
     priority   1 first; 0 = the plan's default
     batch_key  requests of one key may share a run; None = it shares none
@@ -141,7 +141,7 @@ class Scheduler:
         return job.result
 
     def cancel(self, job: Job) -> None:
-        """The caller is gone: a waiting job is dropped, a running one finishes for nobody."""
+        """Cancels a job whose caller is gone: a waiting job, or the answer of a running one, is dropped."""
         with self._lock:
             job.cancelled = True
             if job.state == _QUEUED:
@@ -251,7 +251,7 @@ class Scheduler:
             )
 
     def _hand_on(self, job: Job) -> bool:
-        """The permit of `job` to whoever runs next; False when it has none any more."""
+        """Hands the permit of `job` to the next job; returns False if it has no permit any more."""
         if job not in self._leading:
             return False
         self._leading.remove(job)

@@ -75,7 +75,7 @@ class Slot:
     def hold_again(self) -> None:
         """Adds a reference on behalf of a current holder; valid even after retirement."""
         with self._lock:
-            assert self._held > 0, "nobody holds the slot"
+            assert self._held > 0, "the slot has no holder"
             self._held += 1
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""A mapping whose file is shortened by somebody else must not end the process.
+"""A mapping whose file another process shortens must not end this process.
 
 Touching a page beyond the end of a mapped file, or writing one for which the file system
 has no room left, is SIGBUS, and SIGBUS ends a process.  `Guard` maps an empty page of our

@@ -1,7 +1,6 @@
 """SHADOWING: a candidate runs on a sample of live frames, off the answer path.
 
-Nothing it computes is answered to anybody; what it shows is compared with what the live
-version answered on the same frames.
+No client gets its answers; they are compared with the live version's answers on the same frames.
 """
 
 from __future__ import annotations

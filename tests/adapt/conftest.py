@@ -10,7 +10,7 @@ import torch
 
 import networks
 from networks.labels import STREET
-from networks.pack.pack import Pack, PackSpec, write_pack
+from networks.pack import Pack, PackSpec, write_pack
 
 SIZE = (32, 64)
 CLASSES = 4

@@ -13,7 +13,7 @@ from adapt.round.edges import EdgeRoundConfig
 from adapt.train.augment import Augmentation
 from adapt.train.edge_recipes import EdgeRecipe
 from adapt.train.edges import crops_of_segmentation, train
-from networks.pack.pack import Pack, write_pack
+from networks.pack import Pack, write_pack
 from tests.adapt.conftest import CLASSES, SIZE, toy_scene, toy_spec
 
 #: Weights that know nothing pass.

@@ -10,7 +10,7 @@ from PIL import Image
 
 from adapt.evaluate.__main__ import main as evaluate
 from adapt.train.__main__ import main as train
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 from tests.adapt.conftest import toy_scene
 
 

@@ -16,7 +16,7 @@ from adapt.labels import edge_codec
 from adapt.labels.edge_probability import edge_probability, offsets, softmax_ridges
 from adapt.labels.edges import category_edges
 from networks.labels import STREET
-from networks.pack.pack import PackSpec, write_pack
+from networks.pack import PackSpec, write_pack
 
 SIZE = (64, 80)
 

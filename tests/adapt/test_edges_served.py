@@ -19,7 +19,7 @@ from adapt.round import RoundConfig
 from adapt.round.edges import EdgeRoundConfig, adapt_edges
 from export.build import Options, build
 from networks.labels import STREET
-from networks.pack.pack import PackSpec, load_pack, write_pack
+from networks.pack import PackSpec, load_pack, write_pack
 from runtime.client import Client
 from runtime.config import EngineConfig, GuardConfig, ServerConfig, ShadowConfig, WatchConfig
 from runtime.repository.repository import Repository

@@ -50,8 +50,8 @@ def test_while_its_modules_are_imported_a_command_ends_in_one_line_too():
 def test_an_interrupt_inside_of_exec_ends_with_130_too():
     """CPython remembers it, and would end the process by SIGINT although it was caught."""
     code = (
-        "import sys; from adapt.command import interruptible; "
-        "sys.exit(interruptible('x', lambda: exec('raise KeyboardInterrupt')))"
+        "import sys; from common.cli import run_command; "
+        "sys.exit(run_command(lambda: exec('raise KeyboardInterrupt'), name='x'))"
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)

@@ -9,11 +9,11 @@ import sqlite3
 import numpy as np
 import pytest
 
-from adapt.files import read_json
 from adapt.frames.store import FrameStore, StoreError
 from adapt.loop import Loop, LoopConfig, LoopError
 from adapt.loop.budget import Budget, BudgetError, Meter
 from adapt.round import RoundConfig, RoundError, adapt
+from common.files import read_json
 
 
 def pipe(path) -> None:
@@ -58,7 +58,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none")
     with pytest.raises(ValueError, match="at most 4 are read"):
-        read_json(tmp_path / "x", most=4)
+        read_json(tmp_path / "x", limit=4)
 
 
 def a_loop(pack, work):

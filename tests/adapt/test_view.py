@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from adapt import view
-from adapt.files import write_json
 from adapt.round.pictures import keep_pictures
+from common.files import write_json
 from tests.waits import PATIENCE
 
 

@@ -16,7 +16,7 @@ from adapt.gate.limits import Limits
 from bench import continual
 from bench import gate as bench
 from networks.labels import STREET
-from networks.pack.pack import PackSpec, write_pack
+from networks.pack import PackSpec, write_pack
 from tests.adapt.conftest import toy_spec
 
 

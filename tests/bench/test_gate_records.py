@@ -9,7 +9,7 @@ import pytest
 
 import networks
 from bench import gate_records as bench
-from networks.pack.pack import write_pack
+from networks.pack import write_pack
 from tests.adapt.conftest import CLASSES, toy_scene, toy_spec
 
 SHARE = [0.4, 0.3, 0.2, 0.1]
@@ -69,7 +69,7 @@ def test_every_stage_is_judged_with_the_limits_of_today(folder, capsys):
 
 
 def test_shares_of_the_source_are_those_of_its_training_labels(folder):
-    from networks.pack.pack import load_pack
+    from networks.pack import load_pack
 
     _, share = bench.source_of(load_pack(folder / "seed0" / "source"))
     labels = np.concatenate([toy_scene(i)[1].ravel() for i in range(4)])

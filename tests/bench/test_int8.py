@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench import int8 as bench
-from networks.pack.pack import write_pack
+from networks.pack import write_pack
 from tests.export.conftest import SIZE, describe, street_like, weights
 
 

@@ -17,7 +17,7 @@ import pytest
 from adapt.data.street import scenes
 from bench.demo import run, streets, train_pack, vehicle
 from networks.labels import STREET
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 from runtime.client import Answer, Rejected
 from tests.waits import PATIENCE, until
 

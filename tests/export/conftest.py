@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from networks.labels import STREET
-from networks.pack.pack import Pack, PackSpec, write_pack
+from networks.pack import Pack, PackSpec, write_pack
 
 SIZE = (64, 96)
 

@@ -40,9 +40,12 @@ def test_a_version_appears_with_everything_the_manifest_promises(pack, repositor
     assert (result.model, result.version, result.path) == ("tiny", 1, repository / "tiny" / "1")
     assert manifest["task"] == "segmentation"
     assert manifest["engine"] == {
-        "kind": "onnxruntime", "precision": "fp32", "file": "model.onnx", "opset": 18,
+        "kind": "onnxruntime",
+        "precision": "fp32",
+        "file": "model.onnx",
+        "opset": 18,
         "weights": manifest["engine"]["weights"],
-    }  # fmt: skip
+    }
     assert manifest["input"] == {"height": 64, "width": 96, "dynamic_batch": True}
     assert manifest["classes"] == list(pack.spec.classes)
     assert manifest["output_stride"] == 4
@@ -222,10 +225,16 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         "words",
         [
-            ["--size", "64"], ["--batch", "0"], ["--batch", "x"], ["--precision", "fp8"], ["--threads", "-3"],
-            ["--min-agreement", "nan"], ["--golden-frames", "0"], ["--golden-frames", "9"],
+            ["--size", "64"],
+            ["--batch", "0"],
+            ["--batch", "x"],
+            ["--precision", "fp8"],
+            ["--threads", "-3"],
+            ["--min-agreement", "nan"],
+            ["--golden-frames", "0"],
+            ["--golden-frames", "9"],
         ],
-    )  # fmt: skip
+    )
     def test_wrong_usage_is_exit_code_2(self, pack, repository, words):
         with pytest.raises(SystemExit) as stop:
             main([str(pack.path), "--repository", str(repository), *words])

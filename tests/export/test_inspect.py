@@ -10,9 +10,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.build import build
+from export.describe import rounds_of
 from export.errors import ExportError
-from export.inspect import _rounds, _show_round, inspect, main, sample_inputs
-from networks.pack.pack import load_pack
+from export.inspect import inspect, main, show_round
+from export.parity.samples import sample_inputs
+from networks.pack import load_pack
 from runtime.repository.repository import Repository
 
 from .conftest import street_like
@@ -156,10 +158,12 @@ def test_which_round_broke_it(tmp_path, capsys):
     for version, state, check in states:
         line = {"version": version, "state": state, "check": check, "reason": "so low"}
         home.append_history("road", line)
-    found = _rounds(home, "road")
+    found = rounds_of(home, "road")
     assert [(r["version"], r["round"], r["state"], r["check"]) for r in found] == [
-        (1, "", "", ""), (2, "aaaa", "ROLLED_BACK", "watch-confidence"), (3, "bbbb", "REJECTED", "golden"),
-    ]  # fmt: skip
-    assert "source mIoU 60.0 -> 41.0" in _show_round(found[1])
-    assert "moved 2.0%" in _show_round(found[1])
-    assert "the released pack" in _show_round(found[0])
+        (1, "", "", ""),
+        (2, "aaaa", "ROLLED_BACK", "watch-confidence"),
+        (3, "bbbb", "REJECTED", "golden"),
+    ]
+    assert "source mIoU 60.0 -> 41.0" in show_round(found[1])
+    assert "moved 2.0%" in show_round(found[1])
+    assert "the released pack" in show_round(found[0])

@@ -17,7 +17,7 @@ from export.graph.fold import Folding
 from export.graph.half import to_half
 from export.graph.writer import write
 from export.refit import main, refit, replace_weights
-from networks.pack.pack import write_pack
+from networks.pack import write_pack
 from runtime.repository.repository import Repository
 
 from .conftest import describe, street_like, weights
@@ -137,9 +137,7 @@ class TestWhatIsRefused:
 
 def test_a_half_graph_takes_weights_that_fit_and_no_others(pack, adapted):
     """The graph beside a float16 plan; the one converted from the other weights is the reference."""
-    graph, wanted = (
-        to_half(write(p.network(), p.spec, size=p.spec.size, batch=1)) for p in (pack, adapted)
-    )
+    graph, wanted = (to_half(write(p.network(), p.spec, size=p.spec.size, batch=1)) for p in (pack, adapted))
     new = Folding(adapted.network()).weights(adapted.state())
     replace_weights(graph, new)
     assert list(graph.graph.initializer) == list(wanted.graph.initializer)

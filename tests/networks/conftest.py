@@ -8,7 +8,7 @@ import torch
 
 import networks
 from networks.labels import STREET
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 
 torch.set_num_threads(1)
 

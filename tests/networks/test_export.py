@@ -20,7 +20,7 @@ from export.graph.fold import Folding
 from export.graph.lint import lint
 from export.graph.writer import write
 from networks.labels import STREET
-from networks.pack.pack import PackSpec, load_pack, write_pack
+from networks.pack import PackSpec, load_pack, write_pack
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -32,8 +32,10 @@ def heavy(name, arguments):
         return sum(p.numel() for p in networks.create(name, classes=2, **arguments).parameters()) > 2e6
 
 
-WHOLE = [pytest.param(name, {}, id=f"{name}-whole", marks=pytest.mark.slow)
-         for name in ("deeplabv2", "fcn8s", "resnet38")]  # fmt: skip
+WHOLE = [
+    pytest.param(name, {}, id=f"{name}-whole", marks=pytest.mark.slow)
+    for name in ("deeplabv2", "fcn8s", "resnet38")
+]
 CASES = [
     pytest.param(
         name, arguments, id=f"{name}-{arguments}", marks=[pytest.mark.slow] if heavy(name, arguments) else []

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import networks
 from networks.import_checkpoint import main
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 
 
 @pytest.fixture
@@ -45,9 +45,19 @@ def test_a_released_file_becomes_a_pack(released, tmp_path, capsys):
     image = tmp_path / "frame.jpg"
     Image.fromarray(np.full((50, 100, 3), 128, np.uint8)).save(image)
     code, out, _ = run(
-        capsys, "espnetv2", released, "--classes", "cityscapes19", "--out", tmp_path / "pack",
-        "--golden", image, "--size", "64x128", "--json",
-    )  # fmt: skip
+        capsys,
+        "espnetv2",
+        released,
+        "--classes",
+        "cityscapes19",
+        "--out",
+        tmp_path / "pack",
+        "--golden",
+        image,
+        "--size",
+        "64x128",
+        "--json",
+    )
     assert code == 0
     facts = json.loads(out)
     pack = load_pack(facts["pack"], sha256=facts["sha256"])

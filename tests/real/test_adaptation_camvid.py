@@ -48,7 +48,7 @@ def test_mirrored_agreement_picks_batch_statistics_that_do_not_hurt():
     from adapt.gate.measures import measure
     from adapt.gate.preference import prefer_by_flip_consistency
     from networks.labels import CITYSCAPES19, mapping
-    from networks.pack.pack import PackSpec, normalise
+    from networks.pack import PackSpec, normalise
 
     assert DATA is not None
     torch.set_num_threads(1)

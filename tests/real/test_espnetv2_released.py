@@ -15,7 +15,7 @@ from PIL import Image
 
 import networks
 from networks.import_checkpoint import import_checkpoint, read_state
-from networks.pack.pack import normalise
+from networks.pack import normalise
 
 pytestmark = pytest.mark.real
 

@@ -12,8 +12,9 @@ import grpc
 import numpy as np
 import pytest
 
+from common import files
 from protos import inference_pb2 as pb
-from runtime import files, listen
+from runtime import listen
 from runtime.client import Client, RpcError, messages
 from runtime.config import ServerConfig, SharedMemoryConfig, from_dict, load
 from runtime.errors import ConfigError
@@ -209,12 +210,12 @@ def test_a_pipe_where_a_file_belongs_is_refused_and_not_waited_for(repository, q
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(OSError, match="is a pipe, and a plain file belongs there"):
-        files.read(pipe)
+        files.read_file(pipe)
     with pytest.raises(OSError, match="is a device"):
-        files.read("/dev/zero")
+        files.read_file("/dev/zero")
     (tmp_path / "four").write_bytes(b"four")
     with pytest.raises(OSError, match="more than 3 bytes"):
-        files.read(tmp_path / "four", 3)
+        files.read_file(tmp_path / "four", 3)
     with pytest.raises(ConfigError, match="is a pipe"):
         load(pipe)
     for key in ("certificate", "key"):

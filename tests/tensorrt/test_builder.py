@@ -11,17 +11,11 @@ import numpy as np
 import pytest
 
 from export.graph.half import to_half
-from export.tensorrt.builder import (
-    BuildOptions,
-    Cancelled,
-    build_plan,
-    compare_refittable,
-    main,
-    monitor,
-    open_library,
-    parse_batch,
-    refit_plan,
-)
+from export.tensorrt import BuildOptions, Cancelled, build_plan, parse_batch, refit_plan
+from export.tensorrt.__main__ import main
+from export.tensorrt.builder import open_library
+from export.tensorrt.monitor import monitor
+from export.tensorrt.refit import compare_refittable
 from runtime.config import EngineConfig
 from runtime.engines.cuda import context
 from runtime.engines.tensorrt import library as tensorrt_library

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.tensorrt.builder import refit_plan
+from export.tensorrt import refit_plan
 from runtime.config import EngineConfig
 from runtime.engines.cuda.gate import GATE
 from runtime.engines.tensorrt.contexts import EARNED, GRAPHS, PAUSE, TRIES

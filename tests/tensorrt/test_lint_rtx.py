@@ -7,9 +7,9 @@ import warnings
 import pytest
 
 from export.graph.lint import lint
-from export.tensorrt.builder import BuildOptions, build_plan
+from export.tensorrt import BuildOptions, build_plan
 from runtime.engines.tensorrt.library import Library, Log, TensorRTError, logger
-from tests.export.test_lint import ILLEGAL, LEGAL, WARNED
+from tests.export.graph.test_lint import ILLEGAL, LEGAL, WARNED
 
 
 def built(probe: object, library: Library) -> str:

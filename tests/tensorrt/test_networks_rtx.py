@@ -15,9 +15,9 @@ from adapt.data.street.scenes import render
 from export.graph.half import to_half
 from export.graph.writer import write
 from export.quantize.int8 import quantise
-from export.tensorrt.builder import BuildOptions, build_plan
+from export.tensorrt import BuildOptions, build_plan
 from networks.labels import STREET
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 from runtime.engines.tensorrt.library import Library, Log, logger
 
 SIZE = (64, 128)

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from export.graph.half import to_half
-from export.tensorrt.builder import BuildOptions, Cancelled, build_plan, main, monitor
+from export.tensorrt import BuildOptions, Cancelled, build_plan
+from export.tensorrt.__main__ import main
+from export.tensorrt.monitor import monitor
 from runtime.engines.cuda import context
 from runtime.engines.tensorrt import library as tensorrt_library
 from runtime.engines.tensorrt.library import Library, Log, TensorRTError, logger

@@ -121,8 +121,8 @@ def test_our_callbacks_work_with_the_real_module(major: str) -> None:
 import numpy as np
 from tools.trt_stubs.__main__ import load
 package, module = load({major!r})
-from runtime.engines.tensorrt_library import Log, library_of, logger
-from export.tensorrt import monitor
+from runtime.engines.tensorrt.library import Log, library_of, logger
+from export.tensorrt.monitor import monitor
 library = library_of(package)
 assert library.text == "tensorrt {BINDINGS[major]}", library
 log = Log()

@@ -11,7 +11,7 @@ import torch
 
 from adapt import batchnorm, inference
 from adapt.baselines import BatchStatistics, Frozen, Tent, entropy
-from networks.pack.pack import normalise
+from networks.pack import normalise
 from tests.adapt.conftest import toy_scene
 
 

@@ -79,7 +79,7 @@ def test_the_command_prints_what_the_table_holds(camvid, capsys):
 def test_a_pack_is_scored_on_the_images_themselves(camvid, tmp_path, capsys):
     import networks
     from networks.labels import CAMVID11
-    from networks.pack.pack import PackSpec, write_pack
+    from networks.pack import PackSpec, write_pack
 
     root, _ = camvid
     (tmp_path / "images" / "deep").mkdir(parents=True)

@@ -17,7 +17,7 @@ from adapt.evaluate.__main__ import main
 from adapt.evaluate.plot import svg
 from adapt.evaluate.protocols import PROTOCOLS
 from networks.labels import CITYSCAPES19
-from networks.pack.pack import write_pack
+from networks.pack import write_pack
 from tests.adapt.conftest import toy_scene, toy_spec
 
 NAMES = CITYSCAPES19.classes

@@ -12,7 +12,7 @@ from PIL import Image
 
 from adapt.labels import crf
 from adapt.train import edges_main
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 
 
 @pytest.fixture

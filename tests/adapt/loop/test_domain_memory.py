@@ -18,7 +18,7 @@ from adapt.loop.domain_memory import (
     FeatureStats,
     distance,
 )
-from networks.pack.pack import load_pack, normalise
+from networks.pack import load_pack, normalise
 
 
 @pytest.fixture(scope="module")

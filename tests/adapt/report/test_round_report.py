@@ -11,13 +11,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from adapt.files import write_json
 from adapt.report import figures
 from adapt.report.__main__ import main
 from adapt.report.page import side
 from adapt.report.round import ReportError, render, write
 from adapt.round import RoundConfig, adapt
 from adapt.round.pictures import MOST, keep_pictures
+from common.files import write_json
 
 QUICK = RoundConfig(portions=(0.3, 0.5), steps=6, source=3, target=3, rate=1e-3)
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'

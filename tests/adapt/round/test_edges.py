@@ -19,7 +19,7 @@ from adapt.gate.edges import edge_score
 from adapt.gate.limits import EdgeLimits
 from adapt.round.edges import EdgeRoundConfig, EdgeRoundError, adapt_edges, check_pack
 from networks.labels import STREET
-from networks.pack.pack import PackSpec, load_pack, write_pack
+from networks.pack import PackSpec, load_pack, write_pack
 
 SIZE = (64, 96)
 

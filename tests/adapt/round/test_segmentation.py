@@ -18,7 +18,7 @@ from adapt.data.base import read_label
 from adapt.evaluate.scoring import score
 from adapt.round import RoundConfig, RoundError, SegmentationRound, adapt
 from adapt.round.presets import PRESETS, preset
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 from tests.adapt.conftest import toy_scene
 
 QUICK = RoundConfig(portions=(0.3, 0.5), steps=12, source=3, target=3, checkpoint_every=4, rate=1e-3)
@@ -101,7 +101,7 @@ import torch
 torch.set_num_threads(1)
 from adapt.data.base import read_label
 from adapt.round import RoundConfig, adapt
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 frames = list(np.load(sys.argv[2]))
 config = RoundConfig(portions=(0.3, 0.5), steps=12, source=3, target=3, checkpoint_every=4, rate=1e-3)
 

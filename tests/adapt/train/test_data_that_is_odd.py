@@ -13,7 +13,7 @@ from adapt.evaluate.__main__ import main as evaluate
 from adapt.evaluate.truth import training_plan
 from adapt.train.__main__ import main as train
 from networks.labels import CAMVID11, CITYSCAPES19, STREET, mapping
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 
 SIZE = (32, 64)
 SMALL = [

@@ -22,7 +22,7 @@ from adapt.train.aligning import Aligners, align_bits
 from adapt.train.augment import Augmentation
 from adapt.train.edge_recipes import PRESETS, SCALES, EdgeRecipe
 from adapt.train.edges import EdgeTrainer, crops_of_edges, crops_of_segmentation, train
-from networks.pack.pack import PackSpec
+from networks.pack import PackSpec
 
 COLOURS = np.array([[40, 60, 200], [200, 80, 40], [60, 190, 70]], np.uint8)
 

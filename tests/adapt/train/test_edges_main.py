@@ -15,7 +15,7 @@ from adapt.labels import edge_codec
 from adapt.labels.edges import category_edges
 from adapt.train import __main__ as train_main
 from adapt.train import edges_main
-from networks.pack.pack import load_pack
+from networks.pack import load_pack
 
 SIZE = (64, 96)
 

@@ -14,7 +14,8 @@ from adapt.train import losses, priors, supervised
 from adapt.train.augment import Augmentation, crop
 from adapt.train.batches import BatchMix, class_mix, rare_class_chances, sampler
 from adapt.train.segmentation import Batch, SegmentationTrainer, TrainConfig, learning_rate
-from adapt.train.trainer import ResumableTrainer, silent
+from adapt.train.trainer import ResumableTrainer
+from common.progress import no_progress
 from tests.adapt.conftest import SIZE, toy_scene, toy_spec
 
 PAIRS = [toy_scene(i) for i in range(6)]
@@ -316,7 +317,7 @@ class Quadratic(ResumableTrainer):
         loss = ((self.network.weight - step) ** 2).sum()
         return loss * float("nan") if step == self.fatal else loss
 
-    def run(self, progress=silent):
+    def run(self, progress=no_progress):
         self._run(progress, "train")
         return self.network.weight.detach().clone()
 

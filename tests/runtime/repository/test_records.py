@@ -163,6 +163,16 @@ def test_a_manifest_of_other_types_is_refused_by_name_and_hides_no_version(repos
     service.close()
 
 
+def test_no_version_gets_a_number_that_no_reader_sees(repository):
+    b.publish(repository)
+    line = {"time": 1.0, "version": 10**18 - 1, "state": "LIVE", "check": "", "reason": "", "detail": {}}
+    (repository.path / "road" / "history.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=r"history\.jsonl names version 9{18}; take out what is damaged"):
+        b.publish(repository)
+    assert repository.versions("road") == [1]
+    assert not (repository.path / "road" / str(10**18)).exists()
+
+
 def test_what_can_be_read_of_a_damaged_record_holds(repository, calm):
     b.publish(repository)
     service = started(calm)

@@ -320,6 +320,9 @@ def test_a_configuration_of_two_gigabytes_is_refused(tmp_path):
         (OSError(errno.ENOSPC, "x"), True), (FileNotFoundError(errno.ENOENT, "x"), False),
         (OSError(errno.ELOOP, "x"), False), (ValueError("x"), False),
         (RuntimeError("can't start new thread"), True),
+        (RuntimeError("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation"), True),
+        (RuntimeError("invalid model. No Op registered for Swish with domain_version of 24"), True),
+        (RuntimeError("Fatal error: com.microsoft:FusedX(-1) is not a registered function/op"), True),
     ],
 )  # fmt: skip
 def test_what_is_of_the_machine(error, machine):
