@@ -150,12 +150,15 @@ class Rounds:
                 self._serve(answer)
         self.log.append(
             {
-                "kind": "refresh" if refreshing else "train", "accepted": result.accepted, "at": self.count,
-                "chosen": result.report.get("chosen"), "failed": failed,
+                "kind": "refresh" if refreshing else "train",
+                "accepted": result.accepted,
+                "at": self.count,
+                "chosen": result.report.get("chosen"),
+                "failed": failed,
                 "stages": {k: s.get("failed") for k, s in result.report["stages"].items()},
                 "seconds": round(time.monotonic() - began, 1),
             }
-        )  # fmt: skip
+        )
         shutil.rmtree(self.out, ignore_errors=True)
 
 
@@ -203,10 +206,15 @@ def run(
             total.merge(window)
         phases.append(round(total.miou(), 5))
     return {
-        "method": name, "seed": seed, "windows": [round(w.miou(), 5) for w in windows], "phases": phases,
-        "seconds": round(spent + time.monotonic() - began, 1), "rounds": getattr(method, "log", []),
-        "returns": getattr(method, "returns", 0), "lag": lag,
-    }  # fmt: skip
+        "method": name,
+        "seed": seed,
+        "windows": [round(w.miou(), 5) for w in windows],
+        "phases": phases,
+        "seconds": round(spent + time.monotonic() - began, 1),
+        "rounds": getattr(method, "log", []),
+        "returns": getattr(method, "returns", 0),
+        "lag": lag,
+    }
 
 
 def average(rows: list[list[float]]) -> list[float]:
@@ -224,15 +232,18 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         ends = [each * (i + 1) for i in range(len(PHASES))]
         settled = [round(statistics.fmean(v for r in own for v in r["windows"][e - 3 : e]), 4) for e in ends]
         found["methods"][name] = {
-            "seeds": len(own), "mean": round(statistics.fmean(means), 4),
+            "seeds": len(own),
+            "mean": round(statistics.fmean(means), 4),
             "spread": round(statistics.stdev(means), 4) if len(means) > 1 else 0.0,
-            "phases": average([r["phases"] for r in own]), "windows": average([r["windows"] for r in own]),
-            "settled": settled, "settled_mean": round(statistics.fmean(settled), 4),
+            "phases": average([r["phases"] for r in own]),
+            "windows": average([r["windows"] for r in own]),
+            "settled": settled,
+            "settled_mean": round(statistics.fmean(settled), 4),
             "seconds": round(statistics.fmean(r["seconds"] for r in own), 1),
             "rounds": sum(len(r["rounds"]) for r in own),
             "accepted": sum(x["accepted"] for r in own for x in r["rounds"]),
             "returns": sum(r.get("returns", 0) for r in own),
-        }  # fmt: skip
+        }
     return found
 
 

@@ -67,10 +67,20 @@ class Case:
 
 
 BASE = RoundConfig(
-    portions=(0.4,), steps=40, source=4, target=4, scale=(0.9, 1.5), bn="split", adabn_by="shares",
+    portions=(0.4,),
+    steps=40,
+    source=4,
+    target=4,
+    scale=(0.9, 1.5),
+    bn="split",
+    adabn_by="shares",
     adabn_keep=(0.0, 0.5),
-    rate=5e-4, holdout=0.2, source_holdout=24, threads=1, force=True,
-)  # fmt: skip
+    rate=5e-4,
+    holdout=0.2,
+    source_holdout=24,
+    threads=1,
+    force=True,
+)
 
 
 def cases() -> list[Case]:
@@ -106,7 +116,7 @@ def cases() -> list[Case]:
             Case("collapsed-one-class", "night", seed, (*free, ("rate", 2e-3), ("steps", 80))),
             Case("collapsed-two-classes", "dusk", seed, (*free, ("rate", 2e-3), ("steps", 80))),
             Case("collapsed-softly", "dusk", seed, (*free, ("rate", 1e-3), ("steps", 60))),
-        ]  # fmt: skip
+        ]
     return made
 
 
@@ -216,9 +226,7 @@ class RecordingJudge(GateJudge):
         self.candidates: dict[str, Candidate] = {}
         self.baseline: Baseline | None = None
 
-    def candidate(
-        self, candidate: Candidate, reference: Measures, baseline: Baseline
-    ) -> list[Check]:
+    def candidate(self, candidate: Candidate, reference: Measures, baseline: Baseline) -> list[Check]:
         self.candidates[candidate.name], self.baseline = candidate, baseline
         return super().candidate(candidate, reference, baseline)
 
@@ -243,9 +251,13 @@ def source_pack(out: Path) -> Pack:
     replay += [(*scenes.render(110_000 + i, "day", SIZE), "holdout") for i in range(24)]
     shares = np.bincount(np.concatenate([y.ravel() for _, y in pairs]), minlength=256)[:12]
     return write_pack(
-        path, spec, network.state_dict(), replay=replay, golden=np.stack([pairs[0][0]]),
+        path,
+        spec,
+        network.state_dict(),
+        replay=replay,
+        golden=np.stack([pairs[0][0]]),
         reference={"share": shares / shares.sum()},
-    )  # fmt: skip
+    )
 
 
 def run_case(pack: Pack, case: Case, out: Path) -> dict[str, Any]:
@@ -265,21 +277,27 @@ def run_case(pack: Pack, case: Case, out: Path) -> dict[str, Any]:
     pairs, own = exam(case.seed, case.domain), exam(case.seed, "day", 24)
     network = pack.network()
     record: dict[str, Any] = {
-        "key": case.key, "kind": case.kind, "domain": case.domain, "seed": case.seed,
-        "before": miou(network, pack.spec, pairs), "source_before": miou(network, pack.spec, own),
+        "key": case.key,
+        "kind": case.kind,
+        "domain": case.domain,
+        "seed": case.seed,
+        "before": miou(network, pack.spec, pairs),
+        "source_before": miou(network, pack.spec, own),
         "looked": [c.__dict__ for c in work.frame_checks],
-        "parent": baseline.parent.numbers(), "report": result.report["gate"],
+        "parent": baseline.parent.numbers(),
+        "report": result.report["gate"],
         "source_share": [float(v) for v in baseline.source_share],
         "layout": [baseline.layout.mean, baseline.layout.spread] if baseline.layout else None,
-    }  # fmt: skip
+    }
     for name, found in kept.items():
         network.load_state_dict(found.state)
         record[name] = {
-            "miou": miou(network, pack.spec, pairs), "moved": found.weight_distance,
+            "miou": miou(network, pack.spec, pairs),
+            "moved": found.weight_distance,
             "measures": found.measures.numbers(),
             "agree": pixel_agreement(found.measures, kept["statistics"].measures),
             "extra": extra(network, pack, work.inputs.holdout, baseline.source_share),
-        }  # fmt: skip
+        }
         days = inference.as_tensor([x for x, _ in own])
         batchnorm.reestimate(network, [normalise(part, pack.spec) for part in days.split(6)])
         record[name]["source"] = miou(network, pack.spec, own)
@@ -315,15 +333,14 @@ def extra(
         pixels += len(rows)
     shares = measure(network, spec, frames).share
     return {
-        "augmented": same / total, "density": density / pixels,
+        "augmented": same / total,
+        "density": density / pixels,
         "shares": -float(share_distance(shares, source)),
-    }  # fmt: skip
+    }
 
 
 # ------------------------------------------------------------------------------------------------ the table
-def verdict(
-    record: dict[str, Any], limits: Limits, spec: Any
-) -> list[Check]:
+def verdict(record: dict[str, Any], limits: Limits, spec: Any) -> list[Check]:
     """What the gate, with these limits, says of a record's last stage."""
     stage = record.get("train-1")
     if stage is None:
@@ -333,14 +350,18 @@ def verdict(
     )
     layout = Layout(np.zeros((1, 1, 1)), *record["layout"]) if record.get("layout") else None
     checks = decide(
-        candidate, reference, parent, stage["moved"], spec, limits,
-        source_share=np.array(record["source_share"]), layout=layout,
-    )  # fmt: skip
+        candidate,
+        reference,
+        parent,
+        stage["moved"],
+        spec,
+        limits,
+        source_share=np.array(record["source_share"]),
+        layout=layout,
+    )
     agreement = stage["agree"]
     passed = bool(agreement >= limits.agreement)
-    return [
-        replace(c, value=agreement, passed=passed) if c.name == "agreement" else c for c in checks
-    ]  # fmt: skip
+    return [replace(c, value=agreement, passed=passed) if c.name == "agreement" else c for c in checks]
 
 
 def measures_of(numbers: dict[str, Any]) -> Measures:
@@ -400,12 +421,15 @@ def table(records: list[dict[str, Any]], limits: Limits, spec: Any) -> dict[str,
         bad = [x for x in own if x[1] == "bad"]
         fine = [x for x in own if x[1] != "bad"]
         numbers = {
-            "rounds": len(own), "bad": len(bad), "false_accepts": sum(not x[2] for x in bad),
+            "rounds": len(own),
+            "bad": len(bad),
+            "false_accepts": sum(not x[2] for x in bad),
             "false_accepts_with_frames": sum(not x[2] and not x[3] for x in bad),
-            "fine": len(fine), "false_rejects": sum(bool(x[2]) for x in fine),
+            "fine": len(fine),
+            "false_rejects": sum(bool(x[2]) for x in fine),
             "false_accepted": [x[0]["key"] for x in bad if not x[2]],
             "false_rejected": [f"{x[0]['key']}: {','.join(x[2])}" for x in fine if x[2]],
-        }  # fmt: skip
+        }
         summary["halves"][words] = numbers
         print(
             f"{words:<12} {len(own):>6} {len(bad):>4} {numbers['false_accepts']:>9} {len(fine):>8} "
@@ -427,14 +451,17 @@ def table(records: list[dict[str, Any]], limits: Limits, spec: Any) -> dict[str,
             return 100 * sum(values) / max(len(values), 1)
 
         numbers = {
-            "n": len(own), "bad": sum(x[1] == "bad" for x in own),
+            "n": len(own),
+            "bad": sum(x[1] == "bad" for x in own),
             "needless": sum(x[1] == "needless" for x in own),
-            "refused": sum(bool(x[2]) for x in own), "declined": sum(bool(x[3]) for x in own), "by": by,
+            "refused": sum(bool(x[2]) for x in own),
+            "declined": sum(bool(x[3]) for x in own),
+            "by": by,
             "before": mean([r["before"] for r in trained]),
             "statistics": mean([r["statistics"]["miou"] for r in trained]),
             "after": mean([r["train-1"]["miou"] for r in trained]),
             "source": mean([r["train-1"]["source"] - r["source_before"] for r in trained]),
-        }  # fmt: skip
+        }
         summary["kinds"][kind] = numbers
         cells = [numbers[k] for k in ("n", "bad", "needless", "refused", "declined")]
         scores = [numbers[k] for k in ("before", "statistics", "after", "source")]

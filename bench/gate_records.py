@@ -64,10 +64,15 @@ def judged(folder: Path, shift: str) -> Iterator[dict[str, Any]]:
             if not name.startswith("train-") or name not in result.get("stages", {}):
                 continue
             checks = decide(
-                measures_of(stage["measures"]), measures_of(report["reference_measures"]),
-                measures_of(report["parent_measures"]), float(report.get("distance", 0.0)), pack.spec,
-                Limits(), source_share=share, layout=layout,
-            )  # fmt: skip
+                measures_of(stage["measures"]),
+                measures_of(report["reference_measures"]),
+                measures_of(report["parent_measures"]),
+                float(report.get("distance", 0.0)),
+                pack.spec,
+                Limits(),
+                source_share=share,
+                layout=layout,
+            )
             then = list(stage.get("failed") or [])
             failed = [c.name for c in checks if not c.passed and c.name != "agreement"]
             failed += ["agreement"] if "agreement" in then else []
@@ -76,10 +81,18 @@ def judged(folder: Path, shift: str) -> Iterator[dict[str, Any]]:
                 "bad" if after < before - WORSE else "needless" if after < statistics - NEEDLESS else "good"
             )
             yield {
-                "shift": shift, "seed": folder.name, "round": path.parent.name, "stage": name,
-                "before": before, "statistics": statistics, "after": after, "truth": truth,
-                "failed": failed, "failed_then": then, "chosen": report.get("chosen") == name,
-            }  # fmt: skip
+                "shift": shift,
+                "seed": folder.name,
+                "round": path.parent.name,
+                "stage": name,
+                "before": before,
+                "statistics": statistics,
+                "after": after,
+                "truth": truth,
+                "failed": failed,
+                "failed_then": then,
+                "chosen": report.get("chosen") == name,
+            }
 
 
 def sorted_counts(count: Counter[str]) -> dict[str, int]:
@@ -111,8 +124,10 @@ def main(argv: list[str] | None = None) -> int:
         own = [r for r in rows if r["shift"] == shift]
         count = Counter(f"{r['truth']}_{'refused' if r['failed'] else 'passed'}" for r in own)
         found[shift] = {
-            "stages": len(own), "rounds": len({(r["seed"], r["round"]) for r in own}), **sorted_counts(count),
-        }  # fmt: skip
+            "stages": len(own),
+            "rounds": len({(r["seed"], r["round"]) for r in own}),
+            **sorted_counts(count),
+        }
         print(shift, json.dumps(found[shift]))
     print(json.dumps({"shifts": found, "stages": rows}))
     return 0

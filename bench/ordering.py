@@ -370,7 +370,7 @@ def bound(shift: Shift, seed: int) -> dict[str, Any]:
     from adapt.evaluate import scoring
     from adapt.evaluate.segmentation import Confusion
     from adapt.train.augment import Augmentation
-    from adapt.train.batches import Mixture, sampler
+    from adapt.train.batches import BatchMix, sampler
     from adapt.train.segmentation import SegmentationTrainer, TrainConfig
 
     told, spec = shift.settings, shift.pack.spec
@@ -388,7 +388,7 @@ def bound(shift: Shift, seed: int) -> dict[str, Any]:
     total = Confusion(len(shift.classes))
     for fold, (pairs, scored) in enumerate(folds):
         light = Augmentation(tuple(told.get("crop") or spec.size), told["scale"])
-        mixture = Mixture(told["source"], told["target"], light)
+        mixture = BatchMix(told["source"], told["target"], light)
         how = TrainConfig(told["steps"], rate=PLAIN["rate"], bn=told.get("bn", "batch"))
         network = shift.pack.network()
         draw = sampler(replay, pairs, mixture, len(spec.classes), seed, 90 + fold)
@@ -407,7 +407,7 @@ def near_parent(shift: Shift, seed: int) -> dict[str, Any]:
     """
     from adapt.labels.cbst import ClassHistograms, pseudo_labels
     from adapt.train.augment import Augmentation
-    from adapt.train.batches import Mixture, sampler
+    from adapt.train.batches import BatchMix, sampler
     from adapt.train.segmentation import SegmentationTrainer, TrainConfig
 
     told, spec, classes = shift.settings, shift.pack.spec, len(shift.pack.spec.classes)
@@ -420,7 +420,7 @@ def near_parent(shift: Shift, seed: int) -> dict[str, Any]:
     lam = histograms.thresholds(PORTIONS[0])
     labels = [pseudo_labels(p, lam) for p in _softmax(network, spec, shift.frames)]
     light = Augmentation(tuple(told.get("crop") or spec.size), told["scale"])
-    mixture = Mixture(0, told["source"] + told["target"], light)
+    mixture = BatchMix(0, told["source"] + told["target"], light)
     draw = sampler([], list(zip(shift.frames, labels, strict=True)), mixture, classes, seed, 0)
     how = TrainConfig(told["steps"], rate=PLAIN["rate"], bn="frozen")
     SegmentationTrainer(network, spec, how, draw, seed=seed * 101).run()

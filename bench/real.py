@@ -209,7 +209,7 @@ class Seed:
         from adapt.evaluate import scoring
         from adapt.evaluate.segmentation import Confusion
         from adapt.train.augment import Augmentation
-        from adapt.train.batches import Mixture, sampler
+        from adapt.train.batches import BatchMix, sampler
         from adapt.train.segmentation import SegmentationTrainer, TrainConfig
         from networks.pack import normalise
 
@@ -227,7 +227,7 @@ class Seed:
                 assert label is not None
                 pairs.append((resize_frame(frame, SIZE), resize_label(label, SIZE)))
             network = pack.network()
-            mixture = Mixture(3, 3, Augmentation(CROP))
+            mixture = BatchMix(3, 3, Augmentation(CROP))
             draw = sampler(replay, pairs, mixture, len(spec.classes), self.seed, 90 + fold)
             trainer = SegmentationTrainer(
                 network, spec, TrainConfig(STEPS, rate=5e-4), draw, seed=self.seed + fold

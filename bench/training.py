@@ -130,11 +130,7 @@ class Bench:
         for p in trainer.frozen:
             p.requires_grad_(False)
 
-        def step() -> None:
-            trainer.one_step()
-            trainer.step += 1
-
-        return self.synchronised(step)
+        return self.synchronised(trainer.one_step)
 
     def label_step(self, rounds: int) -> dict[str, float]:
         """Milliseconds of a frame's two label passes, and of their two forward passes alone, in turns."""

@@ -21,8 +21,18 @@ from adapt.data.reading import Problem, Reading
 __all__ = ["CLASSES", "CamVid"]
 
 CLASSES = (
-    "sky", "building", "pole", "road", "sidewalk", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
-)  # fmt: skip
+    "sky",
+    "building",
+    "pole",
+    "road",
+    "sidewalk",
+    "tree",
+    "sign",
+    "fence",
+    "car",
+    "pedestrian",
+    "bicyclist",
+)
 
 _LAYOUT = "expected images/NAME.jpg, labels/NAME.png and {list}.txt (one NAME a line) under the root"
 

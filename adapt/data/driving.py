@@ -23,15 +23,46 @@ __all__ = ["SETS", "Driving", "Layout"]
 
 # Cityscapes' labelIds -> trainIds (its own table of labels); GTA5, ACDC and Dark Zurich use the same ids.
 CITYSCAPES_IDS = {
-    7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
-    27: 14, 28: 15, 31: 16, 32: 17, 33: 18,
-}  # fmt: skip
+    7: 0,
+    8: 1,
+    11: 2,
+    12: 3,
+    13: 4,
+    17: 5,
+    19: 6,
+    20: 7,
+    21: 8,
+    22: 9,
+    23: 10,
+    24: 11,
+    25: 12,
+    26: 13,
+    27: 14,
+    28: 15,
+    31: 16,
+    32: 17,
+    33: 18,
+}
 MOST_ID = 34  # GTA5's licence plate
 # SYNTHIA (RAND-CITYSCAPES) has no truck, train and terrain in the protocol of 16 classes.
 SYNTHIA_IDS = {
-    3: 0, 4: 1, 2: 2, 21: 3, 5: 4, 7: 5, 15: 6, 9: 7, 6: 8, 1: 10, 10: 11, 17: 12, 8: 13, 19: 15, 12: 17,
+    3: 0,
+    4: 1,
+    2: 2,
+    21: 3,
+    5: 4,
+    7: 5,
+    15: 6,
+    9: 7,
+    6: 8,
+    1: 10,
+    10: 11,
+    17: 12,
+    8: 13,
+    19: 15,
+    12: 17,
     11: 18,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -208,13 +208,18 @@ class Reading:
 def add_options(p: argparse.ArgumentParser, *, skip: bool = True) -> None:
     """`--void`, `--palette` and `--skip-bad`, the same for every command."""
     p.add_argument(
-        "--void", metavar="N", type=_value, action="append", default=[],
+        "--void",
+        metavar="N",
+        type=_value,
+        action="append",
+        default=[],
         help="label value that is no class, beside 255; 0: classes count from 1 (folder and camvid; repeat)",
-    )  # fmt: skip
+    )
     p.add_argument(
-        "--palette", metavar="FILE",
+        "--palette",
+        metavar="FILE",
         help="labels are RGB pictures; FILE has RED GREEN BLUE CLASS on each line, or is a label space",
-    )  # fmt: skip
+    )
     if skip:
         p.add_argument(
             "--skip-bad", action="store_true", help="leave out pairs that cannot be used, and list them"

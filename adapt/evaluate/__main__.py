@@ -109,28 +109,46 @@ def evaluate(path: str, arguments: argparse.Namespace, progress: Any) -> dict[st
     names = SPACES[how.truth].classes if how.truth in SPACES else pack.spec.classes
     dataset = examine(
         Truth(open_dataset(arguments.data, reading=reading_of(arguments, names)), how),
-        what=arguments.data, skip_bad=arguments.skip_bad, classes=how.classes, progress=progress,
-    )  # fmt: skip
+        what=arguments.data,
+        skip_bad=arguments.skip_bad,
+        classes=how.classes,
+        progress=progress,
+    )
     bands = None if arguments.boundary is None else BoundaryIoU(len(how.classes), arguments.boundary)
     confusion, calibration = score(
-        pack.network(), pack.spec, dataset, batch=arguments.batch, progress=progress, table=how.answers,
-        classes=len(how.classes), boundary=bands,
-    )  # fmt: skip
+        pack.network(),
+        pack.spec,
+        dataset,
+        batch=arguments.batch,
+        progress=progress,
+        table=how.answers,
+        classes=len(how.classes),
+        boundary=bands,
+    )
     iou = confusion.iou()
     more = {} if bands is None else _boundary(bands, how)
     return {
-        "pack": str(path), "name": pack.spec.name, "version": pack.spec.version, "sha256": pack.sha256,
-        "data": arguments.data, "protocol": arguments.protocol, "frames": len(dataset),
-        "unlabelled": len(dataset.unlabelled), "miou": mean_iou(confusion, how),
-        "accuracy": confusion.accuracy(), "ece": calibration.ece(),
+        "pack": str(path),
+        "name": pack.spec.name,
+        "version": pack.spec.version,
+        "sha256": pack.sha256,
+        "data": arguments.data,
+        "protocol": arguments.protocol,
+        "frames": len(dataset),
+        "unlabelled": len(dataset.unlabelled),
+        "miou": mean_iou(confusion, how),
+        "accuracy": confusion.accuracy(),
+        "ece": calibration.ece(),
         "iou": {
             c: (float(v) if np.isfinite(v) else None)
-            for c, v in zip(how.classes, iou, strict=True) if c in how.scored
+            for c, v in zip(how.classes, iou, strict=True)
+            if c in how.scored
         },
-        "calibration": calibration.curve(), **more,
+        "calibration": calibration.curve(),
+        **more,
         **({"left_out": dataset.plain()} if arguments.skip_bad else {}),
         "notes": [note for note in dataset.notes if "have no label" not in note],
-    }  # fmt: skip
+    }
 
 
 def _boundary(bands: BoundaryIoU, how: Plan) -> dict[str, Any]:

@@ -121,9 +121,7 @@ def evaluate(
                 if protocol.annotators:
                     out[mode] = [tables[mode].count(maps[0], masks, ignore)]
                 else:
-                    out[mode] = [
-                        tables[mode].count(p, t, ignore) for p, t in zip(maps, masks, strict=True)
-                    ]
+                    out[mode] = [tables[mode].count(p, t, ignore) for p, t in zip(maps, masks, strict=True)]
             except EdgeError as error:
                 raise EdgeError(f"{truth.names[i]}: {error}") from None
         return out
@@ -167,13 +165,17 @@ def report(tables: dict[str, EdgeCounts], classes: Sequence[str]) -> dict[str, A
             "images": int(counts.images.max()),
             "classes": {
                 name: {
-                    "ods": plain(s.ods), "threshold": plain(s.threshold), "precision": plain(s.precision),
-                    "recall": plain(s.recall), "ois": plain(s.ois), "ap": plain(s.ap),
+                    "ods": plain(s.ods),
+                    "threshold": plain(s.threshold),
+                    "precision": plain(s.precision),
+                    "recall": plain(s.recall),
+                    "ois": plain(s.ois),
+                    "ap": plain(s.ap),
                     "truth_pixels": s.truth_pixels,
                 }
                 for name, s in zip(classes, scores, strict=True)
             },
-        }  # fmt: skip
+        }
     return out
 
 

@@ -44,9 +44,11 @@ def _at(p, y, x):  # type: ignore[no-untyped-def]
     j, i = int(y), int(x)
     v, u = y - j, x - i
     return (
-        p[j, i] * (1 - v) * (1 - u) + p[j, i + 1] * (1 - v) * u
-        + p[j + 1, i] * v * (1 - u) + p[j + 1, i + 1] * v * u
-    )  # fmt: skip
+        p[j, i] * (1 - v) * (1 - u)
+        + p[j, i + 1] * (1 - v) * u
+        + p[j + 1, i] * v * (1 - u)
+        + p[j + 1, i + 1] * v * u
+    )
 
 
 @numba.njit(cache=True, nogil=True)
@@ -60,9 +62,8 @@ def _suppress(p, angle, radius, multiplier, out):  # type: ignore[no-untyped-def
             c, s = math.cos(angle[y, x]), math.sin(angle[y, x])
             stays = True
             for d in range(1, radius + 1):
-                if (
-                    value * multiplier < _at(p, y + d * s, x + d * c)
-                    or value * multiplier < _at(p, y - d * s, x - d * c)
+                if value * multiplier < _at(p, y + d * s, x + d * c) or value * multiplier < _at(
+                    p, y - d * s, x - d * c
                 ):
                     stays = False
                     break

@@ -48,9 +48,11 @@ def svg(columns: Sequence[tuple[str, Mapping[str, Any]]], title: str = "") -> st
     """
     if not columns:
         raise ValueError("no score: there is nothing to draw")
-    names = [name for name, value in columns[0][1]["iou"].items() if any(
-        _known(c["iou"].get(name)) for _, c in columns
-    )]  # fmt: skip
+    names = [
+        name
+        for name, value in columns[0][1]["iou"].items()
+        if any(_known(c["iou"].get(name)) for _, c in columns)
+    ]
     rows: list[tuple[str, list[float | None]]] = [("mean IoU", [c["miou"] for _, c in columns])]
     rows += [(name, [c["iou"].get(name) for _, c in columns]) for name in names]
     left = 30 + 7 * max(len(name) for name, _ in rows)
@@ -130,9 +132,14 @@ def _reliability(columns: Sequence[tuple[str, Mapping[str, Any]]], left: float, 
         'stroke-dasharray="3 4" fill="none"/>'
     )
     parts.append(
-        _text(left + SIDE / 2, top + SIDE + 32, "confidence, % (dot size: share of pixels)", anchor="middle",
-              colour=SOFT)
-    )  # fmt: skip
+        _text(
+            left + SIDE / 2,
+            top + SIDE + 32,
+            "confidence, % (dot size: share of pixels)",
+            anchor="middle",
+            colour=SOFT,
+        )
+    )
     for i, (_, scores) in enumerate(columns):
         curve = scores.get("calibration") or []
         spots = [

@@ -50,11 +50,13 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "16": Protocol("SYNTHIA to Cityscapes, 16 classes", "cityscapes19", _SIXTEEN, _SIXTEEN),
     "13": Protocol(
-        "SYNTHIA to Cityscapes, mIoU* of 13 classes", "cityscapes19", _SIXTEEN,
+        "SYNTHIA to Cityscapes, mIoU* of 13 classes",
+        "cityscapes19",
+        _SIXTEEN,
         _synthia(_NOT_IN_SYNTHIA + _NOT_IN_THE_MEAN),
     ),
     "11": Protocol("the 11 classes of CamVid", "camvid11", _ELEVEN, _ELEVEN),
-}  # fmt: skip
+}
 
 
 def set_space(description: str) -> str | None:

@@ -33,9 +33,11 @@ def markdown(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         (name, [c["iou"].get(name) for _, c in columns]) for name in first["iou"]
     ]
     for key, words in (
-        ("miou", "**mean IoU**"), ("boundary_miou", "mean boundary IoU"), ("accuracy", "pixels right"),
+        ("miou", "**mean IoU**"),
+        ("boundary_miou", "mean boundary IoU"),
+        ("accuracy", "pixels right"),
         ("ece", "calibration error"),
-    ):  # fmt: skip
+    ):
         if key in first:
             rows.append((words, [c.get(key) for _, c in columns]))
     for words, values in rows:

@@ -137,7 +137,7 @@ class Truth:
                 f"the label of {self.dataset.name(i)} holds class {int(known.max())}, {self.how.truth} has "
                 f"{self.how.held} and 255 for none",
                 "name the void value (--void N; --void 0 if classes count from 1), "
-                "say what the labels are (--classes, --truth), or map them"
+                "say what the labels are (--classes, --truth), or map them",
             )
         self.labelled += 1
         return frame, label if self.how.labels is None else self.how.labels[label]

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from adapt.gate.checks import Check
+from adapt.gate.checks import Check, at_most
 from adapt.gate.corruption import damaged
 from adapt.gate.limits import Limits
 
@@ -46,121 +46,156 @@ def check_frames(
         frames: uint8 [H,W,3] each, all of one size, in order of time.
         sizes: (H, W) of each frame as its camera delivered it, if frames were resized since.
     """
-    checks: list[Check] = []
-
-    def check(name: str, value: float, limit: float, reason: str, *, passed: bool | None = None) -> None:
-        fine = value <= limit if passed is None else passed
-        checks.append(Check(name, round(float(value), 5), limit, bool(fine), reason))
-
-    luma = [f[::4, ::4].astype(np.float32).mean(-1) for f in frames]
-    flat = float(np.mean([x.std() < limits.contrast for x in luma]))
-    check(
-        "frames-contrast",
-        flat,
-        limits.bad_frames,
-        f"{100 * flat:.0f}% of the frames show nothing (luma deviation under {limits.contrast:g}): "
-        "is the lens covered?",
-    )
-    glare = float(np.mean([(x >= limits.clipped).mean() > limits.glare for x in luma]))
-    check(
-        "frames-glare",
-        glare,
-        limits.bad_frames,
-        f"{100 * glare:.0f}% of the frames are white in more than {100 * limits.glare:.0f}% of the picture: "
-        "is the camera dazzled, or its exposure stuck?",
-    )
-    still = float(np.mean([np.abs(a - b).mean() < limits.motion for a, b in pairwise(luma)] or [0]))
-    check(
-        "frames-motion",
-        still,
-        limits.bad_frames,
-        f"{100 * still:.0f}% of the frames repeat the one before: is the camera stuck?",
-    )
-    counts = Counter(tuple(s[:2]) for s in sizes or [f.shape for f in frames])
-    other = 1 - max(counts.values()) / sum(counts.values())
-    shapes = ", ".join(f"{w}x{h}: {n}" for (h, w), n in counts.most_common(3))
-    check("frames-size", other, 0.0, f"pictures are of {len(counts)} sizes ({shapes}): mixed cameras?")
-    wrong = [damaged(f, before, limits) for f, before in zip(frames, [None, *frames[:-1]], strict=True)]
-    reasons = Counter(words for words in wrong if words)
-    share = sum(reasons.values()) / max(len(frames), 1)
-    what = reasons.most_common(1)[0][0] if reasons else "none is half decoded or torn"
-    check("frames-damaged", share, limits.damaged, f"{100 * share:.0f}% of the frames are damaged: {what}")
+    checks = [
+        *_exposure_checks(frames, limits),
+        _size_check(sizes or [f.shape for f in frames]),
+        _damage_check(frames, limits),
+    ]
     # What follows compares frames with each other; fewer are no sample, and a vehicle that stands sees one.
     if min(frames[0].shape[:2]) < 32:  # nothing can be told from a thumbnail
         return checks
     views = _views(frames, limits)
     if len(views) < limits.views:
         return checks
-    small = np.stack([_small(frames[i]) for i in views])
-    stuck = static_share(small.mean(-1), limits)
-    check(
-        "frames-static",
-        stuck,
-        limits.static,
-        f"{100 * stuck:.1f}% of the picture are edges that stay where they are while the rest moves: "
-        "a sticker, dirt, or the frame of a screen?",
-    )
-    if len(views) >= limits.overlay_views:
-        drawn = overlay_share(small.mean(-1), limits)
-        check(
-            "frames-overlay",
-            drawn,
-            limits.overlay,
-            f"{100 * drawn:.1f}% of the picture are edges drawn over whatever is behind them: a watermark, a "
-            "display, drops on the lens?",
-        )
-    again = repeated_share(np.stack([_small(frames[i], 32).mean(-1) for i in views]), limits)
-    check(
-        "frames-repeated",
-        again,
-        limits.repeated,
-        f"{100 * again:.0f}% of the views were there before, with others between: a recording in a loop?",
-    )
-    dead = dead_share(small.mean(-1), limits)
-    check(
-        "frames-covered",
-        dead,
-        limits.dead,
-        f"{100 * dead:.0f}% of the middle of the picture never change: is a part of the lens covered?",
-    )
-    peak = grid_peak([frames[i] for i in views])
-    check(
-        "frames-grid",
-        peak,
-        limits.grid,
-        f"the strongest regular pattern stands {peak:.1f} deviations out of the spectrum: a screen's pixels?",
-    )
+    checks += _view_checks([frames[i] for i in views], limits)
     everything = np.stack([_small(f, 32) for f in frames])
-    brightness = everything.mean((1, 2, 3))
-
-    def strong(a: np.ndarray, b: np.ndarray) -> bool:
-        return bool(abs(a - b).max() > limits.strobe * max(a.max(), b.max(), 1.0))
-
     # Of pictures that were never one after the other nothing can alternate.
     single = order(everything.mean(-1)) > limits.order
+    return [
+        *checks,
+        _strobe_check(everything.mean((1, 2, 3)), limits, single=single),
+        _camera_check(frames, limits, single=single),
+    ]
+
+
+def _exposure_checks(frames: Sequence[np.ndarray], limits: Limits) -> list[Check]:
+    """A covered lens, a dazzled one, and a camera that repeats itself."""
+    luma = [f[::4, ::4].astype(np.float32).mean(-1) for f in frames]
+    flat = float(np.mean([x.std() < limits.contrast for x in luma]))
+    glare = float(np.mean([(x >= limits.clipped).mean() > limits.glare for x in luma]))
+    still = float(np.mean([np.abs(a - b).mean() < limits.motion for a, b in pairwise(luma)] or [0]))
+    return [
+        at_most(
+            "frames-contrast",
+            flat,
+            limits.bad_frames,
+            f"{100 * flat:.0f}% of the frames show nothing (luma deviation under {limits.contrast:g}): "
+            "is the lens covered?",
+        ),
+        at_most(
+            "frames-glare",
+            glare,
+            limits.bad_frames,
+            f"{100 * glare:.0f}% of the frames are white in more than {100 * limits.glare:.0f}% of the "
+            "picture: is the camera dazzled, or its exposure stuck?",
+        ),
+        at_most(
+            "frames-motion",
+            still,
+            limits.bad_frames,
+            f"{100 * still:.0f}% of the frames repeat the one before: is the camera stuck?",
+        ),
+    ]
+
+
+def _size_check(sizes: Sequence[tuple[int, ...]]) -> Check:
+    counts = Counter(tuple(s[:2]) for s in sizes)
+    other = 1 - max(counts.values()) / sum(counts.values())
+    shapes = ", ".join(f"{w}x{h}: {n}" for (h, w), n in counts.most_common(3))
+    return at_most(
+        "frames-size", other, 0.0, f"pictures are of {len(counts)} sizes ({shapes}): mixed cameras?"
+    )
+
+
+def _damage_check(frames: Sequence[np.ndarray], limits: Limits) -> Check:
+    wrong = [damaged(f, before, limits) for f, before in zip(frames, [None, *frames[:-1]], strict=True)]
+    reasons = Counter(reason for reason in wrong if reason)
+    share = sum(reasons.values()) / max(len(frames), 1)
+    what = reasons.most_common(1)[0][0] if reasons else "none is half decoded or torn"
+    reason = f"{100 * share:.0f}% of the frames are damaged: {what}"
+    return at_most("frames-damaged", share, limits.damaged, reason)
+
+
+def _view_checks(views: Sequence[np.ndarray], limits: Limits) -> list[Check]:
+    """What stays or comes again over frames that show different things."""
+    luma = np.stack([_small(view) for view in views]).mean(-1)
+    stuck = static_share(luma, limits)
+    checks = [
+        at_most(
+            "frames-static",
+            stuck,
+            limits.static,
+            f"{100 * stuck:.1f}% of the picture are edges that stay where they are while the rest moves: "
+            "a sticker, dirt, or the frame of a screen?",
+        )
+    ]
+    if len(views) >= limits.overlay_views:
+        drawn = overlay_share(luma, limits)
+        checks.append(
+            at_most(
+                "frames-overlay",
+                drawn,
+                limits.overlay,
+                f"{100 * drawn:.1f}% of the picture are edges drawn over whatever is behind them: a "
+                "watermark, a display, drops on the lens?",
+            )
+        )
+    again = repeated_share(np.stack([_small(view, 32).mean(-1) for view in views]), limits)
+    dead = dead_share(luma, limits)
+    peak = grid_peak(views)
+    return [
+        *checks,
+        at_most(
+            "frames-repeated",
+            again,
+            limits.repeated,
+            f"{100 * again:.0f}% of the views were there before, with others between: a recording in a loop?",
+        ),
+        at_most(
+            "frames-covered",
+            dead,
+            limits.dead,
+            f"{100 * dead:.0f}% of the middle of the picture never change: is a part of the lens covered?",
+        ),
+        at_most(
+            "frames-grid",
+            peak,
+            limits.grid,
+            f"the strongest regular pattern stands {peak:.1f} deviations out of the spectrum: a screen's "
+            "pixels?",
+        ),
+    ]
+
+
+def _strobe_check(brightness: np.ndarray, limits: Limits, *, single: bool) -> Check:
+    """Does the light alternate?  `single`: the pictures are no drive, so that nothing alternates."""
     apart, minority, mixing, (a, b) = populations(brightness[:, None])
+    strong = bool(abs(a - b).max() > limits.strobe * max(a.max(), b.max(), 1.0))
     detail = f"{100 * minority:.0f}% in the smaller group, separation {apart:.2f}, mixing {mixing:.2f}"
-    found = apart > limits.apart and minority >= limits.minority and mixing >= limits.mixing and strong(a, b)
-    words = f"brightness alternates: a strobe? {detail}" if found else f"one kind of light ({detail})"
+    found = apart > limits.apart and minority >= limits.minority and mixing >= limits.mixing and strong
+    reason = f"brightness alternates: a strobe? {detail}" if found else f"one kind of light ({detail})"
     if found and single:
-        found, words = False, f"single pictures, no drive: not asked whether the light flickers ({detail})"
-    check("frames-strobe", apart, limits.apart, words, passed=not found)
-    worst, seen = (0.0, 0.0, 0.0), ""
+        found, reason = False, f"single pictures, no drive: not asked whether the light flickers ({detail})"
+    return Check("frames-strobe", round(float(apart), 5), limits.apart, not found, reason)
+
+
+def _camera_check(frames: Sequence[np.ndarray], limits: Limits, *, single: bool) -> Check:
+    """Do two cameras alternate under one name?  `single`: as for `_strobe_check`."""
+    worst, which = (0.0, 0.0, 0.0), ""
     for name, feature in camera_features(frames).items():
         apart, minority, mixing, _ = populations(feature[:, None])
         if minority >= limits.minority and mixing >= limits.mixing and apart > worst[0]:
-            worst, seen = (apart, minority, mixing), name
-    detail = f"{seen}: separation {worst[0]:.2f}, {100 * worst[1]:.0f}% in one group, mixing {worst[2]:.2f}"
+            worst, which = (apart, minority, mixing), name
+    detail = f"{which}: separation {worst[0]:.2f}, {100 * worst[1]:.0f}% in one group, mixing {worst[2]:.2f}"
     found = worst[0] > limits.apart
-    words = f"two kinds of pictures alternate, two cameras under one name? ({detail})"
+    reason = f"two kinds of pictures alternate, two cameras under one name? ({detail})"
     if found and len(frames) < limits.crowd:
-        found, words = False, f"too few pictures to tell cameras apart ({detail})"
+        found, reason = False, f"too few pictures to tell cameras apart ({detail})"
     elif found and single:
-        found, words = False, f"single pictures, no drive: not asked whether of one camera ({detail})"
+        found, reason = False, f"single pictures, no drive: not asked whether of one camera ({detail})"
     elif not found:
-        words = f"one kind of pictures ({detail})"
-    check("frames-sources", worst[0], limits.apart, words, passed=not found)
-    return checks
+        reason = f"one kind of pictures ({detail})"
+    return Check("frames-sources", round(float(worst[0]), 5), limits.apart, not found, reason)
 
 
 def order(luma: np.ndarray, reach: int = 2) -> float:

@@ -9,7 +9,7 @@ from adapt.gate.limits import Limits
 from adapt.labels.published import CODES
 from adapt.round.outcome import RoundError
 from adapt.train.augment import Augmentation
-from adapt.train.batches import Mixture
+from adapt.train.batches import BatchMix
 from adapt.train.segmentation import TrainConfig
 
 __all__ = ["RoundConfig"]
@@ -45,7 +45,7 @@ class RoundConfig:
         crop, scale, flip, brightness, colour, blur, noise: see `adapt.train.augment`; crop None = frame.
         rate, weight_decay, schedule, warm, bn, mrkld, ema, mic, clip, amp, compile, memory_mb: see
             `adapt.train.segmentation.TrainConfig`.
-        rare, rare_target, classmix: see `adapt.train.batches.Mixture`.
+        rare, rare_target, classmix: see `adapt.train.batches.BatchMix`.
         lrent: CRST's soft labels with this weight of the entropy (published: 0.25), 0 = CBST's.
         policy: "cbst" (one λ_c per class) or "st" (one λ).
         compat: "cbst" or "crst" computes λ_c and labels as that published code does
@@ -205,9 +205,9 @@ class RoundConfig:
             memory_mb=self.memory_mb,
         )
 
-    def mixture(self, source_free: bool, size: tuple[int, int] = (1, 1)) -> Mixture:
+    def mixture(self, source_free: bool, size: tuple[int, int] = (1, 1)) -> BatchMix:
         """What a batch is made of, with crops of `size` if `crop` is None."""
-        return Mixture(
+        return BatchMix(
             0 if source_free else self.source,
             self.target + (self.source if source_free else 0),
             Augmentation(

@@ -1,7 +1,7 @@
-"""Labels for a round: who gives them, and the folder that stores them.
+"""Labels for a round: labellers, and the folder that stores their labels.
 
     ClassBalancedLabels   the network's own answers, confident ones alone (CBST, CRST)
-    GivenLabels           labels that somebody made: the labelled bound of a round
+    GivenLabels           labels that a person made: the labelled bound of a round
     CorruptedLabels       the labels of another labeller, changed on purpose: for measuring the gate
 
 Knows networks and frames; knows no round.

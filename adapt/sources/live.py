@@ -120,10 +120,17 @@ class LiveSource:
 
 def _captured(tapped: Any) -> Captured:
     return Captured(
-        tapped.frame, float(tapped.time), tapped.source, tapped.model, int(tapped.version), tapped.labels,
-        tapped.confidence, getattr(tapped, "place", None), getattr(tapped, "collect", None),
+        tapped.frame,
+        float(tapped.time),
+        tapped.source,
+        tapped.model,
+        int(tapped.version),
+        tapped.labels,
+        tapped.confidence,
+        getattr(tapped, "place", None),
+        getattr(tapped, "collect", None),
         int(tapped.dropped),
-    )  # fmt: skip
+    )
 
 
 def _details(error: Any) -> str:

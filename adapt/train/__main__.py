@@ -85,9 +85,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add_options(p)
     p.add_argument(
-        "--cache-mb", type=float, default=CACHE_MB, metavar="N",
+        "--cache-mb",
+        type=float,
+        default=CACHE_MB,
+        metavar="N",
         help=f"MiB of frames that stay in memory; the others are read again in each epoch ({CACHE_MB})",
-    )  # fmt: skip
+    )
     p.add_argument("--out", metavar="PACK", required=True, help="directory of the new pack; must not exist")
     p.add_argument("--size", metavar="HxW", type=pair, help="frame size (the parent's, or 128x256)")
     p.add_argument("--crop", metavar="HxW", type=pair, help="training crops (the frame size)")
@@ -112,18 +115,23 @@ def parser() -> argparse.ArgumentParser:
         "--noise", type=float, default=0.0, metavar="S", help="sensor noise up to S levels (0: none)"
     )
     p.add_argument(
-        "--bn", choices=("batch", "frozen"), default="batch",
+        "--bn",
+        choices=("batch", "frozen"),
+        default="batch",
         help="batch statistics in training: the batch's, or those of --init kept (batch)",
-    )  # fmt: skip
+    )
     p.add_argument(
         "--ema", type=float, default=0.0, metavar="A", help="ship the mean of the weights, decay A (0: none)"
     )
     p.add_argument("--amp", choices=("bf16",), default="", help="run the network in bfloat16")
     p.add_argument("--compile", action="store_true", help="torch.compile the network (minutes, once)")
     p.add_argument(
-        "--memory-mb", type=float, default=0.0, metavar="N",
+        "--memory-mb",
+        type=float,
+        default=0.0,
+        metavar="N",
         help="MiB that training may take beyond the weights; the first layers are frozen until it fits",
-    )  # fmt: skip
+    )
     p.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 (cpu)")
     p.add_argument(
         "--replay", type=int, default=64, metavar="N", help="training frames kept in the pack (64)"
@@ -201,16 +209,25 @@ def _begin(arguments: argparse.Namespace) -> tuple[Any, Any]:
     extra = {key: _value(value) for key, value in extra.items()}
     torch.manual_seed(arguments.seed)
     common: dict[str, Any] = {
-        "version": arguments.version, "classes": space.classes, "colours": space.colours,
-        "licence": arguments.licence, "parent": "", "adaptation": {}, "training": "",
-    }  # fmt: skip
+        "version": arguments.version,
+        "classes": space.classes,
+        "colours": space.colours,
+        "licence": arguments.licence,
+        "parent": "",
+        "adaptation": {},
+        "training": "",
+    }
     if arguments.network:
         network = networks.create(arguments.network, classes=len(space.classes), **extra)
         return network, PackSpec(
-            name=arguments.name or arguments.network, network=arguments.network, arguments=extra,
-            size=arguments.size or (128, 256), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+            name=arguments.name or arguments.network,
+            network=arguments.network,
+            arguments=extra,
+            size=arguments.size or (128, 256),
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
             **common,
-        )  # fmt: skip
+        )
     parent = load_pack(arguments.init)
     old = next((name for name, s in SPACES.items() if s.classes == parent.spec.classes), None)
     if old is None:
@@ -222,10 +239,12 @@ def _begin(arguments: argparse.Namespace) -> tuple[Any, Any]:
     )
     supervised.transfer(parent.state(), network, mapping(old, space.name), len(parent.spec.classes))
     return network, replace(
-        parent.spec, name=arguments.name or parent.spec.name, arguments={**parent.spec.arguments, **extra},
+        parent.spec,
+        name=arguments.name or parent.spec.name,
+        arguments={**parent.spec.arguments, **extra},
         size=arguments.size or parent.spec.size,
         **{**common, "licence": arguments.licence or parent.spec.licence},
-    )  # fmt: skip
+    )
 
 
 def _spread(count: int, wanted: int) -> list[int]:
@@ -272,35 +291,48 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"{what} {height}x{width}: both must be multiples of {multiple} for {spec.network}"
             )
     recipe = supervised.Recipe(
-        epochs=arguments.epochs, batch=arguments.batch, rate=arguments.rate,
+        epochs=arguments.epochs,
+        batch=arguments.batch,
+        rate=arguments.rate,
         weight_decay=arguments.weight_decay,
         augmentation=Augmentation(
-            crop, arguments.scale, not arguments.no_flip,
-            brightness=arguments.brightness, colour=arguments.colour,
-            blur=arguments.blur, noise=arguments.noise,
+            crop,
+            arguments.scale,
+            not arguments.no_flip,
+            brightness=arguments.brightness,
+            colour=arguments.colour,
+            blur=arguments.blur,
+            noise=arguments.noise,
         ),
-        bn=arguments.bn, ema=arguments.ema, amp=arguments.amp, compile=arguments.compile,
+        bn=arguments.bn,
+        ema=arguments.ema,
+        amp=arguments.amp,
+        compile=arguments.compile,
         memory_mb=arguments.memory_mb,
-    )  # fmt: skip
+    )
     checkpoint = Path(arguments.checkpoint or f"{out}.checkpoint.pt")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = {"pack": str(out)}
     with ProgressBars(quiet=arguments.quiet) as bars:
         told = {
-            "skip_bad": arguments.skip_bad, "classes": spec.classes, "digests": held is not None,
+            "skip_bad": arguments.skip_bad,
+            "classes": spec.classes,
+            "digests": held is not None,
             "progress": bars,
-        }  # fmt: skip
+        }
         counted = priors.SpatialPrior(len(spec.classes))
-        pairs = examine(
-            data, what=arguments.data, each=counted.add, cache_mb=arguments.cache_mb, **told
-        )
+        pairs = examine(data, what=arguments.data, each=counted.add, cache_mb=arguments.cache_mb, **told)
         frames = supervised.LabelledFrames(pairs)
         val: Pairs | None = None
         if held is not None:
             val = examine(
-                held, what=arguments.val, labelled=False, cache_mb=arguments.cache_mb / 4, stage="read val",
+                held,
+                what=arguments.val,
+                labelled=False,
+                cache_mb=arguments.cache_mb / 4,
+                stage="read val",
                 **{**told, "digests": False},
-            )  # fmt: skip
+            )
             if not val.counts[:255].any():
                 raise DataError(f"{arguments.val} holds no labelled pixel: there is nothing to score on")
             refuse_overlap(pairs, Resized(val, spec.size))
@@ -313,9 +345,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             confusion, calibration = score(network, spec, val, progress=bars)
             iou = confusion.iou()
             summary |= {
-                "miou": confusion.miou(), "ece": calibration.ece(),
+                "miou": confusion.miou(),
+                "ece": calibration.ece(),
                 "iou": {c: float(v) for c, v in zip(spec.classes, iou, strict=True) if np.isfinite(v)},
-            }  # fmt: skip
+            }
         words = f"{recipe.words()}; {arguments.data.rpartition(os.sep)[2]}; seed {arguments.seed}"
         if pairs.left_out:
             words += f"; {len(pairs.left_out)} bad pairs left out"
@@ -328,7 +361,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             frame, label = kept[i]
             if label is not None:
                 replay.append((frame, label, "holdout"))
-        # What it answers on frames it has not learnt from, where there are any: the point drift is told from.
+        # Its answers on frames it has not learnt from, if there are any: drift is measured from there.
         seen = [x for x, _, split in replay if split == "holdout"] or [x for x, _, _ in replay]
         seen = seen or [frames[i][0] for i in _spread(len(frames), arguments.golden or 4)]
         confidence = inference.confidence_histogram(network.eval(), spec, seen)
@@ -336,18 +369,25 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         counts = pairs.counts[: len(spec.classes)]
         shares = counts / max(int(counts.sum()), 1)
         pack = write_pack(
-            out, spec, network.cpu().state_dict(), replay=replay,
+            out,
+            spec,
+            network.cpu().state_dict(),
+            replay=replay,
             golden=np.stack(golden) if golden else None,
             reference={"share": shares, "confidence": confidence},
             prior=counted.prior(),
-        )  # fmt: skip
+        )
     checkpoint.unlink(missing_ok=True)
     return summary | {
-        "sha256": pack.sha256, "training": words, "seed": arguments.seed, "frames": len(frames),
-        "steps": recipe.steps(len(frames)), "seconds": round(time.monotonic() - start, 1),
+        "sha256": pack.sha256,
+        "training": words,
+        "seed": arguments.seed,
+        "frames": len(frames),
+        "steps": recipe.steps(len(frames)),
+        "seconds": round(time.monotonic() - start, 1),
         "threads": torch.get_num_threads(),
         **({"left_out": pairs.plain()} if arguments.skip_bad else {}),
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

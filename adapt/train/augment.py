@@ -41,8 +41,11 @@ class Augmentation:
         if min(self.size) <= 0:
             raise ValueError(f"crop {self.size}: both sides are positive")
         for name, least, most in (
-            ("brightness", 1, 100), ("colour", 0, 10), ("blur", 0, 1), ("noise", 0, 255),
-        ):  # fmt: skip
+            ("brightness", 1, 100),
+            ("colour", 0, 10),
+            ("blur", 0, 1),
+            ("noise", 0, 255),
+        ):
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name} {getattr(self, name)}: give {least} to {most}")
 

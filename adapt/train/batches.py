@@ -16,7 +16,7 @@ from adapt.train.mic import block_mask
 from adapt.train.segmentation import Batch
 from adapt.train.trainer import generator
 
-__all__ = ["Mixture", "class_mix", "rare_class_chances", "sampler"]
+__all__ = ["BatchMix", "class_mix", "rare_class_chances", "sampler"]
 
 IGNORE = 255
 #: A rare class that was drawn should be in the crop: DAFormer asks 3000 of 512x512 pixels, in ten tries.
@@ -25,10 +25,10 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Mixture:
+class BatchMix:
     """What a batch is made of.
 
-    source, target: images of each.  augmentation: crops of target frames, and of source frames where
+    source, target: images of each.  augmentation: crops of target frames, and of source frames if
     `source_augmentation` is None.  rare: temperature of rare-class sampling on replay, 0 = uniform
     (DAFormer: 0.01; larger is milder); rare_target: the same on pseudo-labels.  classmix: chance that a
     target crop gets half the classes of a replay crop pasted on (DACS).  mic: draw masks for masked image
@@ -127,7 +127,7 @@ def _stacked(y: np.ndarray, soft: np.ndarray | None, ignore: np.ndarray | None, 
 def sampler(
     replay: Sequence[Pair],
     target: Sequence[Pair],
-    mixture: Mixture,
+    mixture: BatchMix,
     classes: int,
     seed: int,
     stage: int,
@@ -138,13 +138,13 @@ def sampler(
     """(step) -> Batch, a function of (seed, stage, step) alone.
 
     Args:
-        replay: labelled source frames (may be empty where `mixture.source` is 0).
+        replay: labelled source frames (may be empty if `mixture.source` is 0).
         target: frames with pseudo-labels.
         soft: LRENT's labels of the target frames, uint8 [H,W,2K] each (`adapt.labels.lrent`), or None.
         valid: bool [H,W], False = the pixel has no part in MIC (own bonnet, border), or None.
 
     Raises:
-        ValueError: the batch asks for frames that there are none of.
+        ValueError: the batch asks for frames and there is none.
     """
     if mixture.source and not replay:
         raise ValueError("the batch asks for source frames and there is no replay: use a source-free mixture")
@@ -179,9 +179,11 @@ def sampler(
         if not several:
             return Batch(frames, labels, is_target)
         batch = Batch(
-            frames, np.ascontiguousarray(labels[..., 0]), is_target,
+            frames,
+            np.ascontiguousarray(labels[..., 0]),
+            is_target,
             soft=np.ascontiguousarray(labels[..., 1:-1]) if keep else None,
-        )  # fmt: skip
+        )
         if not mixture.mic:
             return batch
         return replace(

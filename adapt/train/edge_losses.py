@@ -22,7 +22,7 @@ __all__ = ["multilabel_edge_loss", "unpack_labels"]
 def unpack_labels(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Bit field uint32 (or int32/int64 of the same bits) [N,C,H,W] -> (bool [N,K,H,W], valid bool [N,H,W]).
 
-    Raises ValueError where the channels are not those of ``classes``.
+    Raises ValueError if the channels are not those of ``classes``.
     """
     channels = (classes + 1 + 31) // 32
     if labels.ndim != 4 or labels.shape[1] != channels:

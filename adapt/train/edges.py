@@ -4,7 +4,7 @@ alone.
 SEAL's loop: rounds of some hundred crops; at the start of each but the first the labels of its crops are
 aligned to the ridges of the current weights, then the round's updates are made on them.  Everything random
 of round r comes from (seed, r), so a run is repeatable.  A network needs ``sides`` (see
-``networks.architectures.casenet``); one with ``joint`` is trained with its segmentation beside.
+``networks.architectures.casenet``); one with ``joint`` is trained together with its segmentation.
 
 Source: Yu et al., CVPR 2017 and ECCV 2018; the published constants are the presets' comments.
 """
@@ -119,7 +119,7 @@ def crops_of_edges(
 
 # ---------------------------------------------------------------------------------------------- training
 def _moving(network: nn.Module, recipe: EdgeRecipe) -> list[tuple[str, nn.Parameter]]:
-    """Parameters that are trained, by name.  Raises ValueError where none is."""
+    """Parameters that are trained, by name.  Raises ValueError if there is none."""
     stay = {id(p) for layer in batchnorm.layers(network) for p in layer.parameters() if recipe.frozen_affine}
     moving = [
         (name, p)

@@ -85,9 +85,12 @@ def parser() -> argparse.ArgumentParser:
     add("--data", metavar="SET", help="labelled frames")
     add_options(p)
     add(
-        "--cache-mb", type=float, default=CACHE_MB, metavar="N",
+        "--cache-mb",
+        type=float,
+        default=CACHE_MB,
+        metavar="N",
         help=f"MiB of frames that stay in memory; the others are read again ({CACHE_MB})",
-    )  # fmt: skip
+    )
     add("--labels", type=Path, metavar="DIR", help="edge labels")
     add("--images", type=Path, metavar="DIR", help="their images")
     add(
@@ -148,8 +151,12 @@ def _draw(a: argparse.Namespace, names: tuple[str, ...], progress: Any) -> tuple
                 open_dataset(a.data, reading=reading_of(a, names)),
                 training_plan(a.data, names, space),
             ),
-            what=a.data, skip_bad=a.skip_bad, classes=names, progress=progress, cache_mb=a.cache_mb,
-        )  # fmt: skip
+            what=a.data,
+            skip_bad=a.skip_bad,
+            classes=names,
+            progress=progress,
+            cache_mb=a.cache_mb,
+        )
         for note in pairs.notes:
             print(f"adapt.train edges: {' '.join(note.split())}", file=sys.stderr)
         known: Any = pairs
@@ -288,31 +295,50 @@ def _run(a: argparse.Namespace, progress: Any) -> dict[str, Any]:
     draw, left_out = _draw(a, names, progress)
     start = time.monotonic()
     spec = PackSpec(
-        name=a.name or a.network, version="1.0.0", network=a.network, arguments=arguments, classes=names,
-        colours=colours, size=a.crop, mean=mean, std=std, channel_order=order,
+        name=a.name or a.network,
+        version="1.0.0",
+        network=a.network,
+        arguments=arguments,
+        classes=names,
+        colours=colours,
+        size=a.crop,
+        mean=mean,
+        std=std,
+        channel_order=order,
         task=network.TASK,
         training=f"{a.preset or 'edges'}{', SEAL' if recipe.aligned else ''}: "
-            f"{recipe.steps} steps of {recipe.batch}, "
+        f"{recipe.steps} steps of {recipe.batch}, "
         f"rate {recipe.rate:g}, crops {a.crop[0]}x{a.crop[1]}, seed {a.seed}",
-    )  # fmt: skip
+    )
     checkpoint = a.out.with_name(f"{a.out.name}.checkpoint.pt")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     new = ("cache_mb", "void", "palette", "skip_bad")  # a checkpoint of earlier days knows none of them
     apart = ("out", "name", "json", "quiet", "jobs", "cache_mb", *(key for key in new if not getattr(a, key)))
     told = {k: str(v) for k, v in vars(a).items() if k not in apart}
     history = train(
-        network, spec, draw, recipe, seed=a.seed, checkpoint=checkpoint,
-        identity=repr((recipe, sorted(told.items()))), progress=progress, jobs=a.jobs,
-    )  # fmt: skip
+        network,
+        spec,
+        draw,
+        recipe,
+        seed=a.seed,
+        checkpoint=checkpoint,
+        identity=repr((recipe, sorted(told.items()))),
+        progress=progress,
+        jobs=a.jobs,
+    )
     pack = write_pack(a.out, spec, network.state_dict())
     checkpoint.unlink(missing_ok=True)
     shutil.rmtree(checkpoint.with_name(f"{checkpoint.name}.labels"), ignore_errors=True)
     return {
-        "pack": str(pack.path), "sha256": pack.sha256, "training": spec.training, "loaded": loaded,
-        "loss_first": float(np.mean(history[:5])), "loss_last": float(np.mean(history[-5:])),
+        "pack": str(pack.path),
+        "sha256": pack.sha256,
+        "training": spec.training,
+        "loaded": loaded,
+        "loss_first": float(np.mean(history[:5])),
+        "loss_last": float(np.mean(history[-5:])),
         "seconds": round(time.monotonic() - start, 1),
         **({"left_out": [{"name": n, "reason": why} for n, why in left_out]} if a.skip_bad else {}),
-    }  # fmt: skip
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -335,8 +361,14 @@ def _command(argv: list[str] | None) -> int:
         with ProgressBars(quiet=a.quiet) as bars:
             summary = _run(a, bars)
     except (
-        CheckpointError, DataError, EdgeError, PackError, ValueError, FloatingPointError, OSError,
-    ) as error:  # fmt: skip
+        CheckpointError,
+        DataError,
+        EdgeError,
+        PackError,
+        ValueError,
+        FloatingPointError,
+        OSError,
+    ) as error:
         print(f"adapt.train edges: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(json.dumps(summary) if a.json else "\n".join(f"{k}: {v}" for k, v in summary.items()))

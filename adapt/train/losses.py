@@ -18,7 +18,7 @@ IGNORE = 255
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean of −log p(label) over pixels whose label is not 255; 0 where there are none.
+    """Mean of −log p(label) over pixels whose label is not 255; 0 if there is none.
 
     Args:
         logits: float32 [N,C,H,W].
@@ -55,7 +55,7 @@ def mrkld(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(logits: Tensor, soft: Tensor) -> Tensor:
-    """−Σ_c ŷ_c log p_c (LRENT's soft labels), mean over pixels that have one; 0 where there are none.
+    """−Σ_c ŷ_c log p_c (LRENT's soft labels), mean over pixels that have one; 0 if there is none.
 
     Args:
         logits: float32 [N,C,H,W].

@@ -1,8 +1,9 @@
 """Masked image consistency (Hoyer et al., *MIC*, CVPR 2023): learn the context of the target domain.
 
-Most blocks of a target crop are hidden from the student, and what it says of the whole crop is held to what
-the mean teacher says of the crop unhidden.  A crop's weight is the share of its pixels that the teacher is
-sure of.  Blocks of 64 pixels at a crop of 512, ratio .7, confidence .968 and weight 1 are the paper's.
+Most blocks of a target crop are hidden from the student, and its answer to the whole crop is held to the
+answer of the mean teacher to the crop unhidden.  A crop's weight is the share of its pixels that the
+teacher is sure of.  Blocks of 64 pixels at a crop of 512, ratio .7, confidence .968 and weight 1 are the
+paper's.
 
 This module knows tensors and masks.  It may not know where crops come from or how weights move.
 """

@@ -1,7 +1,8 @@
 """Training of a source model on labelled frames: the recipe behind ``python -m adapt.train``.
 
-AdamW, one cycle, random scale, crop and flip; colours of another light only where asked for, because a
-source model that has seen every light leaves adaptation less to do: state the recipe before comparing.
+AdamW, one cycle, random scale, crop and flip.  Colours of another light come only if the recipe asks for
+them: a source model that has seen every light leaves adaptation less to do.  State the recipe before
+comparing.
 """
 
 from __future__ import annotations
@@ -44,14 +45,20 @@ class Recipe:
     memory_mb: float = 0.0
 
     def __post_init__(self) -> None:
-        self.optimisation(1)  # says what cannot be before any frame is read
+        self.optimisation(1)  # validates the settings before any data is read
 
     def optimisation(self, frames: int) -> TrainConfig:
-        """How weights move over that many frames."""
+        """The optimisation of a training on that many frames."""
         return TrainConfig(
-            steps=self.steps(frames), rate=self.rate, weight_decay=self.weight_decay, bn=self.bn,
-            ema=self.ema, amp=self.amp, compile=self.compile, memory_mb=self.memory_mb,
-        )  # fmt: skip
+            steps=self.steps(frames),
+            rate=self.rate,
+            weight_decay=self.weight_decay,
+            bn=self.bn,
+            ema=self.ema,
+            amp=self.amp,
+            compile=self.compile,
+            memory_mb=self.memory_mb,
+        )
 
     def steps(self, frames: int) -> int:
         """Optimiser steps for that many frames."""
@@ -96,7 +103,7 @@ class LabelledFrames(Sequence[Pair]):
 def load(dataset: Dataset, progress: Progress = no_progress) -> LabelledFrames:
     """Every labelled frame of a data set; what does not fit in a cache of 1 GiB is read again when asked for.
 
-    Raises DataError for bad pairs and where no frame has a label.
+    Raises DataError for bad pairs, and if no frame has a label.
     """
     return LabelledFrames(examine(dataset, what="the data set", progress=progress))
 
@@ -135,13 +142,19 @@ def train(
     progress: Progress = no_progress,
     stage: str = "train",
 ) -> nn.Module:
-    """Train in place; continues from `checkpoint` where it holds the same recipe and seed."""
+    """Train in place; continues from `checkpoint` if it holds the same recipe and seed."""
     how = recipe.optimisation(len(frames))
     identity = repr((asdict(recipe), seed, len(frames), spec.name))
     trainer = SegmentationTrainer(
-        network, spec, how, sampler(frames, recipe, seed),
-        seed=seed, checkpoint=checkpoint, every=every, identity=identity,
-    )  # fmt: skip
+        network,
+        spec,
+        how,
+        sampler(frames, recipe, seed),
+        seed=seed,
+        checkpoint=checkpoint,
+        every=every,
+        identity=identity,
+    )
     return trainer.run(progress, stage)
 
 

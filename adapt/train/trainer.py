@@ -162,7 +162,6 @@ class ResumableTrainer:
             self._before_step(progress)
             start = time.monotonic()
             loss = self.one_step()
-            self.history.append(loss)
             seconds = time.monotonic() - start
             due = self.step % self.every == 0 or self.step == self.steps
             if due and self.STORE_FIRST:
@@ -173,7 +172,7 @@ class ResumableTrainer:
             self._after_step()
 
     def one_step(self) -> float:
-        """Move the weights once and return the loss.  `history` stays as it is.
+        """Move the weights once; returns the loss, which is also appended to `history`.
 
         Raises:
             FloatingPointError: the loss is not finite; no weight has moved.
@@ -189,4 +188,5 @@ class ResumableTrainer:
             torch.nn.utils.clip_grad_norm_(self.moving, self.clip)
         self.optimiser.step()
         self._after_update(step)
+        self.history.append(value)
         return value

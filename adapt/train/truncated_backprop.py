@@ -165,15 +165,23 @@ class _Dry:
         found = usage(self.network, self.loss, self.known)
         state = self.states * sum(self.parameters[name].nbytes for name in moving)
         return Cut(
-            self.order[k], moving, len(moving) / self.learnt, found.peak + state + self.teacher,
+            self.order[k],
+            moving,
+            len(moving) / self.learnt,
+            found.peak + state + self.teacher,
             found.saved,
-        )  # fmt: skip
+        )
 
 
 def cuts(
-    network: nn.Module, loss: Loss, *, known: Iterable[Tensor] = (), states: int = 2, ema: bool = False,
+    network: nn.Module,
+    loss: Loss,
+    *,
+    known: Iterable[Tensor] = (),
+    states: int = 2,
+    ema: bool = False,
     points: int = 9,
-) -> list[Cut]:  # fmt: skip
+) -> list[Cut]:
     """The curve of bytes by cut: `points` of them, from everything moving to the last module alone."""
     dry = _Dry(network, loss, known, states, ema)
     last = len(dry.order) - 1
@@ -181,9 +189,14 @@ def cuts(
 
 
 def choose(
-    network: nn.Module, loss: Loss, budget: int, *, known: Iterable[Tensor] = (), states: int = 2,
+    network: nn.Module,
+    loss: Loss,
+    budget: int,
+    *,
+    known: Iterable[Tensor] = (),
+    states: int = 2,
     ema: bool = False,
-) -> Cut:  # fmt: skip
+) -> Cut:
     """The cut with the most moving parameters whose predicted peak is at most `budget` bytes.
 
     Args:
@@ -192,7 +205,7 @@ def choose(
         budget: bytes that training may take beyond the weights.
         known: tensors that the loss brings along (inputs); they count for nothing.
         states: optimiser tensors for each parameter that moves (AdamW: 2).
-        ema: a teacher is kept beside (the size of all parameters).
+        ema: a teacher is kept too (the size of all parameters).
 
     Raises:
         ValueError: not even the last module alone fits.
@@ -214,4 +227,3 @@ def choose(
         else:
             low = middle + 1
     return best
-

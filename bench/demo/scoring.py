@@ -97,7 +97,7 @@ class Exam:
         from adapt import batchnorm, inference
         from adapt.data.base import read_frame, read_label
         from adapt.train.augment import Augmentation
-        from adapt.train.batches import Mixture, sampler
+        from adapt.train.batches import BatchMix, sampler
         from adapt.train.segmentation import SegmentationTrainer
         from networks.pack import normalise
 
@@ -110,7 +110,7 @@ class Exam:
         light = Augmentation(
             size, tuple(config.scale), config.flip, brightness=config.brightness, colour=config.colour
         )
-        mixture = Mixture(config.source, config.target, light, rare=config.rare, classmix=config.classmix)
+        mixture = BatchMix(config.source, config.target, light, rare=config.rare, classmix=config.classmix)
         last = len(config.portions) - 1
         network = pack.network()
         draw = sampler(replay, pairs, mixture, self.classes, config.seed, last)

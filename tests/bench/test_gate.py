@@ -23,13 +23,26 @@ from tests.adapt.conftest import toy_spec
 def a_record(**changes):
     share = [0.5, 0.3, 0.15, 0.05]
     measures = {
-        "share": share, "confidence": 0.8, "flip": 0.85, "variety": 3.1, "information": 0.9, "source": 0.6,
-    }  # fmt: skip
+        "share": share,
+        "confidence": 0.8,
+        "flip": 0.85,
+        "variety": 3.1,
+        "information": 0.9,
+        "source": 0.6,
+    }
     stage = {"miou": 0.5, "source": 0.6, "measures": measures, "moved": 0.02, "agree": 0.9, "extra": {}}
     record = {
-        "key": "good/dusk/0", "kind": "good", "seed": 0, "before": 0.4, "source_before": 0.6, "looked": [],
-        "parent": measures, "source_share": share, "statistics": {**stage, "miou": 0.48}, "train-1": stage,
-    }  # fmt: skip
+        "key": "good/dusk/0",
+        "kind": "good",
+        "seed": 0,
+        "before": 0.4,
+        "source_before": 0.6,
+        "looked": [],
+        "parent": measures,
+        "source_share": share,
+        "statistics": {**stage, "miou": 0.48},
+        "train-1": stage,
+    }
     return {**record, **changes}
 
 
@@ -96,10 +109,18 @@ def street_pack(tmp_path_factory):
     """An untrained network of the bench's classes and size, with replay and hold-out."""
     torch.manual_seed(0)
     spec = PackSpec(
-        name="street-small", version="1.0.0", network="roadnet", arguments={"width": 8},
-        classes=STREET.classes, colours=STREET.colours, size=bench.SIZE, mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25), training="none", licence="Apache-2.0",
-    )  # fmt: skip
+        name="street-small",
+        version="1.0.0",
+        network="roadnet",
+        arguments={"width": 8},
+        classes=STREET.classes,
+        colours=STREET.colours,
+        size=bench.SIZE,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        training="none",
+        licence="Apache-2.0",
+    )
     network = networks.create("roadnet", classes=len(spec.classes), width=8)
     pairs = [scenes.render(i, "day", bench.SIZE) for i in range(6)]
     replay = [(*pair, "train" if i < 4 else "holdout") for i, pair in enumerate(pairs)]
@@ -110,14 +131,18 @@ def street_pack(tmp_path_factory):
 def test_a_case_is_recorded_with_every_candidate_and_its_labels_are_corrupted(
     street_pack, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(bench, "exam", lambda seed, domain, count=40: [
-        scenes.render(700_000 + i, domain, bench.SIZE) for i in range(6)
-    ])  # fmt: skip
+    monkeypatch.setattr(
+        bench,
+        "exam",
+        lambda seed, domain, count=40: [scenes.render(700_000 + i, domain, bench.SIZE) for i in range(6)],
+    )
     seen = []
     monkeypatch.setitem(bench.RELABEL, "label-flipped", lambda y, seed: seen.append(seed) or y)
-    monkeypatch.setattr(bench, "road", lambda seed, domain: [
-        frame for frame, _ in scenes.drive(600_000, domain, 8, bench.SIZE, step=2.5)
-    ])  # fmt: skip
+    monkeypatch.setattr(
+        bench,
+        "road",
+        lambda seed, domain: [frame for frame, _ in scenes.drive(600_000, domain, 8, bench.SIZE, step=2.5)],
+    )
     case = bench.Case("label-flipped", "dusk", 3, (("steps", 2), ("source", 2), ("target", 2)))
     record = json.loads(json.dumps(bench.run_case(street_pack, case, tmp_path)))
     assert record["key"] == "label-flipped/dusk/3"

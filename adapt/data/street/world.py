@@ -15,9 +15,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 CLASSES = (
-    "road", "marking", "pavement", "terrain", "building", "fence",
-    "vegetation", "sky", "pole", "sign", "car", "person",
-)  # fmt: skip
+    "road",
+    "marking",
+    "pavement",
+    "terrain",
+    "building",
+    "fence",
+    "vegetation",
+    "sky",
+    "pole",
+    "sign",
+    "car",
+    "person",
+)
 ROAD, MARKING, PAVEMENT, TERRAIN, BUILDING, FENCE, VEGETATION, SKY, POLE, SIGN, CAR, PERSON = range(12)
 
 # Materials: how a polygon is textured.
@@ -32,17 +42,37 @@ Colour = tuple[float, float, float]
 Point = tuple[float, float, float]
 
 BRICKS: tuple[Colour, ...] = (
-    (0.62, 0.38, 0.30), (0.74, 0.66, 0.54), (0.80, 0.77, 0.72), (0.55, 0.53, 0.52), (0.84, 0.74, 0.52),
-    (0.45, 0.40, 0.38), (0.66, 0.70, 0.74), (0.72, 0.55, 0.47), (0.50, 0.56, 0.52), (0.88, 0.86, 0.82),
-)  # fmt: skip
+    (0.62, 0.38, 0.30),
+    (0.74, 0.66, 0.54),
+    (0.80, 0.77, 0.72),
+    (0.55, 0.53, 0.52),
+    (0.84, 0.74, 0.52),
+    (0.45, 0.40, 0.38),
+    (0.66, 0.70, 0.74),
+    (0.72, 0.55, 0.47),
+    (0.50, 0.56, 0.52),
+    (0.88, 0.86, 0.82),
+)
 PAINTS: tuple[Colour, ...] = (
-    (0.86, 0.86, 0.87), (0.62, 0.64, 0.66), (0.12, 0.12, 0.13), (0.33, 0.34, 0.36), (0.60, 0.10, 0.10),
-    (0.12, 0.22, 0.48), (0.20, 0.34, 0.24), (0.72, 0.58, 0.18), (0.45, 0.32, 0.22), (0.40, 0.58, 0.68),
-)  # fmt: skip
+    (0.86, 0.86, 0.87),
+    (0.62, 0.64, 0.66),
+    (0.12, 0.12, 0.13),
+    (0.33, 0.34, 0.36),
+    (0.60, 0.10, 0.10),
+    (0.12, 0.22, 0.48),
+    (0.20, 0.34, 0.24),
+    (0.72, 0.58, 0.18),
+    (0.45, 0.32, 0.22),
+    (0.40, 0.58, 0.68),
+)
 LEAF: tuple[Colour, ...] = (
-    (0.26, 0.40, 0.16), (0.20, 0.32, 0.17), (0.36, 0.46, 0.18), (0.50, 0.45, 0.18), (0.56, 0.36, 0.16),
+    (0.26, 0.40, 0.16),
+    (0.20, 0.32, 0.17),
+    (0.36, 0.46, 0.18),
+    (0.50, 0.45, 0.18),
+    (0.56, 0.36, 0.16),
     (0.30, 0.36, 0.26),
-)  # fmt: skip
+)
 
 
 @dataclass
@@ -130,15 +160,21 @@ class Kit:
         start = np.array(self.start, np.int64)
         frame = np.array(self.frame, np.float32).reshape(-1, 4, 3)
         return Shapes(
-            s=np.array(self.s, np.float64), d=np.array(self.d, np.float64),
-            speed=np.array(self.speed, np.float64), order=np.array(self.order, np.float64),
+            s=np.array(self.s, np.float64),
+            d=np.array(self.d, np.float64),
+            speed=np.array(self.speed, np.float64),
+            order=np.array(self.order, np.float64),
             lamp=np.array(self.lamp, np.float32),
-            points=np.array(self.points, np.float32).reshape(-1, 3), owner=owner,
-            count=counts, face_owner=owner[start] if len(start) else start,
-            label=np.array(self.label, np.uint8), material=np.array(self.material, np.uint8),
+            points=np.array(self.points, np.float32).reshape(-1, 3),
+            owner=owner,
+            count=counts,
+            face_owner=owner[start] if len(start) else start,
+            label=np.array(self.label, np.uint8),
+            material=np.array(self.material, np.uint8),
             colour=np.array(self.colour, np.float32).reshape(-1, 3),
-            params=np.array(self.params, np.float32).reshape(-1, 4), frame=frame,
-        )  # fmt: skip
+            params=np.array(self.params, np.float32).reshape(-1, 4),
+            frame=frame,
+        )
 
 
 @dataclass(frozen=True)

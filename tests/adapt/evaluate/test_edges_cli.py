@@ -88,10 +88,19 @@ def test_a_pack_is_scored_on_the_images_themselves(camvid, tmp_path, capsys):
         Image.fromarray(frame).save(tmp_path / "images" / "deep" / f"f{i}.png")
     arguments = {"depth": 14, "width": 8}
     spec = PackSpec(
-        name="e", version="1.0.0", network="casenet", arguments=arguments, task="edges",
-        classes=CAMVID11.classes, colours=CAMVID11.colours, size=(48, 64), mean=(0.5,) * 3, std=(0.2,) * 3,
-        training="none", licence="",
-    )  # fmt: skip
+        name="e",
+        version="1.0.0",
+        network="casenet",
+        arguments=arguments,
+        task="edges",
+        classes=CAMVID11.classes,
+        colours=CAMVID11.colours,
+        size=(48, 64),
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+        training="none",
+        licence="",
+    )
     network = networks.create("casenet", classes=11, **arguments)
     write_pack(tmp_path / "pack", spec, network.state_dict())
     common = ["--truth", f"camvid:{root}:val", "--images", str(tmp_path / "images"), "--quiet", "--json"]

@@ -279,9 +279,14 @@ def test_suppression_fades_borders_and_a_factor_of_one_keeps_less():
 
 @pytest.mark.parametrize(
     ("bad", "more"),
-    [(np.zeros((2, 9)), {}), (np.zeros((9, 9), int), {}), (np.full((9, 9), np.nan), {}),
-     (np.zeros((9, 9)), {"radius": 0}), (np.zeros((9, 9)), {"multiplier": 0.0})],
-)  # fmt: skip
+    [
+        (np.zeros((2, 9)), {}),
+        (np.zeros((9, 9), int), {}),
+        (np.full((9, 9), np.nan), {}),
+        (np.zeros((9, 9)), {"radius": 0}),
+        (np.zeros((9, 9)), {"multiplier": 0.0}),
+    ],
+)
 def test_what_cannot_be_suppressed_is_named(bad, more):
     with pytest.raises(EdgeError, match="nms"):
         nms(bad, **more)
@@ -339,7 +344,12 @@ def test_boundary_iou_does_not_count_void_and_adds_up():
     assert (whole.both == parts.both).all()
     assert (whole.either == parts.either).all()
     assert np.isnan(whole.iou()[3])
-    for bad in (lambda: BoundaryIoU(3, 0), lambda: BoundaryIoU(0), lambda: whole.merge(BoundaryIoU(3)),
-                lambda: whole.add(truth, wrong[:5]), lambda: whole.add(truth, wrong / 2)):  # fmt: skip
+    for bad in (
+        lambda: BoundaryIoU(3, 0),
+        lambda: BoundaryIoU(0),
+        lambda: whole.merge(BoundaryIoU(3)),
+        lambda: whole.add(truth, wrong[:5]),
+        lambda: whole.add(truth, wrong / 2),
+    ):
         with pytest.raises(ValueError):
             bad()

@@ -89,8 +89,11 @@ def test_protocols_score_and_average_the_published_classes(pack19, tmp_path, cap
 
 def test_the_published_numbers_of_classes():
     assert [(len(PROTOCOLS[n].scored), len(PROTOCOLS[n].averaged)) for n in ("19", "16", "13", "11")] == [
-        (19, 19), (16, 16), (16, 13), (11, 11),
-    ]  # fmt: skip
+        (19, 19),
+        (16, 16),
+        (16, 13),
+        (11, 11),
+    ]
     assert {*NAMES} - {*PROTOCOLS["16"].scored} == {"terrain", "truck", "train"}
     assert {*PROTOCOLS["16"].averaged} - {*PROTOCOLS["13"].averaged} == {"wall", "fence", "pole"}
 

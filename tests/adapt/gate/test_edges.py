@@ -63,9 +63,14 @@ def holdouts(joint_pack):
 def measured(pack, holdouts, change):
     day, target = holdouts
     return measure(
-        Planted(pack.network(), change), pack.spec, source=day, target=target, labelled=target,
-        max_distance=WIDE, limits=EdgeLimits(),
-    )  # fmt: skip
+        Planted(pack.network(), change),
+        pack.spec,
+        source=day,
+        target=target,
+        labelled=target,
+        max_distance=WIDE,
+        limits=EdgeLimits(),
+    )
 
 
 @pytest.fixture(scope="module")

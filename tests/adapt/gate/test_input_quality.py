@@ -163,9 +163,10 @@ def test_grid_peak_sees_one_period_and_not_edges_of_all():
     y, x = np.mgrid[:96, :128]
     plain = [
         np.clip(rng.normal(0, 12, (96, 128, 1)) + 120 + 60 * ((x + 9 * i) // 31 % 2)[..., None], 0, 255)
-        .repeat(3, 2).astype(np.uint8)
+        .repeat(3, 2)
+        .astype(np.uint8)
         for i in range(12)
-    ]  # fmt: skip
+    ]
     beat = 8 * np.sin(2 * np.pi * (0.21 * x + 0.13 * y))[..., None]
     screen = [np.clip(f + beat, 0, 255).astype(np.uint8) for f in plain]
     assert input_quality.grid_peak(plain) < LIMITS.grid < input_quality.grid_peak(screen)

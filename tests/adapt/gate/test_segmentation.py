@@ -16,9 +16,14 @@ LIMITS = Limits()
 def measures(**changes) -> Measures:
     rng = np.random.default_rng(0)
     base = {
-        "share": np.array([0.5, 0.3, 0.15, 0.05]), "confidence": 0.8, "flip": 0.85, "variety": 3.1,
-        "information": 0.9, "source": 0.6, "labels": [rng.integers(0, 4, (8, 8)).astype(np.uint8)],
-    }  # fmt: skip
+        "share": np.array([0.5, 0.3, 0.15, 0.05]),
+        "confidence": 0.8,
+        "flip": 0.85,
+        "variety": 3.1,
+        "information": 0.9,
+        "source": 0.6,
+        "labels": [rng.integers(0, 4, (8, 8)).astype(np.uint8)],
+    }
     return Measures(**{**base, **changes})
 
 

@@ -28,10 +28,18 @@ SIZE = (64, 96)
 def pack(tmp_path_factory):
     torch.manual_seed(0)
     spec = PackSpec(
-        name="joint", version="1.0.0", network="espnetv2_edges", arguments={"scale": 0.5},
-        classes=STREET.classes, colours=STREET.colours, size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25,
-        0.25), training="none", licence="Apache-2.0",
-    )  # fmt: skip
+        name="joint",
+        version="1.0.0",
+        network="espnetv2_edges",
+        arguments={"scale": 0.5},
+        classes=STREET.classes,
+        colours=STREET.colours,
+        size=SIZE,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        training="none",
+        licence="Apache-2.0",
+    )
     network = networks.create("espnetv2_edges", classes=len(spec.classes), scale=0.5)
     day = [render(i, "day", SIZE) for i in range(4)]
     replay = [(f, y, "holdout" if i == 0 else "train") for i, (f, y) in enumerate(day)]
@@ -62,9 +70,14 @@ def test_only_the_edge_head_moves_and_the_pack_names_its_parent(pack, tmp_path):
     assert changed
     assert all(k.startswith("edge_head.") for k in changed)
     assert {c["name"] for c in result.report["gate"]["checks"]} == {
-        "edges-finite", "edges-source", "edges-source-tight", "edges-pseudo", "edges-pseudo-tight",
-        "edges-vanished", "edges-flood",
-    }  # fmt: skip
+        "edges-finite",
+        "edges-source",
+        "edges-source-tight",
+        "edges-pseudo",
+        "edges-pseudo-tight",
+        "edges-vanished",
+        "edges-flood",
+    }
     assert len(child.replay("holdout")) == 1
 
     def work(*_, **__):

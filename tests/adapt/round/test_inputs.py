@@ -15,9 +15,12 @@ def test_a_frame_of_the_labelled_holdout_is_refused(toy_pack, dark_frames, tmp_p
     frame, label = toy_scene(203, dark=True)  # number 3 of the target frames
     with pytest.raises(RoundError, match="target frame 3 is also frame 1 of the labelled hold-out"):
         adapt(
-            toy_pack, dark_frames, config=CONFIG, out=tmp_path / "r",
+            toy_pack,
+            dark_frames,
+            config=CONFIG,
+            out=tmp_path / "r",
             labelled=[toy_scene(900, dark=True), (frame, label)],
-        )  # fmt: skip
+        )
     assert not (tmp_path / "r").exists()
 
 

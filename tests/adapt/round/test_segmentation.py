@@ -196,10 +196,25 @@ def test_a_covered_lens_and_a_stuck_camera_are_declined_before_any_work(toy_pack
 
 def test_presets_of_labelling_and_training_run(toy_pack, dark_frames, tmp_path):
     rich = RoundConfig(
-        portions=(0.4,), steps=6, source=2, target=2, policy="st", label_flip=True, label_scales=(0.75, 1.0),
-        mrkld=0.1, ema=0.9, rare=0.1, classmix=0.5, bn="split", brightness=1.5, colour=0.1, ignore_bottom=4,
-        ignore_border=1, crop=(32, 32), prior=True,
-    )  # fmt: skip
+        portions=(0.4,),
+        steps=6,
+        source=2,
+        target=2,
+        policy="st",
+        label_flip=True,
+        label_scales=(0.75, 1.0),
+        mrkld=0.1,
+        ema=0.9,
+        rare=0.1,
+        classmix=0.5,
+        bn="split",
+        brightness=1.5,
+        colour=0.1,
+        ignore_bottom=4,
+        ignore_border=1,
+        crop=(32, 32),
+        prior=True,
+    )
     result = adapt(toy_pack, dark_frames, config=rich, out=tmp_path)
     labels = result.report["stages"]["label-1"]
     assert len(set(labels["lambda"])) == 1
@@ -280,17 +295,45 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     "setting",
     [
-        {"portions": (NAN,)}, {"portions": ("a",)}, {"portions": 0.2}, {"steps": 1.5}, {"steps": (1, 2, -3)},
-        {"source": -1}, {"target": 0}, {"target": 1.5}, {"crop": 5}, {"crop": (0, 4)}, {"scale": (NAN, 1)},
-        {"brightness": NAN}, {"brightness": float("inf")}, {"colour": NAN}, {"blur": 2}, {"noise": -1},
-        {"label_scales": ()}, {"label_scales": (0,)}, {"label_scales": (100,)}, {"adabn_batch": 0},
-        {"adabn_keep": ()}, {"adabn_keep": (2,)}, {"adabn_keep": (NAN,)}, {"holdout": 0}, {"holdout": 1},
-        {"holdout": NAN}, {"replay_limit": -1}, {"ignore_bottom": -1}, {"infer_batch": 0},
-        {"checkpoint_every": 0}, {"seed": -1}, {"threads": -1}, {"device": "tpu"}, {"device": ""},
-        {"compat": "crst", "ignore_border": 2}, {"compat": "cbst", "absent": ("sky",)},
+        {"portions": (NAN,)},
+        {"portions": ("a",)},
+        {"portions": 0.2},
+        {"steps": 1.5},
+        {"steps": (1, 2, -3)},
+        {"source": -1},
+        {"target": 0},
+        {"target": 1.5},
+        {"crop": 5},
+        {"crop": (0, 4)},
+        {"scale": (NAN, 1)},
+        {"brightness": NAN},
+        {"brightness": float("inf")},
+        {"colour": NAN},
+        {"blur": 2},
+        {"noise": -1},
+        {"label_scales": ()},
+        {"label_scales": (0,)},
+        {"label_scales": (100,)},
+        {"adabn_batch": 0},
+        {"adabn_keep": ()},
+        {"adabn_keep": (2,)},
+        {"adabn_keep": (NAN,)},
+        {"holdout": 0},
+        {"holdout": 1},
+        {"holdout": NAN},
+        {"replay_limit": -1},
+        {"ignore_bottom": -1},
+        {"infer_batch": 0},
+        {"checkpoint_every": 0},
+        {"seed": -1},
+        {"threads": -1},
+        {"device": "tpu"},
+        {"device": ""},
+        {"compat": "crst", "ignore_border": 2},
+        {"compat": "cbst", "absent": ("sky",)},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_settings_that_cannot_be_are_refused_before_anything_runs(setting):
     with pytest.raises(RoundError):
         RoundConfig(**setting)
@@ -304,9 +347,11 @@ def test_tags_by_name_index_and_mask_are_the_same_round(toy_pack, dark_frames, t
     """The round's identity holds them, so that a resumed one has the same."""
     names, n = toy_pack.spec.classes, len(dark_frames)
     told = [
-        [{names[0], names[2]}] * n, [{0, 2}] * n, [np.array([2, 0])] * n,
+        [{names[0], names[2]}] * n,
+        [{0, 2}] * n,
+        [np.array([2, 0])] * n,
         [np.array([True, False, True, False])] * n,
-    ]  # fmt: skip
+    ]
     rounds = [tagged(toy_pack, dark_frames, tmp_path, allowed) for allowed in told]
     assert {r.identity for r in rounds} == {rounds[0].identity}
     assert rounds[0].inputs.allowed == [[0, 2]] * len(rounds[0].inputs.target)
@@ -324,11 +369,16 @@ def test_a_class_that_cannot_be_here_is_in_no_tag(toy_pack, dark_frames, tmp_pat
 def test_tags_and_masks_that_cannot_be_are_refused_at_once(toy_pack, dark_frames, tmp_path):
     n = len(dark_frames)
     for allowed, settings, words in (
-        ([{9}] * n, {}, r"outside 0\.\.3"), ([{"tram"}] * n, {}, "tags"), ([{"car", 1.5}] * n, {}, "tags"),
-        ([3] * n, {}, "tags"), (None, {"absent": ("tram",)}, "no class 'tram'"),
-        ([{0}] * n, {"compat": "crst"}, "knows no image tags"), ([{0}], {}, "1 sets of tags"),
-        (None, {"ignore_bottom": 32}, "leave nothing"), (None, {"ignore_border": 10**6}, "leave nothing"),
-    ):  # fmt: skip
+        ([{9}] * n, {}, r"outside 0\.\.3"),
+        ([{"tram"}] * n, {}, "tags"),
+        ([{"car", 1.5}] * n, {}, "tags"),
+        ([3] * n, {}, "tags"),
+        (None, {"absent": ("tram",)}, "no class 'tram'"),
+        ([{0}] * n, {"compat": "crst"}, "knows no image tags"),
+        ([{0}], {}, "1 sets of tags"),
+        (None, {"ignore_bottom": 32}, "leave nothing"),
+        (None, {"ignore_border": 10**6}, "leave nothing"),
+    ):
         with pytest.raises(RoundError, match=words):
             tagged(toy_pack, dark_frames, tmp_path / "r", allowed, **settings)
     assert not (tmp_path / "r").exists()

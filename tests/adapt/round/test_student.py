@@ -10,9 +10,15 @@ from adapt.round import RoundConfig, RoundError, adapt
 
 def test_a_share_of_the_parents_weights_stays(toy_pack, dark_frames, tmp_path):
     told = {
-        "portions": (0.3,), "steps": 3, "target": 2, "source_free": True, "bn": "frozen", "rate": 2e-3,
-        "threads": 1, "force": True,
-    }  # fmt: skip
+        "portions": (0.3,),
+        "steps": 3,
+        "target": 2,
+        "source_free": True,
+        "bn": "frozen",
+        "rate": 2e-3,
+        "threads": 1,
+        "force": True,
+    }
     student, near = (
         adapt(toy_pack, dark_frames, config=RoundConfig(**told, keep_parent=keep), out=tmp_path / str(keep))
         for keep in (0.0, 0.75)

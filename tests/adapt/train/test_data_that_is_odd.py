@@ -17,9 +17,24 @@ from networks.pack import load_pack
 
 SIZE = (32, 64)
 SMALL = [
-    "--network", "roadnet", "--set", "width=8", "--size", "32x64", "--epochs", "1", "--batch", "2",
-    "--replay", "2", "--golden", "1", "--threads", "1", "--quiet",
-]  # fmt: skip
+    "--network",
+    "roadnet",
+    "--set",
+    "width=8",
+    "--size",
+    "32x64",
+    "--epochs",
+    "1",
+    "--batch",
+    "2",
+    "--replay",
+    "2",
+    "--golden",
+    "1",
+    "--threads",
+    "1",
+    "--quiet",
+]
 
 
 def frame(i: int) -> np.ndarray:
@@ -43,8 +58,9 @@ def folder(root, labels, count: int = 4) -> str:
 def cityscapes(root, values) -> str:
     for i in range(2):
         for part, suffix, array in (
-            ("leftImg8bit", "leftImg8bit", frame(i)), ("gtFine", "gtFine_labelIds", label(i, values)),
-        ):  # fmt: skip
+            ("leftImg8bit", "leftImg8bit", frame(i)),
+            ("gtFine", "gtFine_labelIds", label(i, values)),
+        ):
             (root / part / "train" / "x").mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(root / part / "train" / "x" / f"{i}_{suffix}.png")
     return f"cityscapes:{root}:train"
@@ -107,7 +123,7 @@ def test_a_palette_png_whose_indices_are_not_the_classes_is_refused(tmp_path, ca
         for name, indices, colours in (
             ("d", place[label(i)], np.array(STREET.colours)[order]),
             ("e", label(i), np.array(STREET.colours)),
-        ):  # fmt: skip
+        ):
             (tmp_path / name / "labels").mkdir(parents=True, exist_ok=True)
             picture = Image.fromarray(indices)
             picture.putpalette(colours.astype(np.uint8).tobytes())
@@ -226,8 +242,17 @@ def test_scoring_refuses_and_reads_what_training_does(tmp_path, capsys):
 
 
 EDGES = [
-    "edges", "--network", "casenet_light", "--steps", "1", "--batch", "1", "--crop", "32x64", "--quiet",
-]  # fmt: skip
+    "edges",
+    "--network",
+    "casenet_light",
+    "--steps",
+    "1",
+    "--batch",
+    "1",
+    "--crop",
+    "32x64",
+    "--quiet",
+]
 
 
 def test_edge_training_reads_by_the_same_rules(tmp_path, capsys):
@@ -256,10 +281,17 @@ def test_alignment_reads_class_maps_by_the_same_rules(tmp_path, capsys):
     for i in range(3):
         np.savez(tmp_path / "maps" / f"{i:03d}.npz", probability=np.zeros((2, *SIZE), np.float32))
     told = [
-        "--segmentation", "--labels", str(tmp_path / "d" / "labels"),
-        "--images", str(tmp_path / "d" / "frames"),
-        "--probabilities", str(tmp_path / "maps"), "--classes", "2", "--quiet",
-    ]  # fmt: skip
+        "--segmentation",
+        "--labels",
+        str(tmp_path / "d" / "labels"),
+        "--images",
+        str(tmp_path / "d" / "frames"),
+        "--probabilities",
+        str(tmp_path / "maps"),
+        "--classes",
+        "2",
+        "--quiet",
+    ]
     assert align.main([*told, "--out", str(tmp_path / "a")]) == 1
     refused(capsys, "1 bad pair", "label of 001 holds class 12")
     assert align.main([*told, "--out", str(tmp_path / "b"), "--skip-bad", "--json"]) == 0

@@ -29,10 +29,18 @@ COLOURS = np.array([[40, 60, 200], [200, 80, 40], [60, 190, 70]], np.uint8)
 
 def spec(network, arguments, classes=3, size=(48, 64)):
     return PackSpec(
-        name="edges", version="1.0.0", network=network, arguments=arguments,
-        classes=tuple(f"c{k}" for k in range(classes)), colours=((0, 0, 0),) * classes, size=size,
-        mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), training="test", licence="Apache-2.0",
-    )  # fmt: skip
+        name="edges",
+        version="1.0.0",
+        network=network,
+        arguments=arguments,
+        classes=tuple(f"c{k}" for k in range(classes)),
+        colours=((0, 0, 0),) * classes,
+        size=size,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        training="test",
+        licence="Apache-2.0",
+    )
 
 
 def scene(seed, size=(48, 64)):
@@ -95,9 +103,15 @@ def resumable(pairs, folder, progress=None):
     network = networks.create("casenet", classes=3, depth=14, width=8)
     draw = crops_of_segmentation(pairs, 3, Augmentation((32, 32)))
     trainer = EdgeTrainer(
-        network, spec("casenet", {"depth": 14, "width": 8}), draw, SEAL, seed=3,
-        checkpoint=folder / "checkpoint.pt", every=2, identity="one",
-    )  # fmt: skip
+        network,
+        spec("casenet", {"depth": 14, "width": 8}),
+        draw,
+        SEAL,
+        seed=3,
+        checkpoint=folder / "checkpoint.pt",
+        every=2,
+        identity="one",
+    )
     return trainer.run(progress or (lambda *_, **__: None)), network.state_dict()
 
 

@@ -122,9 +122,7 @@ TINY = ["--network", "casenet", "--set", "depth=14", "--set", "width=8", "--crop
 TINY += ["--quiet", "--json"]
 
 
-@pytest.mark.parametrize(
-    ("how", "order"), [("torchvision", "rgb"), ("caffe", "bgr"), ("caffe-blobs", "bgr")]
-)
+@pytest.mark.parametrize(("how", "order"), [("torchvision", "rgb"), ("caffe", "bgr"), ("caffe-blobs", "bgr")])
 def test_a_published_recipe_starts_from_a_resnet_under_either_name(edge_files, capsys, how, order):
     """The recipe's statistics stay the ResNet's, bit for bit, and the loss is a number from step 0 on."""
     file, trained = published_resnet(edge_files, how)

@@ -15,7 +15,7 @@ from adapt.labels.cbst import pseudo_labels
 from adapt.round import RoundConfig, RoundError, adapt
 from adapt.train import losses, mic, truncated_backprop
 from adapt.train.augment import Augmentation, crop
-from adapt.train.batches import Mixture, sampler
+from adapt.train.batches import BatchMix, sampler
 from adapt.train.segmentation import Batch, SegmentationTrainer, Tensors, TrainConfig, loss_of
 from tests.adapt.conftest import SIZE, toy_scene, toy_spec
 
@@ -152,7 +152,7 @@ def test_consistency_by_hand():
 
 def test_masked_crops_leave_no_trace_in_the_statistics_and_the_teacher_learns_nothing():
     network = small_network()
-    draw = sampler(PAIRS[:3], PAIRS[3:], Mixture(1, 2, Augmentation(SIZE), mic=True, classmix=1.0), 4, 0, 0)
+    draw = sampler(PAIRS[:3], PAIRS[3:], BatchMix(1, 2, Augmentation(SIZE), mic=True, classmix=1.0), 4, 0, 0)
     how = TrainConfig(steps=2, ema=0.9, mic=1.0)
     plain, masked = (
         SegmentationTrainer(small_network(), SPEC, h, draw, seed=0) for h in (how, TrainConfig(steps=2))
@@ -188,26 +188,33 @@ def test_a_rare_pseudo_label_is_drawn_and_is_in_the_crop():
     how = Augmentation((16, 16), (1, 1))
 
     def share(temperature: float) -> float:
-        draw = sampler([], target, Mixture(0, 1, how, rare_target=temperature), 4, seed=0, stage=0)
+        draw = sampler([], target, BatchMix(0, 1, how, rare_target=temperature), 4, seed=0, stage=0)
         return float(np.mean([(draw(step).labels == 2).any() for step in range(60)]))
 
     assert share(0.0) < 0.15
     assert share(1.0) > 0.25
     nothing = [(common[0], np.full(SIZE, 255, np.uint8))]
-    draw = sampler([], nothing, Mixture(0, 1, how, rare_target=0.1), 4, seed=0, stage=0)
+    draw = sampler([], nothing, BatchMix(0, 1, how, rare_target=0.1), 4, seed=0, stage=0)
     assert (draw(0).labels == 255).all()
 
 
 # ---------------------------------------------------------------------------------------------- the whole
 EVERYTHING = {
-    "ema": 0.9, "mic": 0.5, "mrkld": 0.05, "bn": "frozen", "schedule": "warm", "clip": 1.0, "amp": "bf16",
+    "ema": 0.9,
+    "mic": 0.5,
+    "mrkld": 0.05,
+    "bn": "frozen",
+    "schedule": "warm",
+    "clip": 1.0,
+    "amp": "bf16",
     "memory_mb": 1.5,
-}  # fmt: skip
+}
 
 
 def everything(seed: int = 1):
-    mixture = Mixture(2, 2, Augmentation(SIZE, blur=0.5, noise=4), rare=0.1, rare_target=0.1, classmix=0.5,
-                      mic=True)  # fmt: skip
+    mixture = BatchMix(
+        2, 2, Augmentation(SIZE, blur=0.5, noise=4), rare=0.1, rare_target=0.1, classmix=0.5, mic=True
+    )
     valid = np.ones(SIZE, bool)
     valid[-4:] = False
     return sampler(PAIRS[:3], PAIRS[3:], mixture, 4, seed, 0, soft=soft_of(PAIRS[3:]), valid=valid)
@@ -260,9 +267,18 @@ def test_a_batch_of_everything_is_repeatable():
 
 def test_a_round_with_every_option_on(toy_pack, dark_frames, tmp_path):
     config = RoundConfig(
-        portions=(0.4,), steps=4, source=2, target=2, lrent=0.25, rare=0.1, rare_target=0.1, classmix=0.5,
-        blur=0.5, ignore_bottom=3, **EVERYTHING,
-    )  # fmt: skip
+        portions=(0.4,),
+        steps=4,
+        source=2,
+        target=2,
+        lrent=0.25,
+        rare=0.1,
+        rare_target=0.1,
+        classmix=0.5,
+        blur=0.5,
+        ignore_bottom=3,
+        **EVERYTHING,
+    )
     result = adapt(toy_pack, dark_frames, config=config, out=tmp_path)
     stage = result.report["stages"]["train-1"]
     assert stage["cut"]["bytes"] <= 1.5 * 2**20
@@ -301,7 +317,7 @@ def test_a_cuda_device_that_is_not_there_is_named(toy_pack, dark_frames, tmp_pat
 def test_a_compiled_network_learns_the_same(monkeypatch):
     """Captured by torch.compile and run by its eager backend: code generation takes minutes."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    draw = sampler(PAIRS[:3], PAIRS[3:], Mixture(2, 2, Augmentation(SIZE), mic=True), 4, seed=0, stage=0)
+    draw = sampler(PAIRS[:3], PAIRS[3:], BatchMix(2, 2, Augmentation(SIZE), mic=True), 4, seed=0, stage=0)
     how = {"steps": 2, "ema": 0.9, "mic": 1.0}
     eager, compiled = small_network(), small_network()
     first = SegmentationTrainer(eager, SPEC, TrainConfig(**how), draw, seed=0)
@@ -319,7 +335,7 @@ def test_a_network_that_cannot_be_compiled_ends_in_one_line(monkeypatch):
     import torch._dynamo.exc
 
     monkeypatch.setattr(torch, "compile", lambda network, **k: broken)
-    draw = sampler([], PAIRS, Mixture(0, 1, Augmentation(SIZE)), 4, seed=0, stage=0)
+    draw = sampler([], PAIRS, BatchMix(0, 1, Augmentation(SIZE)), 4, seed=0, stage=0)
     with pytest.raises(ValueError, match="set compile to false"):
         SegmentationTrainer(small_network(), SPEC, TrainConfig(steps=1, compile=True), draw, seed=0).run()
 
@@ -331,7 +347,7 @@ def step_of(batch: Batch, device: str):
 
 
 def a_batch() -> Batch:
-    return sampler(PAIRS[:3], PAIRS[3:], Mixture(2, 2, Augmentation(SIZE)), 4, seed=0, stage=0)(0)
+    return sampler(PAIRS[:3], PAIRS[3:], BatchMix(2, 2, Augmentation(SIZE)), 4, seed=0, stage=0)(0)
 
 
 @pytest.mark.parametrize(("name", "arguments"), [("roadnet", {"width": 8}), ("espnetv2", {"scale": 0.5})])
@@ -370,9 +386,11 @@ def test_batch_normalisation_alone_saves_little():
     loss, tensors = step_of(a_batch(), "cpu")
     whole = truncated_backprop.usage(network, loss, tensors).saved
     norms = {
-        f"{n}.{k}" for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)
+        f"{n}.{k}"
+        for n, m in network.named_modules()
+        if isinstance(m, torch.nn.BatchNorm2d)
         for k, _ in m.named_parameters()
-    }  # fmt: skip
+    }
     for name, p in network.named_parameters():
         p.requires_grad_(name in norms)
     assert truncated_backprop.usage(network, loss, tensors).saved > 0.8 * whole

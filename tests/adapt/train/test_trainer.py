@@ -12,7 +12,7 @@ import networks
 from adapt.evaluate.scoring import score
 from adapt.train import losses, priors, supervised
 from adapt.train.augment import Augmentation, crop
-from adapt.train.batches import Mixture, class_mix, rare_class_chances, sampler
+from adapt.train.batches import BatchMix, class_mix, rare_class_chances, sampler
 from adapt.train.segmentation import Batch, SegmentationTrainer, TrainConfig, learning_rate
 from adapt.train.trainer import ResumableTrainer
 from common.progress import no_progress
@@ -35,7 +35,7 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 def test_stopped_anywhere_and_resumed_gives_the_same_weights(tmp_path, extra):
     spec = toy_spec()
     how = TrainConfig(steps=8, rate=2e-3, **extra)
-    draw = sampler(PAIRS[:3], PAIRS[3:], Mixture(2, 2, Augmentation(SIZE)), 4, seed=1, stage=0)
+    draw = sampler(PAIRS[:3], PAIRS[3:], BatchMix(2, 2, Augmentation(SIZE)), 4, seed=1, stage=0)
     whole = small_network()
     SegmentationTrainer(whole, spec, how, draw, seed=5).run()
 
@@ -96,9 +96,12 @@ def test_a_damaged_or_foreign_checkpoint_is_not_used(tmp_path):
 def test_the_recipe_learns_the_bands():
     network = small_network()
     before = score(network, toy_spec(), PAIRS)[0].miou()
-    supervised.train(network, toy_spec(), PAIRS, supervised.Recipe(
-        epochs=20, batch=3, augmentation=Augmentation(SIZE, (0.9, 1.1)), rate=4e-3
-    ))  # fmt: skip
+    supervised.train(
+        network,
+        toy_spec(),
+        PAIRS,
+        supervised.Recipe(epochs=20, batch=3, augmentation=Augmentation(SIZE, (0.9, 1.1)), rate=4e-3),
+    )
     after = score(network, toy_spec(), PAIRS)[0].miou()
     assert after > before + 0.3
     assert after > 0.5
@@ -214,11 +217,11 @@ def test_nothing_labelled_is_no_loss():
 def test_a_batch_holds_source_then_target():
     source = [(np.zeros((*SIZE, 3), np.uint8), np.full(SIZE, 1, np.uint8))]
     target = [(np.zeros((*SIZE, 3), np.uint8), np.full(SIZE, 2, np.uint8))]
-    batch = sampler(source, target, Mixture(2, 3, Augmentation(SIZE, (1, 1))), 4, seed=0, stage=0)(0)
+    batch = sampler(source, target, BatchMix(2, 3, Augmentation(SIZE, (1, 1))), 4, seed=0, stage=0)(0)
     assert batch.target.tolist() == [False, False, True, True, True]
     assert [int(y[0, 0]) for y in batch.labels] == [1, 1, 2, 2, 2]
     with pytest.raises(ValueError, match="source-free"):
-        sampler([], target, Mixture(1, 1, Augmentation(SIZE)), 4, 0, 0)
+        sampler([], target, BatchMix(1, 1, Augmentation(SIZE)), 4, 0, 0)
 
 
 def test_rare_classes_are_drawn_more_often():
@@ -233,7 +236,7 @@ def test_rare_classes_are_drawn_more_often():
         np.where(np.arange(64) < 4, 2, 0)[None].repeat(32, 0).astype(np.uint8),
     )
     target = [common]
-    mixture = Mixture(1, 1, Augmentation(SIZE, (1, 1)), rare=0.1)
+    mixture = BatchMix(1, 1, Augmentation(SIZE, (1, 1)), rare=0.1)
     draw = sampler([common] * 9 + [rare], target, mixture, 4, seed=0, stage=0)
     with_rare = np.mean([(draw(step).labels[0] == 2).any() for step in range(60)])
     assert with_rare > 0.5
