@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import faulthandler
 import logging
 import os
 import resource
@@ -13,7 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # Read once, when gRPC is imported: its core has lines of its own for a port that is taken; ours says it.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -141,7 +142,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             break
         _read_again(server, options, overrides)
     logging.info("draining")
+    _end_for_sure(server.config.drain + STOPPING)
     return 0 if server.stop() else 1
+
+
+STOPPING = 60.0  # seconds after `drain` in which the server has stopped, or the process ends all the same
+
+
+def _end_for_sure(seconds: float) -> None:
+    """Ends the process after `seconds` although a thread inside a library does not let go of the server."""
+
+    def end() -> None:
+        logging.error("the server has not stopped within %.0f s: the process ends now", seconds)
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
+def run() -> NoReturn:
+    """The command: `main`, and then the end of the process without Python's finalisation.
+
+    Everything is stopped by then.  Threads of gRPC and of the engine library may still be inside C++ code.
+    Python's finalisation would end them there, which aborts the process or leaves a lock held for ever.
+    """
+    try:
+        code: int | str | None = main()
+    except SystemExit as error:
+        code = error.code
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # whoever read it may be gone
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))  # sys.exit("text") is 1
 
 
 _DESCRIPTORS = 16384  # shared-memory regions alone may take 2048; 1024 is what a shell gives
@@ -192,4 +227,4 @@ def _read_again(server: Server, options: argparse.Namespace, overrides: dict[str
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()
