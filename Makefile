@@ -51,8 +51,9 @@ test-gpu: $(VENV)/.installed-dev  ## tests that need a CUDA device
 test-peers: $(VENV)/.installed-dev  ## tests against other servers and NVIDIA's wheels
 	$(ONE_THREAD) $(PY) -m pytest tests -m peers
 
-lint: $(VENV)/.installed-dev  ## ruff and mypy
+lint: $(VENV)/.installed-dev  ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 typecheck-tensorrt: $(VENV)/.installed-dev  ## our TensorRT code against NVIDIA's real bindings, 10 and 11 (no GPU)
@@ -61,6 +62,7 @@ typecheck-tensorrt: $(VENV)/.installed-dev  ## our TensorRT code against NVIDIA'
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 protos: $(VENV)/.installed-dev  ## regenerate the gRPC stubs
 	$(PY) -m protos.generate

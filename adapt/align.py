@@ -183,7 +183,6 @@ class Report:
             }
         return out
 
-
     def _why(self, k: int) -> dict[str, Any]:
         """How many pieces of a class moved or stayed, and why.
 
@@ -198,7 +197,9 @@ class Report:
         wide = stopped & (spread > self.gate.spread) if self.gate else np.zeros(move.size, bool)
         moved = ~stopped & ~rest
         return {
-            "all": int(move.size), "moved": int(moved.sum()), "at_rest": int(rest.sum()),
+            "all": int(move.size),
+            "moved": int(moved.sum()),
+            "at_rest": int(rest.sum()),
             "kept": {"spread": int(wide.sum()), "apart": int((stopped & ~wide).sum())},
             "mean_move": {
                 name: float(move[chosen].mean()) if chosen.any() else None
@@ -208,7 +209,7 @@ class Report:
                 name: float(spread[chosen].mean()) if chosen.any() else None
                 for name, chosen in (("moved", moved), ("kept", stopped))
             },
-        }  # fmt: skip
+        }
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -339,9 +340,12 @@ def parser() -> argparse.ArgumentParser:
         ("slope", "spread allowed more per pixel of mean move"),
     ):
         add(
-            f"--{name}", type=float, default=getattr(Gate, name), metavar="X",
+            f"--{name}",
+            type=float,
+            default=getattr(Gate, name),
+            metavar="X",
             help=f"gate: {text} ({getattr(Gate, name)})",
-        )  # fmt: skip
+        )
     add("--tile", type=int, default=0, metavar="N", help="run the network on N×N tiles (whole frames)")
     add("--pictures", type=int, default=0, metavar="N", help="draw the first N images")
     add("--jobs", type=int, default=0, metavar="N", help="threads (all cores)")
@@ -379,9 +383,7 @@ def _reference(a: argparse.Namespace, path: Path) -> Path:
     return found
 
 
-def _checked(
-    a: argparse.Namespace, files: list[Path], classes: int, reading: Reading | None
-) -> list[Path]:
+def _checked(a: argparse.Namespace, files: list[Path], classes: int, reading: Reading | None) -> list[Path]:
     """The files that can be aligned; alignment takes seconds each, so all of them are read before."""
     bad: list[Problem] = []
     good: list[Path] = []
@@ -400,9 +402,7 @@ def _checked(
             any_edge = any_edge or bool(before.any())
     if bad and not a.skip_bad:
         count = f"{len(bad)} bad {'pair' if len(bad) == 1 else 'pairs'}"
-        raise EdgeError(
-            f"{a.labels} has {count}: {listed(bad)}; mend them, or leave them out (--skip-bad)"
-        )
+        raise EdgeError(f"{a.labels} has {count}: {listed(bad)}; mend them, or leave them out (--skip-bad)")
     if bad:
         print(f"adapt.align: {len(bad)} bad pairs left out: {listed(bad)}", file=sys.stderr)
     if good and not any_edge:

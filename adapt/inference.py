@@ -17,8 +17,13 @@ from torch import Tensor, nn
 from networks.pack import PackSpec, normalise
 
 __all__ = [
-    "as_tensor", "batches", "confidence_histogram", "labels_and_confidence", "logits", "probabilities",
-]  # fmt: skip
+    "as_tensor",
+    "batches",
+    "confidence_histogram",
+    "labels_and_confidence",
+    "logits",
+    "probabilities",
+]
 
 
 def as_tensor(frames: np.ndarray | Sequence[np.ndarray]) -> Tensor:

@@ -119,8 +119,13 @@ TABLES: dict[str, Table] = {
             "cbst-sp": {"fcn8s-vgg16": 36.1, "resnet38": 46.2},
             "cbst-sp-mst": {"resnet38": 47.0},
         },
-        kind="cityscapes", space="cityscapes19", size=(1024, 2048), scored=500,
-        cities=("frankfurt", "lindau", "munster"), adapted=2975, used=505,
+        kind="cityscapes",
+        space="cityscapes19",
+        size=(1024, 2048),
+        scored=500,
+        cities=("frankfurt", "lindau", "munster"),
+        adapted=2975,
+        used=505,
         networks={"fcn8s": "fcn8s-vgg16", "resnet38": "resnet38"},
     )
 }
@@ -152,12 +157,22 @@ def row_config(row: str, **changes: Any) -> RoundConfig:
     if row not in ("st", "cbst", "cbst-sp", "cbst-sp-mst"):
         raise RoundError(f"row {row!r}: choose source, st, cbst, cbst-sp or cbst-sp-mst")
     base = RoundConfig(
-        portions=self_paced(0.2, 0.05, 0.5, 3), steps=1000, source=1, target=1, rate=5e-5,
-        schedule="constant", bn="frozen",
-        scale=(0.7, 1.3), adabn=False, from_parent=False, policy="st" if row == "st" else "cbst",
-        prior="sp" in row.split("-"), label_flip=row.endswith("mst"), force=True,
+        portions=self_paced(0.2, 0.05, 0.5, 3),
+        steps=1000,
+        source=1,
+        target=1,
+        rate=5e-5,
+        schedule="constant",
+        bn="frozen",
+        scale=(0.7, 1.3),
+        adabn=False,
+        from_parent=False,
+        policy="st" if row == "st" else "cbst",
+        prior="sp" in row.split("-"),
+        label_flip=row.endswith("mst"),
+        force=True,
         label_scales=(0.75, 1.0, 1.25) if row.endswith("mst") else (1.0,),
-    )  # fmt: skip
+    )
     try:
         return replace(base, **changes)
     except TypeError as error:  # a number where a list belongs, and the like
@@ -219,9 +234,14 @@ def run(arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     held = open_dataset(described, reading=reading_of(arguments, names))
     how = plan(pack.spec.classes, described, truth=arguments.truth, who=str(arguments.pack))
     val = examine(
-        Truth(held, how), what=described,
-        skip_bad=arguments.skip_bad, classes=how.classes, digests=True, progress=progress, stage="read val",
-    )  # fmt: skip
+        Truth(held, how),
+        what=described,
+        skip_bad=arguments.skip_bad,
+        classes=how.classes,
+        digests=True,
+        progress=progress,
+        stage="read val",
+    )
     wanted = ""
     target: Pairs | None = None
     whole: Dataset | None = None
@@ -237,9 +257,14 @@ def run(arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
                 whole, np.linspace(0, len(whole) - 1, arguments.limit).round().astype(int).tolist()
             )
         target = examine(
-            chosen, what=wanted, skip_bad=arguments.skip_bad, labelled=False, digests=True,
-            progress=progress, stage="read target",
-        )  # fmt: skip
+            chosen,
+            what=wanted,
+            skip_bad=arguments.skip_bad,
+            labelled=False,
+            digests=True,
+            progress=progress,
+            stage="read target",
+        )
         refuse_overlap(target, val)
         frames = _Frames(Resized(target, pack.spec.size, labels=False))
         result = adapt(
@@ -251,25 +276,37 @@ def run(arguments: argparse.Namespace, progress: Any) -> dict[str, Any]:
     for note in [*(target.notes if target is not None else ()), *val.notes]:
         print(f"adapt.reproduce: {' '.join(note.split())}", file=sys.stderr)
     differs = table.differences(
-        arguments.row, pack.spec.network, pack.spec.classes,
+        arguments.row,
+        pack.spec.network,
+        pack.spec.classes,
         (described, None if target is None else wanted),
-        [val.name(i) for i in range(len(val))], val[0][1].shape,
+        [val.name(i) for i in range(len(val))],
+        val[0][1].shape,
         None if whole is None else [whole.name(i) for i in range(len(whole))],
-        0 if target is None else len(target), arguments.set,
-    )  # fmt: skip
+        0 if target is None else len(target),
+        arguments.set,
+    )
     confusion: Confusion
     confusion, calibration = score(
         network, pack.spec, val, progress=progress, table=how.answers, classes=len(how.classes)
     )
     iou = confusion.iou()
     found = {
-        "table": arguments.table, "row": arguments.row, "pack": pack.sha256, "network": pack.spec.network,
-        "miou": mean_iou(confusion, how), "ece": calibration.ece(), "frames": len(val),
+        "table": arguments.table,
+        "row": arguments.row,
+        "pack": pack.sha256,
+        "network": pack.spec.network,
+        "miou": mean_iou(confusion, how),
+        "ece": calibration.ece(),
+        "frames": len(val),
         "seed": arguments.seed,
         "iou": {c: float(v) for c, v in zip(how.classes, iou, strict=True) if np.isfinite(v)},
-        "published": table.published[arguments.row], "comparable": not differs, "differs": differs,
-        "gate": report.get("gate"), "seconds": report.get("seconds"),
-    }  # fmt: skip
+        "published": table.published[arguments.row],
+        "comparable": not differs,
+        "differs": differs,
+        "gate": report.get("gate"),
+        "seconds": report.get("seconds"),
+    }
     Path(arguments.out).mkdir(parents=True, exist_ok=True)
     write_json(Path(arguments.out) / "row.json", found)
     return found

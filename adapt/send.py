@@ -65,9 +65,10 @@ def input_size(server: str, model: str, token: str, credentials: Any) -> tuple[i
         stub: Any = inference_pb2_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         told = stub.ModelMetadata(
             inference_pb2.ModelMetadataRequest(name=model),
-            timeout=CONTACT, wait_for_ready=True,
+            timeout=CONTACT,
+            wait_for_ready=True,
             metadata=(("authorization", f"Bearer {token}"),) if token else (),
-        )  # fmt: skip
+        )
     shape = list(told.inputs[0].shape) if told.inputs else []
     if len(shape) < 3 or shape[-1] != 3:
         raise ValueError(f"model {model!r} takes {shape}, not frames [H,W,3]: send it what it takes")
@@ -105,9 +106,7 @@ def send(arguments: argparse.Namespace) -> dict[str, int]:
                 frame = captured.frame if size is None else resize_frame(captured.frame, size)
                 count["sent"] += 1
                 try:
-                    client.infer(
-                        arguments.model, frame, source=captured.source, timeout=arguments.timeout
-                    )
+                    client.infer(arguments.model, frame, source=captured.source, timeout=arguments.timeout)
                     count["answered"] += 1
                 except Rejected as error:
                     count["refused"] += 1

@@ -97,9 +97,11 @@ def on_the_answering_thread(frames: np.ndarray, labels: np.ndarray) -> dict[str,
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(
-        prog="python -m bench.collector", description="What collection costs the answer path.", epilog=EPILOG,
+        prog="python -m bench.collector",
+        description="What collection costs the answer path.",
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     p.add_argument("--pack", type=Path, default=ROOT / "packs" / "street-day")
     p.add_argument("--pairs", type=int, default=12)
     p.add_argument("--seconds", type=float, default=3.0)
@@ -122,10 +124,22 @@ def main(argv: list[str] | None = None) -> int:
             print(f"bench.collector: {error}", file=sys.stderr)
             return 1
         child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, service.address, str(folder / "frames"), str(a.max_fps),
-             str(len(pack.spec.classes)), a.priority, str(pack.path)],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-c",
+                CHILD,
+                service.address,
+                str(folder / "frames"),
+                str(a.max_fps),
+                str(len(pack.spec.classes)),
+                a.priority,
+                str(pack.path),
+            ],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert child.stdin is not None
         assert child.stdout is not None
 
@@ -176,12 +190,17 @@ def main(argv: list[str] | None = None) -> int:
     words = f"tap {thread['tap']} µs ({share:.3f}% of an answer), drift {thread['drift']} µs"
     print(f"on the answering thread: {words}")
     result = {
-        "bench": "collector", "off_ms": [round(v, 3) for v in off], "on_ms": [round(v, 3) for v in on],
-        "cost_of_median": round(cost, 4), "kept": kept, "priority": a.priority,
+        "bench": "collector",
+        "off_ms": [round(v, 3) for v in off],
+        "on_ms": [round(v, 3) for v in on],
+        "cost_of_median": round(cost, 4),
+        "kept": kept,
+        "priority": a.priority,
         "collector_share_of_a_core": round(busy / collected, 4),
         "thread_us": thread,
-        "thread_share": round(share / 100, 6), "requests": {k: len(v) for k, v in took.items()},
-    }  # fmt: skip
+        "thread_share": round(share / 100, 6),
+        "requests": {k: len(v) for k, v in took.items()},
+    }
     print(json.dumps(result))
     return 0
 

@@ -85,9 +85,11 @@ def answers(name: str, out: Path, pack: Any, frames: Any, say: Any) -> Stream:
         out.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part.npz")
         np.savez_compressed(
-            part, histogram=np.stack([r.histogram for r in rows]), temporal=np.array(temporal),
+            part,
+            histogram=np.stack([r.histogram for r in rows]),
+            temporal=np.array(temporal),
             scalars=np.array([[r.scalars[k] for k in keys] for r in rows]),
-        )  # fmt: skip
+        )
         part.replace(file)
     with np.load(file) as kept:
         samples = [
@@ -111,9 +113,19 @@ def camvid(out: Path, pack_path: Path | None, say: Any) -> tuple[dict[str, Strea
         if not pack_path.is_dir():
             weights = data / "weights" / "espnetv2_s_1.0_city_1024x512.pth"
             command(
-                ["networks.import_checkpoint", "espnetv2", str(weights), "--classes", "cityscapes19",
-                 "--size", "352x480", "--out", str(pack_path)], out / "log.txt",
-            )  # fmt: skip
+                [
+                    "networks.import_checkpoint",
+                    "espnetv2",
+                    str(weights),
+                    "--classes",
+                    "cityscapes19",
+                    "--size",
+                    "352x480",
+                    "--out",
+                    str(pack_path),
+                ],
+                out / "log.txt",
+            )
     pack = load_pack(pack_path)
 
     def frames(recording: str) -> Any:
@@ -176,20 +188,30 @@ def replay(
                 back = i + 1
         said.append(
             {
-                "part": name, "in_domain": in_domain, "frames": len(stream),
+                "part": name,
+                "in_domain": in_domain,
+                "frames": len(stream),
                 "alarms": monitor.alarms - before,
-                "noticed_after": noticed, "back_after": back, "drifting": drifting, "began": began,
-                "state": monitor.state, "reason": monitor.reason,
+                "noticed_after": noticed,
+                "back_after": back,
+                "drifting": drifting,
+                "began": began,
+                "state": monitor.state,
+                "reason": monitor.reason,
                 "signals": {s.name: s.alarmed for s in monitor.status().signals},
             }
-        )  # fmt: skip
+        )
     return said
 
 
 def bootstrap(
-    streams: Sequence[Stream], classes: int, config: DriftConfig, points: int, stretch: float,
+    streams: Sequence[Stream],
+    classes: int,
+    config: DriftConfig,
+    points: int,
+    stretch: float,
     rng: np.random.Generator,
-) -> tuple[int, int]:  # fmt: skip
+) -> tuple[int, int]:
     """(alarms, frames) on a random sequence of stretches (geometric length, mean `stretch`) of the domain."""
     monitor = SourceDrift("bootstrap", classes, config)
     frames = 0
@@ -269,20 +291,25 @@ def table(title: str, rows: list[dict[str, Any]], fps: float) -> dict[str, Any]:
                 f"{part['back_after'] or '-':>12}{100 * part['drifting'] / part['frames']:>9.0f}%"
             )
     summary = {
-        "false_alarms": false, "in_domain_frames": frames, "changes": len(delays) + missed, "missed": missed,
+        "false_alarms": false,
+        "in_domain_frames": frames,
+        "changes": len(delays) + missed,
+        "missed": missed,
         "delay_frames_median": float(np.median(delays)) if delays else None,
         "delay_frames_max": max(delays, default=None),
         "delay_seconds_median": float(np.median(delays)) / fps if delays else None,
-    }  # fmt: skip
+    }
     print(f"  {summary}")
     return summary
 
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(
-        prog="python -m bench.drift", description="Detection delay and false alarms of the drift monitor.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        prog="python -m bench.drift",
+        description="Detection delay and false alarms of the drift monitor.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("--out", type=Path, default=Path("out/drift"))
     p.add_argument("--set", choices=("all", "camvid", "street"), default="all")
     p.add_argument("--camvid-pack", type=Path, help="a pack to answer CamVid (ESPNetv2 of Cityscapes)")

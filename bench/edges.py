@@ -133,31 +133,41 @@ def matching(data: Path | None, quick: bool) -> list[dict[str, Any]]:
     rows = [
         {
             "figure": "thin match, one 321x481 pair, .0075",
-            "value": round(1e3 * t[0], 2), "cpu": round(1e3 * t[1], 2), "unit": "ms", "target": 10,
+            "value": round(1e3 * t[0], 2),
+            "cpu": round(1e3 * t[1], 2),
+            "unit": "ms",
+            "target": 10,
             "note": f"{what}, {prediction.sum()} x {truth.sum()} px",
         },
         {
             "figure": "thinning of a 321x481 edge map, radius 2",
-            "value": round(1e3 * t_thin[0], 2), "cpu": round(1e3 * t_thin[1], 2), "unit": "ms",
+            "value": round(1e3 * t_thin[0], 2),
+            "cpu": round(1e3 * t_thin[1], 2),
+            "unit": "ms",
         },
-    ]  # fmt: skip
+    ]
     edge = seg2edge(street(5, (642, 962), 9))
     level = levels_of(soft(edge, 5))
     t = seconds(lambda: count_raw(level, edge, 0.0035), 3 if quick else 7)
     rows.append(
         {
             "figure": "raw, all 99 thresholds, one 642x962 map, .0035",
-            "value": round(t[0], 3), "cpu": round(t[1], 3), "unit": "s", "target": 0.5,
+            "value": round(t[0], 3),
+            "cpu": round(t[1], 3),
+            "unit": "s",
+            "target": 0.5,
             "note": f"{int((level > 0).sum())} predicted px, {int(edge.sum())} truth px",
         }
-    )  # fmt: skip
+    )
     t = seconds(lambda: count_raw(level[:375, :500], edge[:375, :500], 0.02), 3)
     rows.append(
         {
             "figure": "raw, all 99 thresholds, one 375x500 map, .02",
-            "value": round(t[0], 3), "cpu": round(t[1], 3), "unit": "s",
+            "value": round(t[0], 3),
+            "cpu": round(t[1], 3),
+            "unit": "s",
         }
-    )  # fmt: skip
+    )
     return rows
 
 
@@ -173,17 +183,21 @@ def evaluation(images: int) -> list[dict[str, Any]]:
     return [
         {
             "figure": f"Cityscapes-val-sized evaluation, thin + raw, {cores} cores",
-            "value": round(wall / images * 500 / 60, 1), "unit": "min", "target": 30,
+            "value": round(wall / images * 500 / 60, 1),
+            "unit": "min",
+            "target": 30,
             "note": f"extrapolated from {images} images x 19 classes at 512x1024, "
-                f"{100 * present:.0f} % present; "
+            f"{100 * present:.0f} % present; "
             f"{used / wall:.2f} cores busy",
         },
         {
             "figure": "the same, processor time",
-            "value": None, "cpu": round(used / images * 500 / 60, 1), "unit": "core-min",
+            "value": None,
+            "cpu": round(used / images * 500 / 60, 1),
+            "unit": "core-min",
             "note": f"MF thin {100 * tables['thin'].ods():.1f}, raw {100 * tables['raw'].ods():.1f}",
         },
-    ]  # fmt: skip
+    ]
 
 
 def alignment() -> list[dict[str, Any]]:
@@ -209,11 +223,13 @@ def alignment() -> list[dict[str, Any]]:
             rows.append(
                 {
                     "figure": f"align 472x472, {int(annotation.sum())} px, three solves, {solver}, {name}",
-                    "value": round(t[0], 3), "cpu": round(t[1], 3), "unit": "s", "target": 1.0 if solver ==
-                    "exact" else None, "note": "IoU with the truth {:.3f} before, {:.3f} after, {:.3f} "
-                        "gated".format(*better),
+                    "value": round(t[0], 3),
+                    "cpu": round(t[1], 3),
+                    "unit": "s",
+                    "target": 1.0 if solver == "exact" else None,
+                    "note": "IoU with the truth {:.3f} before, {:.3f} after, {:.3f} gated".format(*better),
                 }
-            )  # fmt: skip
+            )
         captured: list[Any] = []
         original = assignment.auction
 
@@ -237,11 +253,13 @@ def alignment() -> list[dict[str, Any]]:
         rows.append(
             {
                 "figure": f"one auction solve, {name} (slowest of three)",
-                "value": round(1e3 * max(w for w, _ in each), 1), "cpu": round(1e3 * max(c for _, c in
-                each), 1), "unit": "ms", "target": 50,
+                "value": round(1e3 * max(w for w, _ in each), 1),
+                "cpu": round(1e3 * max(c for _, c in each), 1),
+                "unit": "ms",
+                "target": 50,
                 "note": f"cost above the exact one: {max(gaps):.1e} (limit 1e-4; exact rounds to hundredths)",
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -265,9 +283,11 @@ def published(data: Path | None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [
         {
             "figure": "matched counts above the published solver's best of five, 12 pairs",
-            "value": f"{100 * min(over):.2f} to {100 * max(over):.2f}", "unit": "%", "target": "0 to 0.5",
+            "value": f"{100 * min(over):.2f} to {100 * max(over):.2f}",
+            "unit": "%",
+            "target": "0 to 0.5",
         }
-    ]  # fmt: skip
+    ]
     for name, kind in (
         ("seal_cityscapes", {"sigma_x": 1, "sigma_y": 3, "max_cost": 2, "smoothness": 0.02}),
         ("seal_sbd_no_smoothness", {"sigma_x": 1, "sigma_y": 4, "max_cost": 4.5, "smoothness": 0}),
@@ -277,10 +297,11 @@ def published(data: Path | None) -> list[dict[str, Any]]:
         rows.append(
             {
                 "figure": f"aligned pixels the same as the published solver's, {name}",
-                "value": round(100 * (ours & z["aligned"]).sum() / z["aligned"].sum(), 2), "unit": "%",
+                "value": round(100 * (ours & z["aligned"]).sum() / z["aligned"].sum(), 2),
+                "unit": "%",
                 "target": 99.5,
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -317,11 +338,12 @@ def gate_on_a_bad_detector(data: Path | None) -> list[dict[str, Any]]:
     return [
         {
             "figure": f"F at .0016 of CamVid labels aligned to image gradients, {what}",
-            "value": f"{f[row, 1]:.3f} / {f[row, 2]:.3f}", "unit": "no gate / gate",
+            "value": f"{f[row, 1]:.3f} / {f[row, 2]:.3f}",
+            "unit": "no gate / gate",
             "note": f"{f[row, 0]:.3f} before; {len(range(0, len(dataset), 20))} frames, 11 classes",
         }
         for row, what in enumerate(("labels right", "labels 2 px down and right"))
-    ]  # fmt: skip
+    ]
 
 
 def real_time(size: tuple[int, int], repeats: int) -> list[dict[str, Any]]:
@@ -341,9 +363,17 @@ def real_time(size: tuple[int, int], repeats: int) -> list[dict[str, Any]]:
         torch.manual_seed(0)
         network = networks.create(name, classes=19, **arguments).eval()
         spec = PackSpec(
-            name=name, version="1.0.0", network=name, arguments=arguments, classes=Streets.classes,
-            colours=((0, 0, 0),) * 19, size=size, mean=(0.5,) * 3, std=(0.25,) * 3, task="edges",
-        )  # fmt: skip
+            name=name,
+            version="1.0.0",
+            network=name,
+            arguments=arguments,
+            classes=Streets.classes,
+            colours=((0, 0, 0),) * 19,
+            size=size,
+            mean=(0.5,) * 3,
+            std=(0.25,) * 3,
+            task="edges",
+        )
         model = write(network, spec, size=size)
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -352,11 +382,13 @@ def real_time(size: tuple[int, int], repeats: int) -> list[dict[str, Any]]:
         rows.append(
             {
                 "figure": f"{name} engine, {size[0]}x{size[1]}, 19 classes, one thread",
-                "value": round(1e3 * t[0], 1), "cpu": round(1e3 * t[1], 1), "unit": "ms",
+                "value": round(1e3 * t[0], 1),
+                "cpu": round(1e3 * t[1], 1),
+                "unit": "ms",
                 "note": f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f} M "
-                    "parameters, random weights",
+                "parameters, random weights",
             }
-        )  # fmt: skip
+        )
     rows.append(
         {
             "figure": "light over CASENet-R101",
@@ -372,9 +404,12 @@ def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m bench.edges", description=__doc__.split("\n\n")[0])
     here = Path(__file__).resolve().parent.parent
     p.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("ROADWORTHY_DATA", here.parent / "shared" / "data")),
-        metavar="DIR", help="real data beside the project",
-    )  # fmt: skip
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("ROADWORTHY_DATA", here.parent / "shared" / "data")),
+        metavar="DIR",
+        help="real data beside the project",
+    )
     p.add_argument("--images", type=int, default=8, metavar="N", help="images of the evaluation figure (8)")
     p.add_argument("--quick", action="store_true", help="fewer repeats, two images, no CASENet-R101")
     a = p.parse_args(argv)

@@ -47,9 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m bench.edges_alignment", description=__doc__.split("\n\n")[0])
     here = Path(__file__).resolve().parent.parent
     p.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("ROADWORTHY_DATA", here.parent / "shared" / "data")),
-        metavar="DIR", help="the folder that holds camvid/",
-    )  # fmt: skip
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("ROADWORTHY_DATA", here.parent / "shared" / "data")),
+        metavar="DIR",
+        help="the folder that holds camvid/",
+    )
     p.add_argument("--images", type=int, default=4, metavar="N", help="frames of the dusk drive (4)")
     a = p.parse_args(argv)
     about, start = machine.describe(), time.process_time()

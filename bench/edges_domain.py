@@ -65,20 +65,40 @@ def source_pack(a: argparse.Namespace, bars: Any) -> Any:
     encoder = {k: v for k, v in read_state(weights).items() if k.startswith("base_net.")}
     network.load_state_dict(encoder, strict=False)
     spec = PackSpec(
-        name="camvid-joint", version="1.0.0", network="espnetv2_edges", arguments={"scale": 0.5},
-        classes=space.classes, colours=space.colours, size=SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-        training=f"CamVid day at {SIZE}, {a.source_steps} steps, Cityscapes encoder", licence="research only",
-    )  # fmt: skip
+        name="camvid-joint",
+        version="1.0.0",
+        network="espnetv2_edges",
+        arguments={"scale": 0.5},
+        classes=space.classes,
+        colours=space.colours,
+        size=SIZE,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        training=f"CamVid day at {SIZE}, {a.source_steps} steps, Cityscapes encoder",
+        licence="research only",
+    )
     day = frames_of(a.data, "day_train", 250)
     draw = crops_of_segmentation(day, len(space), Augmentation((160, 192), scale=(0.8, 1.4)))
     recipe = EdgeRecipe(
-        a.source_steps, batch=6, round=60, rate=1.5e-3, gamma=0.3, every=max(1, a.source_steps * 2 // 3),
-        frozen_bn=False, segmentation=1.0,
-    )  # fmt: skip
+        a.source_steps,
+        batch=6,
+        round=60,
+        rate=1.5e-3,
+        gamma=0.3,
+        every=max(1, a.source_steps * 2 // 3),
+        frozen_bn=False,
+        segmentation=1.0,
+    )
     train(
-        network, spec, draw, recipe, seed=0, checkpoint=a.out / "source.checkpoint.pt", every=20,
+        network,
+        spec,
+        draw,
+        recipe,
+        seed=0,
+        checkpoint=a.out / "source.checkpoint.pt",
+        every=20,
         progress=lambda s, d, t, **n: bars(f"source {s}", d, t, **n),
-    )  # fmt: skip
+    )
     holdout = frames_of(a.data, "day_val", 12)
     replay = [(f, y, "train") for f, y in day[::4]] + [(f, y, "holdout") for f, y in holdout]
     return write_pack(path, spec, network.state_dict(), replay=replay)
@@ -112,8 +132,12 @@ def judged(a: argparse.Namespace, parent: Any, target: list[Any], bars: Any) -> 
 
     def row(what: str, checks: list[dict[str, Any]]) -> None:
         told = {c["name"]: c["value"] for c in checks}
-        keys = {"edges-source": "source", "edges-source-tight": "source, 2 px", "edges-pseudo": "pseudo",
-                "edges-pseudo-tight": "pseudo, 2 px"}  # fmt: skip
+        keys = {
+            "edges-source": "source",
+            "edges-source-tight": "source, 2 px",
+            "edges-pseudo": "pseudo",
+            "edges-pseudo-tight": "pseudo, 2 px",
+        }
         failed = ", ".join(c["name"].removeprefix("edges-") for c in checks if not c["passed"])
         rows.append(
             {
@@ -143,9 +167,15 @@ def judged(a: argparse.Namespace, parent: Any, target: list[Any], bars: Any) -> 
     held = held[: result.report["frames"]["target_holdout"]]
     for name, change in PLANTED.items():
         after = measure(
-            Planted(result.pack.network(), change), parent.spec, source=source, target=held,
-            max_distance=0.0075, limits=limits, progress=bars, stage=name,
-        )  # fmt: skip
+            Planted(result.pack.network(), change),
+            parent.spec,
+            source=source,
+            target=held,
+            max_distance=0.0075,
+            limits=limits,
+            progress=bars,
+            stage=name,
+        )
         row(name, [asdict(c) for c in decide(after, before, limits, parent.spec.classes)])
     return rows
 
@@ -157,9 +187,12 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=Path, required=True, metavar="DIR", help="packs and reports; never to be published"
     )
     p.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("ROADWORTHY_DATA", here.parent / "shared" / "data")),
-        metavar="DIR", help="the folder that holds camvid/ and weights/",
-    )  # fmt: skip
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("ROADWORTHY_DATA", here.parent / "shared" / "data")),
+        metavar="DIR",
+        help="the folder that holds camvid/ and weights/",
+    )
     p.add_argument(
         "--source-steps", type=int, default=240, metavar="N", help="steps of the source training (240)"
     )
@@ -180,10 +213,13 @@ def main(argv: list[str] | None = None) -> int:
             by_day, by_dusk = (edge_score(network, pack.spec, pairs, k) for pairs in (day, dusk))
             rows.append(
                 {
-                    "what": what, "dusk MF": round(100 * by_dusk.ods(), 1), "dusk AP": round(100 *
-                    by_dusk.ap(), 1), "day MF": round(100 * by_day.ods(), 1), "gate": accepted,
+                    "what": what,
+                    "dusk MF": round(100 * by_dusk.ods(), 1),
+                    "dusk AP": round(100 * by_dusk.ap(), 1),
+                    "day MF": round(100 * by_day.ods(), 1),
+                    "gate": accepted,
                 }
-            )  # fmt: skip
+            )
             print(rows[-1], file=sys.stderr, flush=True)
 
         score("source", pack.network())

@@ -152,9 +152,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     here = Path(__file__).resolve().parent.parent
     p.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("ROADWORTHY_DATA", here.parent / "shared" / "data")),
-        metavar="DIR", help="the folder that holds camvid/",
-    )  # fmt: skip
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("ROADWORTHY_DATA", here.parent / "shared" / "data")),
+        metavar="DIR",
+        help="the folder that holds camvid/",
+    )
     p.add_argument("--frames", type=int, default=3, metavar="N", help="frames of each of day and dusk (3)")
     p.add_argument("--push", type=float, default=8.0, metavar="PX", help="largest push in pixels (8)")
     a = p.parse_args(argv)
@@ -176,10 +179,12 @@ def main(argv: list[str] | None = None) -> int:
             good = found["benefit"][chosen] > 0.05
             ranks.append(
                 {
-                    "smoothness": smoothness, "light": light, "pieces": int(chosen.sum()),
+                    "smoothness": smoothness,
+                    "light": light,
+                    "pieces": int(chosen.sum()),
                     **{c: round(auc(found[c][chosen], good), 3) for c in CRITERIA},
                 }
-            )  # fmt: skip
+            )
         rows += _rows(found, count, smoothness)
     about["load_after"] = round(os.getloadavg()[0], 2)
     print(machine.line(about))

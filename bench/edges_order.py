@@ -96,10 +96,17 @@ class Settings:
 def recipe_of(method: str, settings: Settings) -> EdgeRecipe:
     """How a method trains: they differ in loss and alignment alone.  casenet-c differs by its labels."""
     return EdgeRecipe(
-        settings.steps, batch=settings.batch, round=settings.round, rate=settings.rate / 2, gamma=0.2,
-        every=max(1, settings.steps * 2 // 3), frozen_bn=False, reweighted=method == "casenet",
-        aligned=method.startswith("seal"), gate=Gate() if method == "seal-gated" else None,
-    )  # fmt: skip
+        settings.steps,
+        batch=settings.batch,
+        round=settings.round,
+        rate=settings.rate / 2,
+        gamma=0.2,
+        every=max(1, settings.steps * 2 // 3),
+        frozen_bn=False,
+        reweighted=method == "casenet",
+        aligned=method.startswith("seal"),
+        gate=Gate() if method == "seal-gated" else None,
+    )
 
 
 # -------------------------------------------------------------------------------------------------- scenes
@@ -167,11 +174,18 @@ class Trial:
         classes = settings.classes
         colours = SPACES["street" if settings.kind == "street" else "camvid11"].colours
         self.spec = PackSpec(
-            name="order", version="1.0.0", network="casenet",
+            name="order",
+            version="1.0.0",
+            network="casenet",
             arguments={"depth": 14, "width": settings.width},
-            classes=classes, colours=colours, size=settings.crop, mean=(0.45, 0.45, 0.45),
-            std=(0.25, 0.25, 0.25), task="edges", training="bench.edges_order",
-        )  # fmt: skip
+            classes=classes,
+            colours=colours,
+            size=settings.crop,
+            mean=(0.45, 0.45, 0.45),
+            std=(0.25, 0.25, 0.25),
+            task="edges",
+            training="bench.edges_order",
+        )
 
     @property
     def given(self) -> list[Pair]:
@@ -227,10 +241,13 @@ class Trial:
             seconds = self._train(network, pairs, recipe, 1000 + self.seed, checkpoint)
         network.eval()
         found = {
-            "method": method, "push": self.push, "seed": self.seed, "train_cpu_seconds": round(seconds, 1),
+            "method": method,
+            "push": self.push,
+            "seed": self.seed,
+            "train_cpu_seconds": round(seconds, 1),
             "labels": label_quality(pairs, self.exact, k),
             "mf": scores(lambda frame: edge_probability(network, self.spec, frame), self.test, k),
-        }  # fmt: skip
+        }
         write_json(file, found)
         return found
 
@@ -261,8 +278,10 @@ def differences(results: Sequence[dict[str, Any]], better: str, worse: str) -> d
     at = {(r["push"], r["seed"], r["method"]): r["mf"] for r in results}
     out: dict[str, Any] = {}
     for push in sorted({r["push"] for r in results}):
-        seeds = sorted({s for p, s, m in at if p == push and m == better} &
-                       {s for p, s, m in at if p == push and m == worse})  # fmt: skip
+        seeds = sorted(
+            {s for p, s, m in at if p == push and m == better}
+            & {s for p, s, m in at if p == push and m == worse}
+        )
         for key in [f"{mode} {t}" for mode in MODES for t in TOLERANCES] if seeds else []:
             d = [100 * (at[push, s, better][key] - at[push, s, worse][key]) for s in seeds]
             spread = round(float(np.std(d, ddof=1)), 2) if len(d) > 1 else None
@@ -284,8 +303,10 @@ def verdicts(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 if key.startswith(mode):
                     sure = None if spread is None else mean >= least and (least < 0 or mean > 2 * spread)
                     out.setdefault(push, {}).setdefault(key.partition(" ")[2], {})[name] = {
-                        "points": mean, "spread": spread, "holds": sure,
-                    }  # fmt: skip
+                        "points": mean,
+                        "spread": spread,
+                        "holds": sure,
+                    }
     return out
 
 
@@ -314,17 +335,23 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     add("--out", type=Path, default=Path("out/edges-order"), metavar="DIR", help="files of each training")
     add(
-        "--data", type=Path, default=Path(os.environ.get("ROADWORTHY_DATA", here.parent / "shared" / "data")),
-        metavar="DIR", help="the folder that holds camvid/ (--set camvid)",
-    )  # fmt: skip
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("ROADWORTHY_DATA", here.parent / "shared" / "data")),
+        metavar="DIR",
+        help="the folder that holds camvid/ (--set camvid)",
+    )
     add("--set", choices=("street", "camvid"), default="street", help="where frames come from (street)")
     add("--pushes", type=float, nargs="+", metavar="PX", help="largest push in pixels (4; --full: 4 8 2)")
     add("--seeds", type=int, metavar="N", help="seeds 0 to N-1 (1; --full: 3)")
     add("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=f"{' '.join(METHODS)} seal-gated")
     for field, what in (
-        ("steps", "steps of each method"), ("warm", "steps of a warm-up"), ("frames", "training frames"),
-        ("test", "test frames"), ("width", "channels of the network's stem"),
-    ):  # fmt: skip
+        ("steps", "steps of each method"),
+        ("warm", "steps of a warm-up"),
+        ("frames", "training frames"),
+        ("test", "test frames"),
+        ("width", "channels of the network's stem"),
+    ):
         add(f"--{field}", type=int, metavar="N", help=f"{what} ({getattr(Settings, field)})")
     add("--size", metavar="HxW", help="of rendered frames (160x320); larger ones have fewer edges per pixel")
     add("--full", action="store_true", help="pushes 4, 8, 2 and three seeds")
@@ -387,12 +414,18 @@ def main(argv: list[str] | None = None) -> int:
     print(
         json.dumps(
             {
-                "bench": "edges_order", "machine": about, "settings": settings.__dict__, "cpu_seconds": spent,
-                "mf": found, "order": verdicts(results), "train_cpu_seconds": seconds, "left_out": left_out,
+                "bench": "edges_order",
+                "machine": about,
+                "settings": settings.__dict__,
+                "cpu_seconds": spent,
+                "mf": found,
+                "order": verdicts(results),
+                "train_cpu_seconds": seconds,
+                "left_out": left_out,
                 "labels": {f"{r['push']:g} {r['seed']} {r['method']}": r["labels"] for r in results},
             }
         )
-    )  # fmt: skip
+    )
     return 0
 
 

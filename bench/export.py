@@ -149,9 +149,7 @@ def measure(name: str, size: tuple[int, int], rounds: int, count: int = 4, build
         again = load_pack(pack.path)
 
         def refitted(frames: int) -> Published:
-            return refit(
-                repository, spec.name, 1, again, thresholds=ANY.thresholds, frames=frames, threads=1
-            )
+            return refit(repository, spec.name, 1, again, thresholds=ANY.thresholds, frames=frames, threads=1)
 
         row["refit_s"] = round(seconds(lambda: refitted(count), builds), 2)
         row["refit_1_s"] = round(seconds(lambda: refitted(1), builds), 2)
@@ -298,17 +296,32 @@ def variants(name: str, size: tuple[int, int], rounds: int) -> dict[str, Any]:
 
 
 FIRST = [
-    ("network", "network"), ("size", "frame"), ("write_s", "write, s"), ("torch_write_s", "torch.onnx, s"),
-    ("torch_names", "names torch.onnx keeps"), ("build_s", "build, s"), ("refit_s", "refit, s"),
-    ("refit_1_s", "refit, 1 frame, s"), ("refit_parity", "parity's part"), ("load_s", "load and warm, s"),
-    ("engine_ms", "engine, ms"), ("torch_ms", "torch, ms"), ("ratio", "torch / engine"),
-    ("int8_ms", "INT8, ms"), ("int8_ratio", "engine / INT8"),
-]  # fmt: skip
+    ("network", "network"),
+    ("size", "frame"),
+    ("write_s", "write, s"),
+    ("torch_write_s", "torch.onnx, s"),
+    ("torch_names", "names torch.onnx keeps"),
+    ("build_s", "build, s"),
+    ("refit_s", "refit, s"),
+    ("refit_1_s", "refit, 1 frame, s"),
+    ("refit_parity", "parity's part"),
+    ("load_s", "load and warm, s"),
+    ("engine_ms", "engine, ms"),
+    ("torch_ms", "torch, ms"),
+    ("ratio", "torch / engine"),
+    ("int8_ms", "INT8, ms"),
+    ("int8_ratio", "engine / INT8"),
+]
 SECOND = [
-    ("network", "network"), ("size", "frame"), ("ms", "whole, ms"), ("per_class", "per class"),
+    ("network", "network"),
+    ("size", "frame"),
+    ("ms", "whole, ms"),
+    ("per_class", "per class"),
     ("prelu", "PRelu nodes"),
-    ("softmax", "Softmax node"), ("full_softmax", "full-resolution Softmax"), ("no_head", "no enlargement"),
-]  # fmt: skip
+    ("softmax", "Softmax node"),
+    ("full_softmax", "full-resolution Softmax"),
+    ("no_head", "no enlargement"),
+]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -149,9 +149,7 @@ def torch_part(case: Case, device: str, runs: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for precision in ("fp32", "fp16") if device == "cuda" else ("fp32",):
 
-            def run(
-                frames: np.ndarray, half: bool = precision == "fp16"
-            ) -> dict[str, np.ndarray]:
+            def run(frames: np.ndarray, half: bool = precision == "fp16") -> dict[str, np.ndarray]:
                 # TF32 is torch's default in convolutions; float32 is what is compared here.
                 with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                     pixels = torch.from_numpy(frames).to(device)
@@ -234,8 +232,7 @@ def _engine(case: Case, plan: bytes, precision: str, runs: int) -> dict[str, Any
             with ThreadPoolExecutor(4) as pool:
                 answers = list(pool.map(run, singles * 4))
             same = [
-                _same(case, answer, run(single))
-                for answer, single in zip(answers, singles * 4, strict=True)
+                _same(case, answer, run(single)) for answer, single in zip(answers, singles * 4, strict=True)
             ]
             found[key]["same_from_four_threads"] = all(same)
             if not graphs:

@@ -96,11 +96,13 @@ def main(argv: list[str] | None = None) -> int:
                     begun = time.monotonic()
                     checks = check_frames(spoilt, limits)
                     record = {
-                        "drive": f"{kind} {number}", "name": name, "attack": attack,
+                        "drive": f"{kind} {number}",
+                        "name": name,
+                        "attack": attack,
                         "values": {c.name: c.value for c in checks},
                         "refused": {c.name: c.reason for c in checks if not c.passed},
                         "seconds": round(time.monotonic() - begun, 2),
-                    }  # fmt: skip
+                    }
                     records.append(record)
                     out.write(json.dumps(record) + "\n")
                     out.flush()
@@ -140,9 +142,13 @@ def table(records: list[dict[str, Any]]) -> dict[str, Any]:
     print(*missed, sep="\n")
     own = [r["seconds"] for r in records if not r["attack"]]
     return {
-        "honest": honest, "attacks": found, "largest_on_honest": largest, "wrong": wrong, "window": WINDOW,
+        "honest": honest,
+        "attacks": found,
+        "largest_on_honest": largest,
+        "wrong": wrong,
+        "window": WINDOW,
         "seconds_a_look": round(sum(own) / max(len(own), 1), 2),
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -81,8 +81,13 @@ def ours(
         y = clock("labels", lambda p=p: pseudo_labels(p, lam))
         clock("png", lambda y=y, i=i: write(y, folder / f"{i:03d}.png"))
         accepted += int((y != 255).sum())
-    return {"seconds": clock.seconds, "lambda": lam, "state_bytes": histograms.counts.nbytes, "disk": 0,
-            "accepted": accepted}  # fmt: skip
+    return {
+        "seconds": clock.seconds,
+        "lambda": lam,
+        "state_bytes": histograms.counts.nbytes,
+        "disk": 0,
+        "accepted": accepted,
+    }
 
 
 def published(
@@ -138,10 +143,13 @@ def threshold_step(
                 exact[c] = values[-rank] / (65536 if kind == "uint16" else 1)
         sorting[kind] = time.perf_counter() - start
     return {
-        "ours_seconds": ours_seconds, "sort_seconds": sorting["float32"], "sort16_seconds": sorting["uint16"],
-        "ratio": sorting["float32"] / ours_seconds, "ratio16": sorting["uint16"] / ours_seconds,
+        "ours_seconds": ours_seconds,
+        "sort_seconds": sorting["float32"],
+        "sort16_seconds": sorting["uint16"],
+        "ratio": sorting["float32"] / ours_seconds,
+        "ratio16": sorting["uint16"] / ours_seconds,
         "largest_error": float(np.abs(lam - exact).max()),
-    }  # fmt: skip
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -207,12 +215,20 @@ def main(argv: list[str] | None = None) -> int:
         f"state {a['state_bytes'] / 1e6:.1f} MB"
     )
     summary = {
-        "machine": described, "frames": arguments.frames, "classes": arguments.classes,
+        "machine": described,
+        "frames": arguments.frames,
+        "classes": arguments.classes,
         "size": [height, width],
-        "portion": arguments.portion, "ours": a["seconds"], "published": b["seconds"], "ratio": ratio,
-        "threshold_step": step, "lambda_error": errors, "disk_bytes": {"ours": 0, "published": b["disk"]},
-        "state_bytes": a["state_bytes"], "peak_bytes_ours": peak,
-    }  # fmt: skip
+        "portion": arguments.portion,
+        "ours": a["seconds"],
+        "published": b["seconds"],
+        "ratio": ratio,
+        "threshold_step": step,
+        "lambda_error": errors,
+        "disk_bytes": {"ours": 0, "published": b["disk"]},
+        "state_bytes": a["state_bytes"],
+        "peak_bytes_ours": peak,
+    }
     print(json.dumps(summary))
     return 0
 

@@ -35,15 +35,44 @@ PORTIONS = (0.2, 0.35, 0.5)
 # Everything a round may be told, pinned: a default that changes must not change what is compared here.
 # Statistics of the target are always taken, whatever agreement says: the same start for all.
 PLAIN: dict[str, Any] = {
-    "portions": PORTIONS, "policy": "cbst", "compat": "", "label_flip": False, "label_scales": (1.0,),
-    "prior": False, "adabn": True, "adabn_batch": 6, "adabn_keep": (0.0,), "adabn_by": "mirror",
-    "from_parent": True, "holdout": 0.15, "source_free": None, "rate": 5e-4, "weight_decay": 1e-2,
-    "schedule": "one-cycle", "bn": "batch", "mrkld": 0.0, "ema": 0.0, "clip": 0.0, "rare": 0.0,
-    "classmix": 0.0, "keep_parent": 0.0, "brightness": 1.0, "colour": 0.0, "flip": True, "force": True,
-    "blur": 0.0, "noise": 0.0,
+    "portions": PORTIONS,
+    "policy": "cbst",
+    "compat": "",
+    "label_flip": False,
+    "label_scales": (1.0,),
+    "prior": False,
+    "adabn": True,
+    "adabn_batch": 6,
+    "adabn_keep": (0.0,),
+    "adabn_by": "mirror",
+    "from_parent": True,
+    "holdout": 0.15,
+    "source_free": None,
+    "rate": 5e-4,
+    "weight_decay": 1e-2,
+    "schedule": "one-cycle",
+    "bn": "batch",
+    "mrkld": 0.0,
+    "ema": 0.0,
+    "clip": 0.0,
+    "rare": 0.0,
+    "classmix": 0.0,
+    "keep_parent": 0.0,
+    "brightness": 1.0,
+    "colour": 0.0,
+    "flip": True,
+    "force": True,
+    "blur": 0.0,
+    "noise": 0.0,
     "absent": (),
-    "warm": 0.3, "mic": 0.0, "lrent": 0.0, "rare_target": 0.0, "amp": "", "compile": False, "memory_mb": 0.0,
-}  # fmt: skip
+    "warm": 0.3,
+    "mic": 0.0,
+    "lrent": 0.0,
+    "rare_target": 0.0,
+    "amp": "",
+    "compile": False,
+    "memory_mb": 0.0,
+}
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "st": {"policy": "st"},
     "cbst": {},
@@ -59,11 +88,18 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 STUDIES = ("labels", "near")
 PRESETS = ("default", "modern", "source-free")
 WORDS = {
-    "source": "source only", "adabn": "batch statistics (AdaBN)", "st": "ST", "cbst": "CBST",
-    "cbst-sp": "CBST-SP", "cbst-sp-mst": "CBST-SP + MST", "st-frozen": "ST, statistics of the source",
-    "cbst-frozen": "CBST, statistics of the source", "labelled": "true labels of the target",
-    "free": "source-free, the student alone", "free-near": "source-free, near the parent",
-}  # fmt: skip
+    "source": "source only",
+    "adabn": "batch statistics (AdaBN)",
+    "st": "ST",
+    "cbst": "CBST",
+    "cbst-sp": "CBST-SP",
+    "cbst-sp-mst": "CBST-SP + MST",
+    "st-frozen": "ST, statistics of the source",
+    "cbst-frozen": "CBST, statistics of the source",
+    "labelled": "true labels of the target",
+    "free": "source-free, the student alone",
+    "free-near": "source-free, near the parent",
+}
 MAIN = (
     "source",
     "adabn",
@@ -128,10 +164,15 @@ def street(domain: str, seed: int, folder: Path) -> Shift:
     held = list(zip(*streets.heldout(seed, domain, 60), strict=True))
     pack = load_pack(ROOT / "packs" / "street-day")
     return Shift(
-        f"rendered streets, day → {domain}", pack, frames, list(zip(frames, truth, strict=True)),
-        InMemory(held), ("pole", "sign", "person"), pack.spec.classes,
+        f"rendered streets, day → {domain}",
+        pack,
+        frames,
+        list(zip(frames, truth, strict=True)),
+        InMemory(held),
+        ("pole", "sign", "person"),
+        pack.spec.classes,
         {"source": 4, "target": 4, "scale": (0.9, 1.5), "bn": "split", "steps": 80},
-    )  # fmt: skip
+    )
 
 
 def camvid(seed: int, folder: Path) -> Shift:
@@ -145,26 +186,70 @@ def camvid(seed: int, folder: Path) -> Shift:
     if not path.is_dir():
         initial = _cityscapes(folder.parent.parent / "espnetv2-1.0", "1.0", "352x480", data)
         told = command(
-            ["adapt.train", "--init", str(initial), "--classes", "camvid11",
-             "--data", f"camvid:{root}:day_train", "--val", f"camvid:{root}:day_val",
-             "--size", "192x256", "--crop", "128x160", "--epochs", "4",
-             "--batch", "6", "--rate", "1.5e-3", "--replay", "160", "--replay-holdout", "40",
-             "--name", "camvid-day-small", "--seed", str(seed), "--threads", "1",
-             "--licence", "research only (CamVid, Cityscapes)", "--out", str(path), "--json", "--quiet"],
+            [
+                "adapt.train",
+                "--init",
+                str(initial),
+                "--classes",
+                "camvid11",
+                "--data",
+                f"camvid:{root}:day_train",
+                "--val",
+                f"camvid:{root}:day_val",
+                "--size",
+                "192x256",
+                "--crop",
+                "128x160",
+                "--epochs",
+                "4",
+                "--batch",
+                "6",
+                "--rate",
+                "1.5e-3",
+                "--replay",
+                "160",
+                "--replay-holdout",
+                "40",
+                "--name",
+                "camvid-day-small",
+                "--seed",
+                str(seed),
+                "--threads",
+                "1",
+                "--licence",
+                "research only (CamVid, Cityscapes)",
+                "--out",
+                str(path),
+                "--json",
+                "--quiet",
+            ],
             folder / "log.txt",
-        )  # fmt: skip
+        )
         (folder / "source-train.json").write_text(told)
     pack = load_pack(path)
     adapt = CamVid(root, "dusk_adapt", labels=False)
     frames = [resize_frame(adapt[i][0], pack.spec.size) for i in range(len(adapt))]
     evaluation = CamVid(root, "dusk_eval")
     return Shift(
-        "CamVid, day → dusk, 192×256", pack, frames,
-        _at_size(evaluation, pack.spec.size), evaluation, ("pole", "sign", "pedestrian", "bicyclist"),
-        pack.spec.classes, {"source": 3, "target": 3, "crop": (128, 160), "scale": (0.75, 1.6), "steps": 60,
-         "portions": (0.2, 0.5), "adabn_keep": (0.5,), "source_holdout": 6},
+        "CamVid, day → dusk, 192×256",
+        pack,
+        frames,
+        _at_size(evaluation, pack.spec.size),
+        evaluation,
+        ("pole", "sign", "pedestrian", "bicyclist"),
+        pack.spec.classes,
+        {
+            "source": 3,
+            "target": 3,
+            "crop": (128, 160),
+            "scale": (0.75, 1.6),
+            "steps": 60,
+            "portions": (0.2, 0.5),
+            "adabn_keep": (0.5,),
+            "source_holdout": 6,
+        },
         crossed=True,
-    )  # fmt: skip
+    )
 
 
 def cityscapes(seed: int, folder: Path) -> Shift:
@@ -192,9 +277,14 @@ def cityscapes(seed: int, folder: Path) -> Shift:
         told = [(f, y, split) for split in ("train", "holdout") for f, y in pairs]
         ours = [y for _, y in pairs]
         write_pack(
-            path, initial.spec, initial.state(), golden=np.stack([pairs[0][0]]), replay=iter(told),
-            reference={"share": class_shares(ours, 19)}, prior=spatial_prior(ours, 19),
-        )  # fmt: skip
+            path,
+            initial.spec,
+            initial.state(),
+            golden=np.stack([pairs[0][0]]),
+            replay=iter(told),
+            reference={"share": class_shares(ours, 19)},
+            prior=spatial_prior(ours, 19),
+        )
     pack = load_pack(path)
     root = data / "camvid"
     train = CamVid(root, "day_train", labels=False)
@@ -203,23 +293,44 @@ def cityscapes(seed: int, folder: Path) -> Shift:
     day = CamVid(root, "day_val")
     evaluation = Subset(day, list(range(0, len(day), 2)))
     return Shift(
-        "Cityscapes → CamVid by day, 352×480, s = 0.5", pack, frames,
-        _at_size(evaluation, pack.spec.size)[::2], evaluation,
-        ("pole", "sign", "pedestrian", "bicyclist"), SPACES["camvid11"].classes,
-        {"source": 3, "target": 3, "crop": (192, 256), "scale": (0.75, 1.6), "steps": 40,
-         "portions": (0.2, 0.5)},
+        "Cityscapes → CamVid by day, 352×480, s = 0.5",
+        pack,
+        frames,
+        _at_size(evaluation, pack.spec.size)[::2],
+        evaluation,
+        ("pole", "sign", "pedestrian", "bicyclist"),
+        SPACES["camvid11"].classes,
+        {
+            "source": 3,
+            "target": 3,
+            "crop": (192, 256),
+            "scale": (0.75, 1.6),
+            "steps": 40,
+            "portions": (0.2, 0.5),
+        },
         mapping("cityscapes19", "camvid11"),
-    )  # fmt: skip
+    )
 
 
 def _cityscapes(path: Path, scale: str, size: str, data: Path) -> Path:
     if not path.is_dir():
         weights = data / "weights" / f"espnetv2_s_{scale}_city_1024x512.pth"
         command(
-            ["networks.import_checkpoint", "espnetv2", str(weights), "--set", f"scale={scale}",
-             "--classes", "cityscapes19", "--size", size, "--out", str(path)],
+            [
+                "networks.import_checkpoint",
+                "espnetv2",
+                str(weights),
+                "--set",
+                f"scale={scale}",
+                "--classes",
+                "cityscapes19",
+                "--size",
+                size,
+                "--out",
+                str(path),
+            ],
             path.parent / "log.txt",
-        )  # fmt: skip
+        )
     return path
 
 
@@ -320,12 +431,14 @@ def adapted(shift: Shift, variant: str, seed: int, folder: Path) -> dict[str, An
     report = result.report
     found = score(shift, result.pack.network() if result.pack else shift.source)
     return found | {
-        "stages": stages, "chosen": report.get("chosen"), "accepted": result.accepted,
+        "stages": stages,
+        "chosen": report.get("chosen"),
+        "accepted": result.accepted,
         "failed": {k: v["failed"] for k, v in report["stages"].items() if v.get("failed")},
         "labelled": {k: v["labelled"] for k, v in report["stages"].items() if "labelled" in v},
         "measures": {k: report.get(f"{k}_measures", {}).get("source") for k in ("parent", "candidate")},
         "seconds": report["seconds"],
-    }  # fmt: skip
+    }
 
 
 def label_quality(shift: Shift, seed: int) -> dict[str, Any]:
@@ -614,13 +727,21 @@ def main(argv: list[str] | None = None) -> int:
                 begun = time.monotonic()
                 found = measure(shift, variant, seed, folder)
                 file.parent.mkdir(exist_ok=True)
-                kept = {"shift": arguments.shift, "variant": variant, "seed": seed, "rare": shift.rare,
-                        "took": round(time.monotonic() - begun, 1)}  # fmt: skip
+                kept = {
+                    "shift": arguments.shift,
+                    "variant": variant,
+                    "seed": seed,
+                    "rare": shift.rare,
+                    "took": round(time.monotonic() - begun, 1),
+                }
                 write_json(file, found | kept)
                 words = f"{100 * found['miou']:.1f}" if "miou" in found else "done"
                 stages = " ".join(f"{k}={100 * v:.1f}" for k, v in found.get("stages", {}).items())
-                print(f"{arguments.shift} seed {seed} {variant}: {words} {stages} ({kept['took']} s)",
-                      file=sys.stderr, flush=True)  # fmt: skip
+                print(
+                    f"{arguments.shift} seed {seed} {variant}: {words} {stages} ({kept['took']} s)",
+                    file=sys.stderr,
+                    flush=True,
+                )
         everything = gather(out, arguments.shift)
         if not everything:
             raise RealError(f"{place} holds no result: run without --table")
@@ -643,10 +764,7 @@ def main(argv: list[str] | None = None) -> int:
         print(
             label_table(everything["labels"], list(next(iter(first["labels"].values()))["precision"])), "\n"
         )
-    scores = {
-        v: {s: round(r["miou"], 4) for s, r in sorted(kept.items())}
-        for v, kept in rows.items()
-    }  # fmt: skip
+    scores = {v: {s: round(r["miou"], 4) for s, r in sorted(kept.items())} for v, kept in rows.items()}
     print(json.dumps({"shift": arguments.shift, "miou": scores, "machine": before}))
     return 0
 

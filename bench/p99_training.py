@@ -56,10 +56,22 @@ class Service:
         self.log = log
         with open(log, "w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "runtime.serve", "--repository", str(repository), "--port", "0",
-                 "--metrics-port", "0"], cwd=ROOT, stderr=errors, stdout=subprocess.DEVNULL,
+                [
+                    sys.executable,
+                    "-m",
+                    "runtime.serve",
+                    "--repository",
+                    str(repository),
+                    "--port",
+                    "0",
+                    "--metrics-port",
+                    "0",
+                ],
+                cwd=ROOT,
+                stderr=errors,
+                stdout=subprocess.DEVNULL,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         for _ in range(600):
             found = [w[5:] for w in log.read_text().split() if w.startswith("grpc=")]
             if found:
@@ -128,13 +140,43 @@ def adapter(
     work = Path(tempfile.mkdtemp(dir=folder))
     with open(folder / "adapter.log", "a") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "adapt.run", "--server", service.address, "--model", MODEL,
-             "--pack", str(a.pack), "--repository", str(folder / "repo"), "--workdir", str(work),
-             "--from", f"front={folder / 'pictures'}", "--frames", str(a.frames), "--near", "-1",
-             "--portions", "0.3", "--steps", "1000000", "--batch", a.batch, "--set", "checkpoint_every=50",
-             "--once", "--quiet", *options],
-            cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "adapt.run",
+                "--server",
+                service.address,
+                "--model",
+                MODEL,
+                "--pack",
+                str(a.pack),
+                "--repository",
+                str(folder / "repo"),
+                "--workdir",
+                str(work),
+                "--from",
+                f"front={folder / 'pictures'}",
+                "--frames",
+                str(a.frames),
+                "--near",
+                "-1",
+                "--portions",
+                "0.3",
+                "--steps",
+                "1000000",
+                "--batch",
+                a.batch,
+                "--set",
+                "checkpoint_every=50",
+                "--once",
+                "--quiet",
+                *options,
+            ],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def wait_for_training(
@@ -186,13 +228,15 @@ def measure(
             beside += two
             ratios.append(percentile(two, 99) / percentile(one, 99))
         result = {
-            "variant": name, "requests": [len(alone), len(beside)], "failed": camera.failed,
+            "variant": name,
+            "requests": [len(alone), len(beside)],
+            "failed": camera.failed,
             "alone_ms": {p: percentile(alone, p) for p in (50, 95, 99)},
             "beside_ms": {p: percentile(beside, p) for p in (50, 95, 99)},
             "p99_ratio": round(percentile(beside, 99) / percentile(alone, 99), 3),
             "p99_ratio_of_pairs": [round(r, 3) for r in ratios],
             "training_share_of_a_core": round(worked / (a.pairs * (a.seconds + 0.7)), 3),
-        }  # fmt: skip
+        }
         print(
             f"{name:<18}{result['alone_ms'][50]:>9}{result['alone_ms'][99]:>9}{result['beside_ms'][50]:>11}"
             f"{result['beside_ms'][99]:>9}{result['p99_ratio']:>8}{result['training_share_of_a_core']:>10}",
@@ -209,9 +253,11 @@ def measure(
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(
-        prog="python -m bench.p99_training", description="p99 of serving while a round trains.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        prog="python -m bench.p99_training",
+        description="p99 of serving while a round trains.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("--pack", type=Path, default=ROOT / "packs" / "street-day")
     p.add_argument("--rate", type=float, default=10.0, help="frames a second (10)")
     p.add_argument("--pairs", type=int, default=5, help="stretches of each kind (5)")

@@ -80,9 +80,13 @@ def measured(arguments: list[str], log: Path, *, refusal: bool = False) -> tuple
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True,
+            [sys.executable, "-m", *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
     assert process.stdout is not None
     told = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -124,9 +128,12 @@ class Seed:
         """Everything that is not there yet."""
         self.cityscapes()
         for name, work in (
-            ("source", self.source), ("adabn", self.adabn), ("replay", lambda: self.served("replay")),
-            ("free", lambda: self.served("free")), ("upper", self.upper),
-        ):  # fmt: skip
+            ("source", self.source),
+            ("adabn", self.adabn),
+            ("replay", lambda: self.served("replay")),
+            ("free", lambda: self.served("free")),
+            ("upper", self.upper),
+        ):
             self.say(f"seed {self.seed}: {name}")
             found = cached(self.results / f"{name}.json", work)
             self.say(f"seed {self.seed}: {name}: {100 * found['miou']:.1f} ({found['seconds']} s)")
@@ -137,9 +144,19 @@ class Seed:
         if not pack.is_dir():
             weights = self.data / "weights" / "espnetv2_s_1.0_city_1024x512.pth"
             command(
-                ["networks.import_checkpoint", "espnetv2", str(weights), "--classes", "cityscapes19",
-                 "--size", "352x480", "--out", str(pack)], self.log,
-            )  # fmt: skip
+                [
+                    "networks.import_checkpoint",
+                    "espnetv2",
+                    str(weights),
+                    "--classes",
+                    "cityscapes19",
+                    "--size",
+                    "352x480",
+                    "--out",
+                    str(pack),
+                ],
+                self.log,
+            )
         return pack
 
     def set(self, name: str) -> str:
@@ -151,12 +168,44 @@ class Seed:
         path = self.folder / "source"
         if not path.is_dir():
             told = command(
-                ["adapt.train", "--init", str(self.cityscapes()), "--classes", "camvid11",
-                 "--data", self.set("day_train"), "--val", self.set("day_val"), "--size", "352x480",
-                 "--crop", "256x320", "--epochs", "8", "--batch", "6", "--rate", "1.5e-3", "--replay", "160",
-                 "--replay-holdout", "40", "--name", "camvid-day", "--seed", str(self.seed), "--threads", "1",
-                 "--licence", "research only (CamVid, Cityscapes)", "--out", str(path), "--json"], self.log,
-            )  # fmt: skip
+                [
+                    "adapt.train",
+                    "--init",
+                    str(self.cityscapes()),
+                    "--classes",
+                    "camvid11",
+                    "--data",
+                    self.set("day_train"),
+                    "--val",
+                    self.set("day_val"),
+                    "--size",
+                    "352x480",
+                    "--crop",
+                    "256x320",
+                    "--epochs",
+                    "8",
+                    "--batch",
+                    "6",
+                    "--rate",
+                    "1.5e-3",
+                    "--replay",
+                    "160",
+                    "--replay-holdout",
+                    "40",
+                    "--name",
+                    "camvid-day",
+                    "--seed",
+                    str(self.seed),
+                    "--threads",
+                    "1",
+                    "--licence",
+                    "research only (CamVid, Cityscapes)",
+                    "--out",
+                    str(path),
+                    "--json",
+                ],
+                self.log,
+            )
             (self.folder / "source.json").write_text(told)
         return load_pack(path)
 
@@ -267,12 +316,31 @@ class Seed:
             told: dict[str, Any] = {}
             with vehicle(address, self.dusk(), workdir / "loop.json") as count:
                 arguments = [
-                    "adapt.run", "--server", address, "--model", MODEL, "--pack", str(pack.path),
-                    "--repository", str(repository), "--workdir", str(workdir), "--frames", "60",
-                    "--near", "2",
-                    "--nice", "0",
-                    "--patience", "20", "--seed", str(self.seed), "--once", "--json", *ROUND,
-                ]  # fmt: skip
+                    "adapt.run",
+                    "--server",
+                    address,
+                    "--model",
+                    MODEL,
+                    "--pack",
+                    str(pack.path),
+                    "--repository",
+                    str(repository),
+                    "--workdir",
+                    str(workdir),
+                    "--frames",
+                    "60",
+                    "--near",
+                    "2",
+                    "--nice",
+                    "0",
+                    "--patience",
+                    "20",
+                    "--seed",
+                    str(self.seed),
+                    "--once",
+                    "--json",
+                    *ROUND,
+                ]
                 if kind == "free":
                     arguments += ["--preset", "source-free"]
                 start = time.monotonic()
@@ -289,15 +357,24 @@ class Seed:
             day = self.score(adapted.network(), adapted.spec, "day_val")["miou"]
         report = told["adaptation"]
         return after | {
-            "before": before, "state": told["state"], "reason": told.get("reason", ""), "day": day,
-            "chosen": report.get("chosen"), "frames": report["frames"], "round_seconds": report["seconds"],
-            "build_seconds": told.get("build_seconds"), "swap_seconds": told.get("swap_seconds"),
-            "adapt_seconds": round(took, 1), "peak_bytes": peak, "stream": count, "gate": report["gate"],
+            "before": before,
+            "state": told["state"],
+            "reason": told.get("reason", ""),
+            "day": day,
+            "chosen": report.get("chosen"),
+            "frames": report["frames"],
+            "round_seconds": report["seconds"],
+            "build_seconds": told.get("build_seconds"),
+            "swap_seconds": told.get("swap_seconds"),
+            "adapt_seconds": round(took, 1),
+            "peak_bytes": peak,
+            "stream": count,
+            "gate": report["gate"],
             "stages": {
                 name: {k: stage[k] for k in ("labelled", "kept", "statistics_kept", "failed") if k in stage}
                 for name, stage in report["stages"].items()
             },
-        }  # fmt: skip
+        }
 
     def ask(self, client: Any, evaluation: Any, classes: tuple[str, ...]) -> dict[str, Any]:
         """Score what the service answers."""
@@ -318,9 +395,10 @@ def numbers(confusion: Any, classes: tuple[str, ...]) -> dict[str, Any]:
     present = confusion.matrix.sum(1) > 0
     iou = confusion.iou()
     return {
-        "miou": confusion.miou(), "accuracy": confusion.accuracy(),
+        "miou": confusion.miou(),
+        "accuracy": confusion.accuracy(),
         "iou": {c: float(iou[i]) for i, c in enumerate(classes) if present[i]},
-    }  # fmt: skip
+    }
 
 
 @contextlib.contextmanager
@@ -328,10 +406,22 @@ def server(repository: Path, log: Path) -> Iterator[str]:
     """A service of its own on a free port; gives HOST:PORT."""
     with open(log, "w", encoding="utf-8") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "runtime.serve", "--repository", str(repository), "--port", "0",
-             "--metrics-port", "0"],
-            cwd=ROOT, stderr=errors, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "runtime.serve",
+                "--repository",
+                str(repository),
+                "--port",
+                "0",
+                "--metrics-port",
+                "0",
+            ],
+            cwd=ROOT,
+            stderr=errors,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
     try:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
@@ -509,9 +599,21 @@ def page(found: dict[int, dict[str, Any]]) -> str:
     lines.append("")
     counts = ", ".join(f"{words.strip('*')} {sum(key in found[s] for s in seeds)}" for key, words in COLUMNS)
     lines.append(f"Seeds behind each column: {counts}.")
-    heads = ("seed", "", "frames kept", "s collecting to swap", "s training", "s swap", "MB of the adapter",
-             "p50 / p99 ms collecting", "p50 / p99 ms training", "sent", "answered", "rejected",
-             "failed")  # fmt: skip
+    heads = (
+        "seed",
+        "",
+        "frames kept",
+        "s collecting to swap",
+        "s training",
+        "s swap",
+        "MB of the adapter",
+        "p50 / p99 ms collecting",
+        "p50 / p99 ms training",
+        "sent",
+        "answered",
+        "rejected",
+        "failed",
+    )
     lines += ["", "What it took:", "", f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * 11]
     for s in seeds:
         for key, words in (("replay", "with replay"), ("free", "source-free")):
@@ -521,11 +623,14 @@ def page(found: dict[int, dict[str, Any]]) -> str:
             c = r["stream"]
             kept = r["frames"]["target"] + r["frames"]["target_holdout"]
             figures = (
-                f"{r['adapt_seconds']:.0f}", f"{r['round_seconds'].get('train', 0):.0f}", r["swap_seconds"],
-                f"{r['peak_bytes'] / 1e6:.0f}", _latency(c["seconds"]["collecting"]),
+                f"{r['adapt_seconds']:.0f}",
+                f"{r['round_seconds'].get('train', 0):.0f}",
+                r["swap_seconds"],
+                f"{r['peak_bytes'] / 1e6:.0f}",
+                _latency(c["seconds"]["collecting"]),
                 _latency(c["seconds"]["training"]),
                 *(c[name] for name in ("sent", "answered", "rejected", "failed")),
-            )  # fmt: skip
+            )
             lines.append(f"| {s} | {words} | {kept} | " + " | ".join(map(str, figures)) + " |")
     lines += [
         "",

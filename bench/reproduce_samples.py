@@ -88,22 +88,62 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     lay_out(data_folder(), root)
     if not pack.is_dir():
         command(
-            ["adapt.train", "--network", "roadnet", "--classes", "cityscapes19",
-             "--data", f"gta5:{root / 'gta5'}", "--size", arguments.size,
-             "--epochs", str(arguments.epochs), "--batch", "4", "--rate", "2e-3",
-             "--replay", "14", "--name", "rendered-samples", "--licence", "research only", "--threads", "1",
-             "--out", str(pack), "--quiet", "--json"], log,
-        )  # fmt: skip
+            [
+                "adapt.train",
+                "--network",
+                "roadnet",
+                "--classes",
+                "cityscapes19",
+                "--data",
+                f"gta5:{root / 'gta5'}",
+                "--size",
+                arguments.size,
+                "--epochs",
+                str(arguments.epochs),
+                "--batch",
+                "4",
+                "--rate",
+                "2e-3",
+                "--replay",
+                "14",
+                "--name",
+                "rendered-samples",
+                "--licence",
+                "research only",
+                "--threads",
+                "1",
+                "--out",
+                str(pack),
+                "--quiet",
+                "--json",
+            ],
+            log,
+        )
     scores = {}
     for row in arguments.row or ROWS:
         told = json.loads(
             command(
-                ["adapt.reproduce", "gta5-cityscapes", "--row", row, "--pack", str(pack), "--root", str(root),
-                 "--out", str(out / row), "--set", f"steps={arguments.steps}", "--threads", "1",
-                 "--quiet", "--json"],
+                [
+                    "adapt.reproduce",
+                    "gta5-cityscapes",
+                    "--row",
+                    row,
+                    "--pack",
+                    str(pack),
+                    "--root",
+                    str(root),
+                    "--out",
+                    str(out / row),
+                    "--set",
+                    f"steps={arguments.steps}",
+                    "--threads",
+                    "1",
+                    "--quiet",
+                    "--json",
+                ],
                 log,
             )
-        )  # fmt: skip
+        )
         scores[row] = told["miou"]
         frames = told["frames"]
         print(f"{row}: {100 * told['miou']:.1f}", file=sys.stderr, flush=True)
@@ -112,9 +152,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(
-        prog="python -m bench.reproduce_samples", description=(__doc__ or "").partition("\n\n")[0],
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        prog="python -m bench.reproduce_samples",
+        description=(__doc__ or "").partition("\n\n")[0],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("--out", type=Path, default=Path("out/samples"), metavar="DIR", help="data, pack, rows")
     p.add_argument("--size", default="256x512", metavar="HxW", help="frame size (256x512)")
     p.add_argument("--epochs", type=int, default=40, metavar="N", help="of the source pack (40)")

@@ -70,9 +70,13 @@ class Child:
         self.starts += 1
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", *self.command], cwd=ROOT, stdout=log, stderr=log,
-                stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
+                [sys.executable, "-m", *self.command],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
 
     def kill(self) -> None:
         """SIGKILL, as a power cut would."""
@@ -254,20 +258,54 @@ def soak(a: argparse.Namespace) -> dict[str, Any]:
     address = f"127.0.0.1:{port}"
     server = Child(
         "server",
-        ["runtime.serve", "--repository", str(a.out / "engines"), "--port", str(port), "--metrics-port", "0",
-         "--config", str(a.out / "server.toml")],
+        [
+            "runtime.serve",
+            "--repository",
+            str(a.out / "engines"),
+            "--port",
+            str(port),
+            "--metrics-port",
+            "0",
+            "--config",
+            str(a.out / "server.toml"),
+        ],
         a.out,
-    )  # fmt: skip
+    )
     settings = ("scale=[0.9,1.5]", "bn=split", "adabn_by=shares", "adabn_keep=[0.0,0.5]", "source_holdout=12")
     adapter = Child(
         "adapter",
-        ["adapt.run", "--server", address, "--model", MODEL, "--pack", str(pack.path), "--repository",
-         str(a.out / "engines"), "--workdir", str(a.out / "adapter"), "--frames", "28", "--max-fps", "5",
-         "--portions", "0.4", "--steps", "24", "--batch", "4+4", "--max-bytes", "40000000", "--threads", "1",
-         "--keep-versions", str(KEEP),
-         *(f"--set={s}" for s in settings)],
+        [
+            "adapt.run",
+            "--server",
+            address,
+            "--model",
+            MODEL,
+            "--pack",
+            str(pack.path),
+            "--repository",
+            str(a.out / "engines"),
+            "--workdir",
+            str(a.out / "adapter"),
+            "--frames",
+            "28",
+            "--max-fps",
+            "5",
+            "--portions",
+            "0.4",
+            "--steps",
+            "24",
+            "--batch",
+            "4+4",
+            "--max-bytes",
+            "40000000",
+            "--threads",
+            "1",
+            "--keep-versions",
+            str(KEEP),
+            *(f"--set={s}" for s in settings),
+        ],
         a.out,
-    )  # fmt: skip
+    )
     samples: list[dict[str, float]] = []
     kills: list[tuple[float, str]] = []
     camera = Camera(address, frames, a.rate)
@@ -353,22 +391,37 @@ def soak(a: argparse.Namespace) -> dict[str, Any]:
     }
     step = max(1, len(waits) - 1)
     return {
-        "minutes": a.minutes, "seed": a.seed, "rate": a.rate, "phase": a.phase, "ok": all(promises.values()),
-        "promises": promises, "account": dict(count), "last_server_account": account,
-        "kills": {"server": server.kills, "adapter": adapter.kills}, "killed": kills,
+        "minutes": a.minutes,
+        "seed": a.seed,
+        "rate": a.rate,
+        "phase": a.phase,
+        "ok": all(promises.values()),
+        "promises": promises,
+        "account": dict(count),
+        "last_server_account": account,
+        "kills": {"server": server.kills, "adapter": adapter.kills},
+        "killed": kills,
         "unasked_ends": {"server": server.ends, "adapter": adapter.ends},
-        "exit": codes, "rounds": dict(found), "versions": max(were_live), "versions_kept": versions,
-        "live": live, "versions_used": used,
+        "exit": codes,
+        "rounds": dict(found),
+        "versions": max(were_live),
+        "versions_kept": versions,
+        "live": live,
+        "versions_used": used,
         "peak_mb": {k: round(v / 1e6) for k, v in peak.items()},
         "server_mb_first_last": [round(samples[5]["server"] / 1e6), round(samples[-1]["server"] / 1e6)],
         "disk_mb": [round(v / 1e6, 1) for v in disk[:: max(1, len(disk) // 12)]],
-        "wait_s": {"p50": round(waits[step // 2], 3), "p99": round(waits[int(step * 0.99)], 3),
-                   "longest": round(waits[-1], 2)},
+        "wait_s": {
+            "p50": round(waits[step // 2], 3),
+            "p99": round(waits[int(step * 0.99)], 3),
+            "longest": round(waits[-1], 2),
+        },
         "retried": sum(line["attempts"] > 1 for line in lines.values()),
-        "miou": {k: round(t.miou(), 4) for k, t in totals.items()}, "curve": curve,
+        "miou": {k: round(t.miou(), 4) for k, t in totals.items()},
+        "curve": curve,
         "domains": [domains[min(int(i * end), len(domains) - 1)] for i in range(len(curve["served"]))],
         "seconds": round(time.monotonic() - began, 1),
-    }  # fmt: skip
+    }
 
 
 def _answers(inference: Any, network: Any, pack: Any, frames: np.ndarray) -> np.ndarray:

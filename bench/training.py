@@ -58,9 +58,16 @@ GOAL, LABEL_GOAL = 1.25, 1.10
 
 def _spec(name: str, size: tuple[int, int]) -> PackSpec:
     return PackSpec(
-        name=name, version="0", network=name, arguments={}, classes=STREET.classes, colours=STREET.colours,
-        size=size, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-    )  # fmt: skip
+        name=name,
+        version="0",
+        network=name,
+        arguments={},
+        classes=STREET.classes,
+        colours=STREET.colours,
+        size=size,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
 
 
 class Bench:
@@ -89,9 +96,14 @@ class Bench:
     def trainer(self, told: dict[str, Any]) -> SegmentationTrainer:
         config = self.config(told)
         draw = sampler(
-            self.replay, self.target, config.mixture(False, self.size), len(self.spec.classes), 0, 0,
+            self.replay,
+            self.target,
+            config.mixture(False, self.size),
+            len(self.spec.classes),
+            0,
+            0,
             soft=self.soft if config.lrent else None,
-        )  # fmt: skip
+        )
         return SegmentationTrainer(self.network(), self.spec, config.optimisation(0), draw, seed=0)
 
     def synchronised(self, step: Callable[[], object]) -> Callable[[], float]:
@@ -185,15 +197,25 @@ class Bench:
                     row["peak_measured"] = self._peak(network, real)
             rows.append(row)
         norms = {
-            f"{n}.{k}" for n, m in network.named_modules() if isinstance(m, torch.nn.BatchNorm2d)
+            f"{n}.{k}"
+            for n, m in network.named_modules()
+            if isinstance(m, torch.nn.BatchNorm2d)
             for k, _ in m.named_parameters()
-        }  # fmt: skip
+        }
         for name, p in network.named_parameters():
             p.requires_grad_(name in norms)
         real, tensors = self.dry(network, self.device)
         saved = truncated_backprop.usage(network, real, tensors).saved
-        rows.append({"first": "batch normalisation alone", "share": None, "bytes": None, "saved": None,
-                     "saved_measured": saved, "of_whole": None})  # fmt: skip
+        rows.append(
+            {
+                "first": "batch normalisation alone",
+                "share": None,
+                "bytes": None,
+                "saved": None,
+                "saved_measured": saved,
+                "of_whole": None,
+            }
+        )
         return rows
 
     def _peak(self, network: torch.nn.Module, loss: truncated_backprop.Loss) -> int:
@@ -228,11 +250,14 @@ def measure(bench: Bench, wanted: list[str], rounds: int) -> list[dict[str, Any]
     yardstick, default = list(seconds)[:2]
     rows = []
     for name, spent in seconds.items():
-        rows.append({
-            "row": name, "ms": round(1000 * statistics.median(spent), 1),
-            "of_plain": round(_ratio(spent, seconds[yardstick]), 3),
-            "of_default": round(_ratio(spent, seconds[default]), 3),
-        })  # fmt: skip
+        rows.append(
+            {
+                "row": name,
+                "ms": round(1000 * statistics.median(spent), 1),
+                "of_plain": round(_ratio(spent, seconds[yardstick]), 3),
+                "of_default": round(_ratio(spent, seconds[default]), 3),
+            }
+        )
     return rows
 
 
@@ -303,10 +328,15 @@ def main(argv: list[str] | None = None) -> int:
     labels = labelling((512, 1024), 19, 3)
     step = bench.label_step(a.rounds)
     compiled = compiling(bench, a.rounds) if a.compile else None
-    print(f"{a.network}, batch {source}+{target} of {height}x{width}, {torch.get_num_threads()} thread(s), "
-          f"{a.device}; {a.rounds} steps of each in turns")  # fmt: skip
-    print(machine.table(rows, [("row", "step"), ("ms", "ms"), ("of_plain", "of plain"),
-                               ("of_default", "of default")]))  # fmt: skip
+    print(
+        f"{a.network}, batch {source}+{target} of {height}x{width}, {torch.get_num_threads()} thread(s), "
+        f"{a.device}; {a.rounds} steps of each in turns"
+    )
+    print(
+        machine.table(
+            rows, [("row", "step"), ("ms", "ms"), ("of_plain", "of plain"), ("of_default", "of default")]
+        )
+    )
     if cuts:
         shown = [
             {
@@ -316,11 +346,19 @@ def main(argv: list[str] | None = None) -> int:
             for row in cuts
         ]
         print("\nbytes of training beyond the weights, by the first module that learns (MiB)")
-        print(machine.table(shown, [
-            ("first", "begins at"), ("share", "tensors that move"), ("bytes", "peak, predicted"),
-            ("of_whole", "of whole"), ("saved", "kept for backward, predicted"),
-            ("saved_measured", "measured"),
-        ]))  # fmt: skip
+        print(
+            machine.table(
+                shown,
+                [
+                    ("first", "begins at"),
+                    ("share", "tensors that move"),
+                    ("bytes", "peak, predicted"),
+                    ("of_whole", "of whole"),
+                    ("saved", "kept for backward, predicted"),
+                    ("saved_measured", "measured"),
+                ],
+            )
+        )
     print(f"\nlabel of a 19x512x1024 map: hard {labels['hard_ms']} ms, soft (LRENT) {labels['soft_ms']} ms")
     print(
         f"label step, two passes a frame: {step['label_ms']} ms, {step['ratio']} of its forward passes alone "
@@ -332,12 +370,24 @@ def main(argv: list[str] | None = None) -> int:
         )
     default = next(row for row in rows if row["row"] == "preset default")
     print(f"preset default: {default['of_plain']} x plain training (goal <= {GOAL})")
-    print(json.dumps({
-        "machine": described, "network": a.network, "size": [height, width], "batch": [source, target],
-        "threads": torch.get_num_threads(), "device": a.device, "rows": rows, "cuts": cuts,
-        "labels": labels, "label_step": step,
-        "compile": compiled, "goal": GOAL,
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "machine": described,
+                "network": a.network,
+                "size": [height, width],
+                "batch": [source, target],
+                "threads": torch.get_num_threads(),
+                "device": a.device,
+                "rows": rows,
+                "cuts": cuts,
+                "labels": labels,
+                "label_step": step,
+                "compile": compiled,
+                "goal": GOAL,
+            }
+        )
+    )
     return 0
 
 

@@ -60,6 +60,7 @@ LONG_FILES = {
     "bench/ordering.py": ONE_MEASUREMENT,
     "bench/peers/calls.py": "one list of calls in their order",
     "bench/real.py": ONE_MEASUREMENT,
+    "bench/soak.py": ONE_MEASUREMENT,
     "adapt/data/street/paint.py": "one painter per kind of thing in a street, all of the same form",
     "adapt/data/street/world.py": "one builder per kind of thing in a street, all of the same form",
 }

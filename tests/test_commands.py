@@ -14,10 +14,27 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("runtime", "networks", "export", "adapt", "bench")
 LIBRARIES = (
-    "torch", "onnx", "PIL", "safetensors", "tomli_w", "numba", "scipy", "jinja2", "imagehash", "av", "mcap",
-    "mcap_ros2", "rerun", "cryptography", "onnxruntime", "tensorrt", "opentelemetry", "grpc_reflection",
-    "pydensecrf", "tritonclient",
-)  # fmt: skip
+    "torch",
+    "onnx",
+    "PIL",
+    "safetensors",
+    "tomli_w",
+    "numba",
+    "scipy",
+    "jinja2",
+    "imagehash",
+    "av",
+    "mcap",
+    "mcap_ros2",
+    "rerun",
+    "cryptography",
+    "onnxruntime",
+    "tensorrt",
+    "opentelemetry",
+    "grpc_reflection",
+    "pydensecrf",
+    "tritonclient",
+)
 #: Words that a command needs before it does anything.
 PLAIN = {
     "export.inspect": ["absent.onnx"],
@@ -113,8 +130,12 @@ def test_ctrl_c_while_torch_is_imported(command: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     with subprocess.Popen(
         [sys.executable, "-m", command, "--help"],
-        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as child:  # fmt: skip
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
         try:
             assert child.stdout is not None
             assert child.stdout.readline() == "importing\n"

@@ -37,9 +37,13 @@ def outcome(folder: Path, fault: str) -> str:
     command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder), str(file)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
         timeout=5 * PATIENCE,
-    )  # fmt: skip
+    )
     return done.stdout.splitlines()[-1]
 
 

@@ -84,10 +84,11 @@ def parser() -> argparse.ArgumentParser:
         help="also score boundary IoU in bands of RATIO of the diagonal (as published: .02)",
     )
     p.add_argument(
-        "--marks", metavar="FILE",
+        "--marks",
+        metavar="FILE",
         help="score at the clicked pixels of this file of weak labels: accuracy with a 95%% interval "
         "(no dense label is read)",
-    )  # fmt: skip
+    )
     p.add_argument("--batch", type=int, default=4, metavar="N", help="frames at a time (4)")
     p.add_argument("--threads", type=int, default=0, metavar="N", help="torch threads (as they are)")
     p.add_argument("--markdown", metavar="FILE", help="also write the table to FILE")

@@ -78,9 +78,11 @@ def _printable(name: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m adapt.frames", description="Look into a frame store, and take frames out of it.",
-        epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        prog="python -m adapt.frames",
+        description="Look into a frame store, and take frames out of it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("store", type=Path, metavar="STORE", help="the folder, such as WORKDIR/frames")
     p.add_argument("--key", type=Path, metavar="FILE", help="key of a sealed store")
     p.add_argument("--json", action="store_true", help="print JSON on stdout")
@@ -167,11 +169,16 @@ def _list(store: FrameStore, a: argparse.Namespace) -> int:
     for row in rows:
         score = row.summary.get("score")
         words = [
-            f"{row.id:>6}", _utc(row.time), f"{_printable(row.source):<12}", f"v{row.version}",
-            f"{row.width}x{row.height}", f"{row.bytes / 1e3:.0f} kB",
+            f"{row.id:>6}",
+            _utc(row.time),
+            f"{_printable(row.source):<12}",
+            f"v{row.version}",
+            f"{row.width}x{row.height}",
+            f"{row.bytes / 1e3:.0f} kB",
             "score -" if score is None else f"score {score:.2f}",
-            "" if row.place is None else f"{row.place[0]:.5f},{row.place[1]:.5f}", row.why,
-        ]  # fmt: skip
+            "" if row.place is None else f"{row.place[0]:.5f},{row.place[1]:.5f}",
+            row.why,
+        ]
         print(" ".join(word for word in words if word))
     count = Counter(_printable(row.source) for row in rows)
     cameras = ", ".join(f"{name} {n}" for name, n in count.items())

@@ -168,8 +168,14 @@ class FrameStore:
                 self._db.close()
                 raise
         except (
-            OSError, sqlite3.Error, ValueError, TypeError, LookupError, AttributeError, RecursionError,
-        ) as error:  # fmt: skip
+            OSError,
+            sqlite3.Error,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             remedy = _remedy(error, "move it away")
             raise StoreError(f"frame store {self.path} cannot be opened ({error}): {remedy}") from error
 
@@ -275,9 +281,18 @@ class FrameStore:
             raise FileNotFoundError(2, "its index was replaced")
 
     def _add(
-        self, frame: np.ndarray, bits: np.ndarray, source: str, model: str, version: int,
-        summary: dict[str, Any], why: str, now: float, place: Place | None, collect: bool | None,
-    ) -> Kept:  # fmt: skip
+        self,
+        frame: np.ndarray,
+        bits: np.ndarray,
+        source: str,
+        model: str,
+        version: int,
+        summary: dict[str, Any],
+        why: str,
+        now: float,
+        place: Place | None,
+        collect: bool | None,
+    ) -> Kept:
         recent = self._recent_hashes(source)
         verdict = select(
             Candidate(now, bits, summary, place, collect), recent.hashes, recent.last, self._tally, self.rules
@@ -299,9 +314,22 @@ class FrameStore:
                 cursor = self._db.execute(
                     "INSERT INTO frames (time, source, model, version, file, bytes, height, width, phash,"
                     " summary, why, latitude, longitude, rare) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                    (now, source, model, version, name, len(content), frame.shape[0], frame.shape[1],
-                     _hex(bits), json.dumps(summary), reason, *(place or (None, None)), int(verdict.rare)),
-                )  # fmt: skip
+                    (
+                        now,
+                        source,
+                        model,
+                        version,
+                        name,
+                        len(content),
+                        frame.shape[0],
+                        frame.shape[1],
+                        _hex(bits),
+                        json.dumps(summary),
+                        reason,
+                        *(place or (None, None)),
+                        int(verdict.rare),
+                    ),
+                )
         except BaseException:
             (self.path / "frames" / name).unlink(missing_ok=True)
             raise

@@ -113,8 +113,10 @@ def refine(
     model.addPairwiseGaussian(sxy=max(1.0, pixels(SMOOTH[0], labels.shape)), compat=SMOOTH[1])
     # The library wants memory that is contiguous and its own to write: a frame of Pillow's is read-only.
     model.addPairwiseBilateral(
-        sxy=max(1.0, pixels(ALIKE[0], labels.shape)), srgb=ALIKE[1], rgbim=np.array(frame, order="C"),
+        sxy=max(1.0, pixels(ALIKE[0], labels.shape)),
+        srgb=ALIKE[1],
+        rgbim=np.array(frame, order="C"),
         compat=ALIKE[2],
-    )  # fmt: skip
+    )
     found = np.array(model.inference(steps)).argmax(0).reshape(labels.shape).astype(np.uint8)
     return np.where(known, found, np.uint8(IGNORE))

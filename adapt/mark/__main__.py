@@ -104,9 +104,14 @@ def _serve(arguments: argparse.Namespace) -> int:
             summaries = [confidence_summary(*answer(i), len(pack.spec.classes)) for i in range(count)]
         way = order(arguments.order, summaries)
         with PageServer(
-            session, [frames.keys[i] for i in way], lambda i: frames.read(way[i]),
-            lambda i: answer(way[i])[0], pack.spec.colours, minutes=arguments.minutes, port=arguments.port,
-        ) as server:  # fmt: skip
+            session,
+            [frames.keys[i] for i in way],
+            lambda i: frames.read(way[i]),
+            lambda i: answer(way[i])[0],
+            pack.spec.colours,
+            minutes=arguments.minutes,
+            port=arguments.port,
+        ) as server:
             print(server.url, flush=True)
             print(f"adapt.mark: marks go to {out}; Ctrl-C ends", file=sys.stderr, flush=True)
             try:

@@ -114,10 +114,14 @@ class _Handler(BaseHTTPRequestHandler):
         if way == [""]:
             self._send(PAGE.read_bytes(), "text/html; charset=utf-8")
         elif way == ["state"]:
-            self._json({
-                "classes": list(server.session.classes), "colours": [list(c) for c in server.colours],
-                "frames": list(server.keys), "minutes": server.minutes,
-            })  # fmt: skip
+            self._json(
+                {
+                    "classes": list(server.session.classes),
+                    "colours": [list(c) for c in server.colours],
+                    "frames": list(server.keys),
+                    "minutes": server.minutes,
+                }
+            )
         elif len(way) == 2 and (i := self._index(way[1])) is not None:
             if way[0] == "frame":
                 self._send(_png(Image.fromarray(server.frame(i))), "image/png")
@@ -157,13 +161,18 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, content: bytes, kind: str, status: int = 200) -> None:
         self.send_response(status)
         for name, value in (
-            ("Content-Type", kind), ("Content-Length", str(len(content))), ("Cache-Control", "no-store"),
-            ("Referrer-Policy", "no-referrer"), ("X-Content-Type-Options", "nosniff"),
+            ("Content-Type", kind),
+            ("Content-Length", str(len(content))),
+            ("Cache-Control", "no-store"),
+            ("Referrer-Policy", "no-referrer"),
+            ("X-Content-Type-Options", "nosniff"),
             ("X-Frame-Options", "DENY"),
-            ("Content-Security-Policy",
-             "default-src 'none'; img-src 'self' data:; connect-src 'self'; script-src 'unsafe-inline'; "
-             "style-src 'unsafe-inline'; frame-ancestors 'none'"),
-        ):  # fmt: skip
+            (
+                "Content-Security-Policy",
+                "default-src 'none'; img-src 'self' data:; connect-src 'self'; script-src 'unsafe-inline'; "
+                "style-src 'unsafe-inline'; frame-ancestors 'none'",
+            ),
+        ):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)

@@ -150,8 +150,9 @@ def _verdict(report: dict[str, Any], loop: dict[str, Any]) -> tuple[str, str]:
         return "The round was refused", words
     state = str(loop.get("state", ""))
     headline = {
-        "LIVE": "The refreshed network is live", "REJECTED": "The server refused the refreshed version",
-    }.get(state, "The refreshed network passed the gate")  # fmt: skip
+        "LIVE": "The refreshed network is live",
+        "REJECTED": "The server refused the refreshed version",
+    }.get(state, "The refreshed network passed the gate")
     words = f"{count} frames were learnt from, without a label. Stage chosen: {report.get('chosen', '')}."
     reason = loop.get("reason", "")
     return headline, f"{words} {reason}" if state == "REJECTED" else words
@@ -200,11 +201,13 @@ def render(folder: str | os.PathLike[str]) -> str:
     begin = min((float(e["time"]) for e in loop.get("events") or [] if e.get("time")), default=0.0)
     events = [
         {
-            "t": float(e.get("time") or begin) - begin, "version": loop.get("version", ""),
-            "state": e.get("state", ""), "words": page.event_words(e),
+            "t": float(e.get("time") or begin) - begin,
+            "version": loop.get("version", ""),
+            "state": e.get("state", ""),
+            "words": page.event_words(e),
         }
         for e in loop.get("events") or []
-    ]  # fmt: skip
+    ]
     seconds = {k: float(v) for k, v in (report.get("seconds") or {}).items()}
     seconds |= {k: float(loop[f"{k}_seconds"]) for k in ("build", "swap") if loop.get(f"{k}_seconds")}
     made = {}
@@ -226,10 +229,14 @@ def render(folder: str | os.PathLike[str]) -> str:
         made["seconds"] = figures.durations(list(seconds.items()))
     environment = page.environment()
     return environment.get_template("round.html.j2").render(
-        classes=classes, hexes=page.hexes(colours), headline=headline, lead=lead,
+        classes=classes,
+        hexes=page.hexes(colours),
+        headline=headline,
+        lead=lead,
         title=f"round {loop.get('round', '')} of {loop.get('model', 'a model')}",
         finished=str(loop.get("finished") or report.get("finished", "")),
-        accepted=bool(report.get("accepted")), pictures=shown,
+        accepted=bool(report.get("accepted")),
+        pictures=shown,
         hostile=[c for c in checks if str(c.get("name", "")).startswith("frames-")],
         gate=[c for c in checks if not str(c.get("name", "")).startswith("frames-")],
         # The figures are ours and escape every name; all else is escaped by the template.
@@ -241,19 +248,26 @@ def render(folder: str | os.PathLike[str]) -> str:
             if any(m.get(key) is not None for _, m in stages)
         ],
         edges=_edges(folder, loop),
-        labelling=labelling, refused=refused, events=events, lineage=_lineage(folder, report, loop),
+        labelling=labelling,
+        refused=refused,
+        events=events,
+        lineage=_lineage(folder, report, loop),
         facts=[
             (k, _plain(v))
             for k, v in {
-                "frames": report.get("frames"), "seconds": seconds, "spent in this period": loop.get("spent"),
-                "distance from the parent": report.get("distance"), "resumed": report.get("resumed"),
+                "frames": report.get("frames"),
+                "seconds": seconds,
+                "spent in this period": loop.get("spent"),
+                "distance from the parent": report.get("distance"),
+                "resumed": report.get("resumed"),
                 "settings": {k: v for k, v in (report.get("config") or {}).items() if k != "limits"},
                 "limits": (report.get("config") or {}).get("limits"),
-                "torch": report.get("torch"), "threads": report.get("threads"),
+                "torch": report.get("torch"),
+                "threads": report.get("threads"),
             }.items()
             if v not in (None, {}, "")
         ],
-    )  # fmt: skip
+    )
 
 
 def _iou(report: dict[str, Any], key: str) -> list[float]:

@@ -70,10 +70,15 @@ class RoundMarks:
         here = [None if m is None else m.scaled((width, height)) for m in kept]
         aside = set(holdout)
         return cls(
-            tuple(classes), size, tuple(m for i, m in enumerate(here) if i not in aside),
-            tuple(here[i] for i in holdout), labels.digest() if labels.frames else "", labels.counts(),
-            radius, box_share,
-        )  # fmt: skip
+            tuple(classes),
+            size,
+            tuple(m for i, m in enumerate(here) if i not in aside),
+            tuple(here[i] for i in holdout),
+            labels.digest() if labels.frames else "",
+            labels.counts(),
+            radius,
+            box_share,
+        )
 
     def __bool__(self) -> bool:
         return bool(self.digest)

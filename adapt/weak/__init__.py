@@ -7,6 +7,15 @@ from adapt.weak.readers import FORMS, read
 from adapt.weak.simulate import KINDS, simulate
 
 __all__ = [
-    "FORMS", "KINDS", "Box", "Marks", "Point", "Polygon", "Scribble", "WeakError", "WeakLabels", "read",
+    "FORMS",
+    "KINDS",
+    "Box",
+    "Marks",
+    "Point",
+    "Polygon",
+    "Scribble",
+    "WeakError",
+    "WeakLabels",
+    "read",
     "simulate",
-]  # fmt: skip
+]

@@ -54,9 +54,12 @@ def line(points: Sequence[tuple[int, int]], width: float, shape: tuple[int, int]
     pairs = list(pairwise(points)) or [(points[0], points[0])]
     for a, b in pairs:
         r, c = _window(
-            min(a[0], b[0]) - reach - 1, min(a[1], b[1]) - reach - 1,
-            max(a[0], b[0]) + reach + 2, max(a[1], b[1]) + reach + 2, shape,
-        )  # fmt: skip
+            min(a[0], b[0]) - reach - 1,
+            min(a[1], b[1]) - reach - 1,
+            max(a[0], b[0]) + reach + 2,
+            max(a[1], b[1]) + reach + 2,
+            shape,
+        )
         r = slice(max(r.start, rows.start), min(r.stop, rows.stop))
         c = slice(max(c.start, columns.start), min(c.stop, columns.stop))
         y = np.arange(r.start, r.stop, dtype=np.float64)[:, None] - a[1]

@@ -23,9 +23,19 @@ from adapt.weak import geometry
 from common.files import write_json
 
 __all__ = [
-    "HUMAN", "IGNORE_LABEL", "MOST_MARKS", "MOST_SIDE", "Box", "Marks", "Point", "Polygon", "Scribble",
-    "WeakError", "WeakLabels", "meaning",
-]  # fmt: skip
+    "HUMAN",
+    "IGNORE_LABEL",
+    "MOST_MARKS",
+    "MOST_SIDE",
+    "Box",
+    "Marks",
+    "Point",
+    "Polygon",
+    "Scribble",
+    "WeakError",
+    "WeakLabels",
+    "meaning",
+]
 
 SCHEMA = 1
 IGNORE_LABEL = "?"
@@ -394,18 +404,25 @@ class Marks:
 
         present = tuple(c for c in self.present if sure(told.get(c, self.source), self.score))
         absent = tuple(
-            c for c in self.absent
+            c
+            for c in self.absent
             if _is_map(told.get(c, self.source)) or sure(told.get(c, self.source), self.score)
-        )  # fmt: skip
+        )
         boxes = kept(self.boxes)
         whole = sure(self.source, self.score)
         dropped = {b.label for b in self.boxes} - {b.label for b in boxes}
         stays = tuple(c for c in self.all_boxes if whole and c not in dropped)
         return replace(
-            self, present=present, absent=absent, points=kept(self.points), scribbles=kept(self.scribbles),
-            boxes=boxes, coarse=kept(self.coarse), complete=self.complete and whole and bool(present),
+            self,
+            present=present,
+            absent=absent,
+            points=kept(self.points),
+            scribbles=kept(self.scribbles),
+            boxes=boxes,
+            coarse=kept(self.coarse),
+            complete=self.complete and whole and bool(present),
             all_boxes=stays,
-        )  # fmt: skip
+        )
 
     # ------------------------------------------------------------------------------------- changing
     def scaled(self, size: tuple[int, int]) -> Marks:
@@ -430,23 +447,31 @@ class Marks:
         for p in points:
             told.setdefault((p.x, p.y), set()).add(meaning(p.label, self.classes))
         clear = {
-            at for at, all_told in told.items()
-            if not any(_clash(a, b) for a in all_told for b in all_told)
-        }  # fmt: skip
+            at for at, all_told in told.items() if not any(_clash(a, b) for a in all_told for b in all_told)
+        }
         boxes = tuple(
-            replace(b, x0=min(b.x0 * sx, width), y0=min(b.y0 * sy, height),
-                    x1=min(b.x1 * sx, width), y1=min(b.y1 * sy, height))
+            replace(
+                b,
+                x0=min(b.x0 * sx, width),
+                y0=min(b.y0 * sy, height),
+                x1=min(b.x1 * sx, width),
+                y1=min(b.y1 * sy, height),
+            )
             for b in self.boxes
-        )  # fmt: skip
+        )
         coarse = tuple(replace(c, polygon=tuple(place(*p) for p in c.polygon)) for c in self.coarse)
         moved = replace(
-            self, size=(width, height), points=(), boxes=boxes, coarse=coarse,
+            self,
+            size=(width, height),
+            points=(),
+            boxes=boxes,
+            coarse=coarse,
             checked=False,  # borders that met in one frame may overlap by a pixel in the other
             scribbles=tuple(
                 replace(s, line=tuple(pixel(*p) for p in s.line), width=max(s.width * (sx + sy) / 2, 0.5))
                 for s in self.scribbles
             ),
-        )  # fmt: skip
+        )
         return replace(moved, points=tuple(p for p in points if (p.x, p.y) in clear))
 
     def merge(self, other: Marks, prefer: str | None = None) -> Marks:
@@ -483,13 +508,22 @@ class Marks:
             seconds = (a.seconds or 0) + (b.seconds or 0)
         try:
             return Marks(
-                self.classes, self.size, _union(a.present, b.present), _union(a.absent, b.absent),
-                _union(a.points, b.points), _union(a.scribbles, b.scribbles), _union(a.boxes, b.boxes),
-                _union(a.coarse, b.coarse), a.complete or b.complete, _union(a.all_boxes, b.all_boxes),
-                self.source, self.score,
+                self.classes,
+                self.size,
+                _union(a.present, b.present),
+                _union(a.absent, b.absent),
+                _union(a.points, b.points),
+                _union(a.scribbles, b.scribbles),
+                _union(a.boxes, b.boxes),
+                _union(a.coarse, b.coarse),
+                a.complete or b.complete,
+                _union(a.all_boxes, b.all_boxes),
+                self.source,
+                self.score,
                 tuple((c, s) for c, s in told.items() if s != self.source),
-                seconds, self.frame,
-            )  # fmt: skip
+                seconds,
+                self.frame,
+            )
         except WeakError as error:
             raise WeakError(f"{error}, or give --prefer human") from None
 
@@ -504,10 +538,13 @@ class Marks:
 
         told = dict(self.tag_sources)
         return replace(
-            self, points=own(self.points), scribbles=own(self.scribbles), boxes=own(self.boxes),
+            self,
+            points=own(self.points),
+            scribbles=own(self.scribbles),
+            boxes=own(self.boxes),
             coarse=own(self.coarse),
             tag_sources=tuple((c, told.get(c, self.source)) for c in (*self.present, *self.absent)),
-        )  # fmt: skip
+        )
 
     def plain(self) -> dict[str, Any]:
         """As JSON, without what is empty."""
@@ -601,26 +638,35 @@ def _without_clashes(person: Marks, program: Marks) -> Marks:
             if any(_clash(told, meaning(person.coarse[k].label, person.classes)) for k in under):
                 return False
             return not any(
-                rows.start <= y < rows.stop and columns.start <= x < columns.stop
-                and covered[y - rows.start, x - columns.start] and any(_clash(told, o) for o in others)
+                rows.start <= y < rows.stop
+                and columns.start <= x < columns.stop
+                and covered[y - rows.start, x - columns.start]
+                and any(_clash(told, o) for o in others)
                 for (x, y), others in at.items()
-            )  # fmt: skip
+            )
         return True
 
     boxes = tuple(b for b in program.boxes if fits(b))
     lone = {
-        p.label for p in person.points
-        if not any(b.label == p.label and b.x0 <= p.x + 0.5 < b.x1 and b.y0 <= p.y + 0.5 < b.y1
-                   for b in (*boxes, *person.boxes))
-    }  # fmt: skip
+        p.label
+        for p in person.points
+        if not any(
+            b.label == p.label and b.x0 <= p.x + 0.5 < b.x1 and b.y0 <= p.y + 0.5 < b.y1
+            for b in (*boxes, *person.boxes)
+        )
+    }
     return replace(
-        program, present=present, absent=absent, complete=whole, boxes=boxes,
+        program,
+        present=present,
+        absent=absent,
+        complete=whole,
+        boxes=boxes,
         points=tuple(p for p in program.points if fits(p)),
         scribbles=tuple(s for s in program.scribbles if fits(s)),
         coarse=tuple(c for c in program.coarse if fits(c)),
         all_boxes=tuple(c for c in program.all_boxes if c not in lone),
         tag_sources=tuple((c, s) for c, s in program.tag_sources if c in (*present, *absent)),
-    )  # fmt: skip
+    )
 
 
 def _shown(marks: Marks) -> set[str]:

@@ -95,18 +95,25 @@ def simulate(
     if "corrections" in kinds:
         assert answer is not None
         points += [
-            p for p in _corrections(label, np.asarray(answer), names, most, rng)
+            p
+            for p in _corrections(label, np.asarray(answer), names, most, rng)
             if (p.x, p.y) not in {(q.x, q.y) for q in points}
-        ]  # fmt: skip
+        ]
     shown = {int(c) for c in np.unique(label) if c != IGNORE}
     tagged = "tags" in kinds
     return Marks(
-        names, (label.shape[1], label.shape[0]),
+        names,
+        (label.shape[1], label.shape[0]),
         tuple(names[c] for c in here) if tagged else (),
         tuple(n for c, n in enumerate(names) if c not in shown) if tagged and (label != IGNORE).any() else (),
-        tuple(points), tuple(scribbles), tuple(boxes), tuple(coarse),
-        source=SOURCE, score=1.0, frame=frame,
-    )  # fmt: skip
+        tuple(points),
+        tuple(scribbles),
+        tuple(boxes),
+        tuple(coarse),
+        source=SOURCE,
+        score=1.0,
+        frame=frame,
+    )
 
 
 def _inner(region: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:

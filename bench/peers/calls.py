@@ -439,15 +439,32 @@ def _text_calls(out: _List) -> None:
 
 def _types_calls(out: _List) -> None:
     dtypes = {
-        "BOOL": "?", "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8", "UINT8": "u1",
-        "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
-    }  # fmt: skip
+        "BOOL": "?",
+        "INT8": "i1",
+        "INT16": "<i2",
+        "INT32": "<i4",
+        "INT64": "<i8",
+        "UINT8": "u1",
+        "UINT16": "<u2",
+        "UINT32": "<u4",
+        "UINT64": "<u8",
+        "FP16": "<f2",
+        "FP32": "<f4",
+        "FP64": "<f8",
+    }
     contents = {
-        "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
-        "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents",
+        "BOOL": "bool_contents",
+        "INT8": "int_contents",
+        "INT16": "int_contents",
+        "INT32": "int_contents",
+        "INT64": "int64_contents",
+        "UINT8": "uint_contents",
+        "UINT16": "uint_contents",
         "UINT32": "uint_contents",
-        "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents",
-    }  # fmt: skip
+        "UINT64": "uint64_contents",
+        "FP32": "fp32_contents",
+        "FP64": "fp64_contents",
+    }
     raw = [np.array([0, 1, 1], dtype).tobytes() for dtype in dtypes.values()]
     tensors = [_input(f"IN_{name}", name, [3]) for name in dtypes]
     out.add("infer types: raw", "ModelInfer", _infer("types", tensors, raw), model="types")

@@ -114,23 +114,39 @@ def main(argv: list[str] | None = None) -> int:
     same = [(mine == (peer[f"nms{i}"] > 0)).mean() for i, mine in enumerate(kept)]
     rows = [
         {
-            "tool": name, "ODS": round(100 * _ods(c), 3), "matched": int(t[2].sum()),
-            "predicted": int(t[3].sum()), "cpu s": round(float(np.sum(s)), 2),
+            "tool": name,
+            "ODS": round(100 * _ods(c), 3),
+            "matched": int(t[2].sum()),
+            "predicted": int(t[3].sum()),
+            "cpu s": round(float(np.sum(s)), 2),
         }
         for name, c, t, s in (
-            ("pyEdgeEval", peer["counts"], wanted, peer["seconds"]), ("this project", counts, total, seconds),
+            ("pyEdgeEval", peer["counts"], wanted, peer["seconds"]),
+            ("this project", counts, total, seconds),
         )
-    ]  # fmt: skip
+    ]
     about["load_after"] = round(os.getloadavg()[0], 2)
     print(machine.line(about))
     print(machine.table(rows, [(key, key) for key in rows[0]]))
     facts = {
-        "maps": len(pairs), "matched_over_peer_percent": round(float(matched), 4),
+        "maps": len(pairs),
+        "matched_over_peer_percent": round(float(matched), 4),
         "times_as_fast": round(float(np.sum(peer["seconds"]) / max(np.sum(seconds), 1e-9)), 1),
         "nms_pixels_alike_percent": round(100 * float(np.mean(same)), 3),
-    }  # fmt: skip
-    print(json.dumps({"bench": "peers.edges", "machine": about, "mode": a.mode, "size": a.size,
-                      "max_distance": a.max_distance, **facts, "rows": rows}))  # fmt: skip
+    }
+    print(
+        json.dumps(
+            {
+                "bench": "peers.edges",
+                "machine": about,
+                "mode": a.mode,
+                "size": a.size,
+                "max_distance": a.max_distance,
+                **facts,
+                "rows": rows,
+            }
+        )
+    )
     return 0
 
 

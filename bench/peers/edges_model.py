@@ -27,10 +27,13 @@ def main() -> int:
         begin = time.process_time()
         counts.append(
             evaluate_boundaries_threshold(
-                thresholds, p / 255.0, binary_thin(truth) if thin else truth,
-                max_dist=float(given["distance"]), apply_thinning=thin,
+                thresholds,
+                p / 255.0,
+                binary_thin(truth) if thin else truth,
+                max_dist=float(given["distance"]),
+                apply_thinning=thin,
             )
-        )  # fmt: skip
+        )
         seconds.append(time.process_time() - begin)
         suppressed[f"nms{i}"] = fast_nms(p / 255.0)
         print(f"pyEdgeEval: map {i}", file=sys.stderr, flush=True)

@@ -84,15 +84,28 @@ def asked(target: str) -> dict[str, dict[str, Any]]:
 _RESPONSES = {
     name: getattr(pb, f"{name}Response")
     for name in (
-        "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata",
-        "ModelConfig", "ModelInfer",
-        "ModelStreamInfer", "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad",
+        "ServerLive",
+        "ServerReady",
+        "ServerMetadata",
+        "ModelReady",
+        "ModelMetadata",
+        "ModelConfig",
+        "ModelInfer",
+        "ModelStreamInfer",
+        "ModelStatistics",
+        "RepositoryIndex",
+        "RepositoryModelLoad",
         "RepositoryModelUnload",
-        "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister",
-        "CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister",
-        "TraceSetting", "LogSettings",
+        "SystemSharedMemoryStatus",
+        "SystemSharedMemoryRegister",
+        "SystemSharedMemoryUnregister",
+        "CudaSharedMemoryStatus",
+        "CudaSharedMemoryRegister",
+        "CudaSharedMemoryUnregister",
+        "TraceSetting",
+        "LogSettings",
     )
-}  # fmt: skip
+}
 
 
 def _wire(request: Any) -> bytes:
@@ -152,9 +165,13 @@ def _normal_response(rpc: str, response: dict[str, Any]) -> None:
     elif rpc == "ModelStatistics":
         for one in response.get("model_stats", []):
             for key in (
-                "last_inference", "memory_usage", "response_stats", "batch_stats",
-                "inference_count", "execution_count",
-            ):  # fmt: skip
+                "last_inference",
+                "memory_usage",
+                "response_stats",
+                "batch_stats",
+                "inference_count",
+                "execution_count",
+            ):
                 one.pop(key, None)
             one["inference_stats"] = sorted(one.get("inference_stats", {}))
     elif rpc == "RepositoryIndex":

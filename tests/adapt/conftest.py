@@ -41,11 +41,18 @@ def toy_scene(seed: int, *, dark: bool = False) -> tuple[np.ndarray, np.ndarray]
 
 def toy_spec() -> PackSpec:
     return PackSpec(
-        name="toy", version="1.0.0", network="roadnet", arguments={"width": 8},
+        name="toy",
+        version="1.0.0",
+        network="roadnet",
+        arguments={"width": 8},
         classes=STREET.classes[:CLASSES],
-        colours=STREET.colours[:CLASSES], size=SIZE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-        training="bands by day", licence="Apache-2.0",
-    )  # fmt: skip
+        colours=STREET.colours[:CLASSES],
+        size=SIZE,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        training="bands by day",
+        licence="Apache-2.0",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +70,13 @@ def toy_pack(tmp_path_factory) -> Pack:
     supervised.train(network, spec, pairs, recipe, seed=0)
     replay = [(*pairs[i], "train") for i in range(16)] + [(*toy_scene(100 + i), "holdout") for i in range(6)]
     return write_pack(
-        tmp_path_factory.mktemp("packs") / "toy", spec, network.state_dict(), replay=replay,
-        golden=np.stack([pairs[0][0]]), prior=np.full((CLASSES, 8, 16), 0.5, np.float16),
-    )  # fmt: skip
+        tmp_path_factory.mktemp("packs") / "toy",
+        spec,
+        network.state_dict(),
+        replay=replay,
+        golden=np.stack([pairs[0][0]]),
+        prior=np.full((CLASSES, 8, 16), 0.5, np.float16),
+    )
 
 
 @pytest.fixture(scope="session")

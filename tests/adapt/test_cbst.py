@@ -344,9 +344,12 @@ def test_thresholds_tags_and_masks_may_be_tensors():
     valid[3:] = False
     wanted = pseudo_labels(p, lam, prior=p, allowed={1, 2, 3}, valid=valid)
     found = pseudo_labels(
-        p, torch.tensor(lam, requires_grad=True), prior=torch.from_numpy(p),
-        allowed=torch.tensor([1, 2, 3]), valid=torch.from_numpy(valid),
-    )  # fmt: skip
+        p,
+        torch.tensor(lam, requires_grad=True),
+        prior=torch.from_numpy(p),
+        allowed=torch.tensor([1, 2, 3]),
+        valid=torch.from_numpy(valid),
+    )
     np.testing.assert_array_equal(found, wanted)
     # over the largest float32 is infinity: the class is off, as it is for a tag that is not there
     np.testing.assert_array_equal(
@@ -357,8 +360,14 @@ def test_thresholds_tags_and_masks_may_be_tensors():
 def test_a_schedule_rises_by_its_step_up_to_its_cap():
     assert cbst.self_paced(0.2, 0.05, 0.5, 3) == (0.2, 0.25, 0.3)
     assert cbst.self_paced(0.2, 0.15, 0.5, 4) == (0.2, 0.35, 0.5, 0.5)
-    for wrong in ((0, 0.1, 0.5, 3), (0.6, 0.1, 0.5, 3), (0.2, -0.1, 0.5, 3), (0.2, float("nan"), 0.5, 3),
-                  (0.2, 0.1, 1.5, 3), (0.2, 0.1, 0.5, 0)):  # fmt: skip
+    for wrong in (
+        (0, 0.1, 0.5, 3),
+        (0.6, 0.1, 0.5, 3),
+        (0.2, -0.1, 0.5, 3),
+        (0.2, float("nan"), 0.5, 3),
+        (0.2, 0.1, 1.5, 3),
+        (0.2, 0.1, 0.5, 0),
+    ):
         with pytest.raises(ValueError, match="portion"):
             cbst.self_paced(*wrong)
 

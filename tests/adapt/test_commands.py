@@ -32,10 +32,27 @@ def bands(tmp_path):
 
 def quick(bands, out, *more: str) -> list[str]:
     return [
-        "--network", "roadnet", "--set", "width=8", "--classes", "street", "--data", f"folder:{bands}",
-        "--out", str(out),
-        "--size", "32x64", "--epochs", "2", "--batch", "4", "--threads", "1", "--quiet", *more,
-    ]  # fmt: skip
+        "--network",
+        "roadnet",
+        "--set",
+        "width=8",
+        "--classes",
+        "street",
+        "--data",
+        f"folder:{bands}",
+        "--out",
+        str(out),
+        "--size",
+        "32x64",
+        "--epochs",
+        "2",
+        "--batch",
+        "4",
+        "--threads",
+        "1",
+        "--quiet",
+        *more,
+    ]
 
 
 def test_a_trained_pack_holds_what_adaptation_needs(bands, tmp_path, capsys):

@@ -125,10 +125,18 @@ def test_noise_moves_nothing_unless_the_gate_is_off_and_the_report_says_why(data
 def test_a_segmentation_pack_and_class_maps_go_end_to_end(data, capsys):
     torch.manual_seed(0)
     spec = PackSpec(
-        name="tiny", version="1.0.0", network="roadnet", arguments={"width": 8}, classes=STREET.classes,
-        colours=STREET.colours, size=(64, 96), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), training="none",
+        name="tiny",
+        version="1.0.0",
+        network="roadnet",
+        arguments={"width": 8},
+        classes=STREET.classes,
+        colours=STREET.colours,
+        size=(64, 96),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        training="none",
         licence="Apache-2.0",
-    )  # fmt: skip
+    )
     network = networks.create("roadnet", classes=len(spec.classes), width=8)
     write_pack(data / "pack", spec, network.state_dict())
     for i in range(2):
@@ -154,10 +162,18 @@ def test_tiles_cover_a_side_evenly_and_a_local_network_does_not_notice_them():
     torch.manual_seed(0)
     network = networks.create("casenet", classes=2, depth=14, width=8).eval()
     spec = PackSpec(
-        name="e", version="1.0.0", network="casenet", arguments={"depth": 14, "width": 8}, classes=("a", "b"),
-        colours=((0, 0, 0), (9, 9, 9)), size=(64, 64), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2),
-        training="none", licence="Apache-2.0",
-    )  # fmt: skip
+        name="e",
+        version="1.0.0",
+        network="casenet",
+        arguments={"depth": 14, "width": 8},
+        classes=("a", "b"),
+        colours=((0, 0, 0), (9, 9, 9)),
+        size=(64, 64),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        training="none",
+        licence="Apache-2.0",
+    )
     rng = np.random.default_rng(0)
     frame = rng.integers(0, 256, (61, 75, 3), np.uint8)
     whole = edge_probability(network, spec, frame)

@@ -35,10 +35,19 @@ def pack(tmp_path_factory):
     """A joint pack of seeded weights, whose segmentation shows several classes."""
     torch.manual_seed(0)
     spec = PackSpec(
-        name="joint", version="1.0.0", network="espnetv2_edges", arguments={"scale": 0.5}, task="joint",
-        classes=STREET.classes, colours=STREET.colours, size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25,
-        0.25), training="none", licence="Apache-2.0",
-    )  # fmt: skip
+        name="joint",
+        version="1.0.0",
+        network="espnetv2_edges",
+        arguments={"scale": 0.5},
+        task="joint",
+        classes=STREET.classes,
+        colours=STREET.colours,
+        size=SIZE,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        training="none",
+        licence="Apache-2.0",
+    )
     network = networks.create("espnetv2_edges", classes=len(spec.classes), scale=0.5)
     day = [render(i, "day", SIZE) for i in range(4)]
     replay = [(f, y, "holdout" if i == 0 else "train") for i, (f, y) in enumerate(day)]
@@ -79,43 +88,84 @@ def test_the_loop_takes_both_heads_of_one_pack_live_as_they_are_served(pack, tmp
     thresholds = limits(pack)
     build_both(pack, repository, thresholds)
     config = ServerConfig(
-        repository=str(repository.path), port=0, metrics_port=-1, groups={"scene": ["seg", "edges"]},
-        engine=EngineConfig(threads=1), guard=NO_LATENCY, shadow=ShadowConfig(idle_timeout=0.05),
+        repository=str(repository.path),
+        port=0,
+        metrics_port=-1,
+        groups={"scene": ["seg", "edges"]},
+        engine=EngineConfig(threads=1),
+        guard=NO_LATENCY,
+        shadow=ShadowConfig(idle_timeout=0.05),
         watch=WatchConfig(seconds=0.0),
-    )  # fmt: skip
+    )
     anything = Limits(
-        source_drop=1.0, kept=0.0, variety=0.0, flip_drop=1.0, parent_flip_drop=1.0, teacher=0.0,
-        agreement=0.0, translated_drop=1.0, calibration_rise=1.0, confidence_jump=1.0, foreign=1.0,
-        largest=1.0, temporal_drop=1.0, shares_rise=99.0,
-    )  # fmt: skip
+        source_drop=1.0,
+        kept=0.0,
+        variety=0.0,
+        flip_drop=1.0,
+        parent_flip_drop=1.0,
+        teacher=0.0,
+        agreement=0.0,
+        translated_drop=1.0,
+        calibration_rise=1.0,
+        confidence_jump=1.0,
+        foreign=1.0,
+        largest=1.0,
+        temporal_drop=1.0,
+        shares_rise=99.0,
+    )
     frames = [render(200 + i, "dusk", SIZE)[0] for i in range(8)]
     captured = [
         SimpleNamespace(
-            frame=frame, time=time.time(), source="front", model="seg", version=1, labels=None,
-            confidence=None, place=None, collect=None, dropped=0,
+            frame=frame,
+            time=time.time(),
+            source="front",
+            model="seg",
+            version=1,
+            labels=None,
+            confidence=None,
+            place=None,
+            collect=None,
+            dropped=0,
         )
         for frame in frames
-    ]  # fmt: skip
+    ]
     source = SimpleNamespace(
         finished=False, get=lambda timeout: captured.pop(0) if captured else None, close=lambda: None
     )
     edges = EdgeRoundConfig(
-        steps=2, batch=2, crop=(64, 64), portion=0.9, rate=1e-6,
+        steps=2,
+        batch=2,
+        crop=(64, 64),
+        portion=0.9,
+        rate=1e-6,
         limits=EdgeLimits(source_drop=1.0, agreement_drop=1.0, kept=0.0, largest=1.0),
-    )  # fmt: skip
+    )
     with Server(config) as server, Client(server.target) as client:
         loop = Loop(
-            client, pack, repository.path, tmp_path / "work",
+            client,
+            pack,
+            repository.path,
+            tmp_path / "work",
             LoopConfig(
-                model="seg", frames=8, near=0,
+                model="seg",
+                frames=8,
+                near=0,
                 round=RoundConfig(
-                    portions=(0.9,), steps=1, rate=1e-6, adabn=False, bn="frozen", source=1, target=1,
+                    portions=(0.9,),
+                    steps=1,
+                    rate=1e-6,
+                    adabn=False,
+                    bn="frozen",
+                    source=1,
+                    target=1,
                     limits=anything,
                 ),
             ),
-            progress=lambda *a, **k: None, source=source, edges=EdgeMember(pack, "edges", "scene", edges),
+            progress=lambda *a, **k: None,
+            source=source,
+            edges=EdgeMember(pack, "edges", "scene", edges),
             once=True,
-        )  # fmt: skip
+        )
         report = loop.once()
         loop.close()
         assert (report["state"], report.get("edges")) == ("LIVE", "accepted"), report["reason"]

@@ -78,13 +78,27 @@ def test_the_loop_says_which_record_is_damaged(toy_pack, tmp_path, kind):
 @pytest.mark.parametrize(
     "change",
     [
-        {"round": 10**30}, {"round": -1}, {"round": True}, {"phase": "dance"}, {"used": {"a": "b"}},
-        {"used": [1]}, {"used_up_to": 1 << 63}, {"frames": ["x"]}, {"frames": {"a": 1}}, {"version": 1.5},
-        {"pack": 7}, {"phase": "round"}, {"phase": "submit", "frames": []}, {"answers": "one"},
-        {"road_since": {"a": []}}, {"used": None, "frames": 3},
-        {"finished": "now"}, {"finished": float("inf")}, {"members": {"m": None}},
+        {"round": 10**30},
+        {"round": -1},
+        {"round": True},
+        {"phase": "dance"},
+        {"used": {"a": "b"}},
+        {"used": [1]},
+        {"used_up_to": 1 << 63},
+        {"frames": ["x"]},
+        {"frames": {"a": 1}},
+        {"version": 1.5},
+        {"pack": 7},
+        {"phase": "round"},
+        {"phase": "submit", "frames": []},
+        {"answers": "one"},
+        {"road_since": {"a": []}},
+        {"used": None, "frames": 3},
+        {"finished": "now"},
+        {"finished": float("inf")},
+        {"members": {"m": None}},
     ],
-)  # fmt: skip
+)
 def test_a_loop_record_with_values_that_the_loop_never_writes_is_damaged(toy_pack, tmp_path, change):
     (tmp_path / "work").mkdir()
     whole = {"schema": 1, "pack": toy_pack.sha256, "round": 1, "phase": "collect", "used": {}}

@@ -30,10 +30,23 @@ def sets(tmp_path):
 
 def arguments(pack, sets, row: str, *more: str) -> list[str]:
     return [
-        "gta5-cityscapes", "--row", row, "--pack", str(pack.path), "--target", f"folder:{sets / 'target'}",
-        "--val", f"folder:{sets / 'val'}", "--out", str(sets / row), "--set", "steps=3", "--json", "--quiet",
+        "gta5-cityscapes",
+        "--row",
+        row,
+        "--pack",
+        str(pack.path),
+        "--target",
+        f"folder:{sets / 'target'}",
+        "--val",
+        f"folder:{sets / 'val'}",
+        "--out",
+        str(sets / row),
+        "--set",
+        "steps=3",
+        "--json",
+        "--quiet",
         *more,
-    ]  # fmt: skip
+    ]
 
 
 def test_every_row_runs_through(toy_pack, sets, capsys):
@@ -66,13 +79,32 @@ def test_rows_are_what_they_are_called():
 
 
 def test_a_missing_set_and_a_wrong_setting_end_with_one_line(toy_pack, sets, capsys):
-    assert main(["gta5-cityscapes", "--row", "source", "--pack", str(toy_pack.path), "--out", str(sets / "x"),
-                 "--root", str(sets / "none"), "--quiet"]) == 1  # fmt: skip
+    assert (
+        main(
+            [
+                "gta5-cityscapes",
+                "--row",
+                "source",
+                "--pack",
+                str(toy_pack.path),
+                "--out",
+                str(sets / "x"),
+                "--root",
+                str(sets / "none"),
+                "--quiet",
+            ]
+        )
+        == 1
+    )
     assert "expected leftImg8bit" in capsys.readouterr().err
     for wrong, words in (
-        ("nothing=1", "no such setting"), ("steps=many", "a value like"), ("portions=0.2", "a value like"),
-        ("policy=7", "a value like"), ("portions=[2]", "more than 0"), ("steps", "no such setting"),
-    ):  # fmt: skip
+        ("nothing=1", "no such setting"),
+        ("steps=many", "a value like"),
+        ("portions=0.2", "a value like"),
+        ("policy=7", "a value like"),
+        ("portions=[2]", "more than 0"),
+        ("steps", "no such setting"),
+    ):
         assert main(arguments(toy_pack, sets, "cbst", "--set", wrong)) == 1
         said = capsys.readouterr().err
         assert words in said
@@ -93,17 +125,28 @@ def test_target_labels_are_neither_read_nor_asked_for(toy_pack, sets, capsys):
 
 # ------------------------------------------------------------------------------------- is it the row's data?
 TABLE = TABLES["gta5-cityscapes"]
-VAL = [f"{city}_{i:06d}_leftImg8bit" for city, n in (("frankfurt", 267), ("lindau", 59), ("munster", 174))
-       for i in range(n)]  # fmt: skip
+VAL = [
+    f"{city}_{i:06d}_leftImg8bit"
+    for city, n in (("frankfurt", 267), ("lindau", 59), ("munster", 174))
+    for i in range(n)
+]
 TRAIN = [f"aachen_{i:06d}_leftImg8bit" for i in range(2975)]
 SETS = ("cityscapes:data/cityscapes:val", "cityscapes:data/cityscapes:train")
 
 
 def differences(**changes) -> list[str]:
     told = {
-        "row": "cbst", "network": "resnet38", "classes": CITYSCAPES19.classes, "described": SETS, "val": VAL,
-        "size": (1024, 2048), "target": TRAIN, "used": 505, "changed": [], **changes,
-    }  # fmt: skip
+        "row": "cbst",
+        "network": "resnet38",
+        "classes": CITYSCAPES19.classes,
+        "described": SETS,
+        "val": VAL,
+        "size": (1024, 2048),
+        "target": TRAIN,
+        "used": 505,
+        "changed": [],
+        **changes,
+    }
     return TABLE.differences(**told)
 
 
@@ -128,7 +171,7 @@ def test_the_published_data_has_no_difference():
         ({"used": 100}, "100 target frames are used, the row has 505"),
         ({"changed": ["steps=3"]}, "settings were changed: steps=3"),
     ],
-)  # fmt: skip
+)
 def test_every_difference_is_named(change, words):
     found = differences(**change)
     assert len(found) == 1

@@ -48,9 +48,15 @@ class Played:
                     error.details = lambda: "gone"
                     raise error
                 yield SimpleNamespace(
-                    time=float(i), source="front", model=model, version=1,
-                    frame=toy_scene(200 + i, dark=True)[0], labels=LABELS, confidence=LABELS + 200, dropped=0,
-                )  # fmt: skip
+                    time=float(i),
+                    source="front",
+                    model=model,
+                    version=1,
+                    frame=toy_scene(200 + i, dark=True)[0],
+                    labels=LABELS,
+                    confidence=LABELS + 200,
+                    dropped=0,
+                )
 
         return stream()
 
@@ -73,9 +79,16 @@ class Played:
 def loop(client, pack, tmp_path: Path, *, build=None, clock=time.monotonic, **changes) -> Loop:
     config = LoopConfig(**{"model": "road", "frames": 14, "near": 0, "round": QUICK, **changes})
     return Loop(
-        client, pack, tmp_path / "repo", tmp_path / "work", config, progress=lambda *a, **k: None,
-        build=build or (lambda *a: 2), say=lambda text: None, clock=clock,
-    )  # fmt: skip
+        client,
+        pack,
+        tmp_path / "repo",
+        tmp_path / "work",
+        config,
+        progress=lambda *a, **k: None,
+        build=build or (lambda *a: 2),
+        say=lambda text: None,
+        clock=clock,
+    )
 
 
 def test_collects_adapts_builds_submits_and_reports(toy_pack, tmp_path):
@@ -218,10 +231,22 @@ class Service:
         config = log.with_suffix(".toml")
         config.write_text("[guard]\nlatency_slack_ms = 1e9\n")  # the same network on a machine that is busy
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "runtime.serve", "--repository", str(repository), "--port", "0",
-             "--metrics-port", "0", "--config", str(config)],
-            stderr=self.log, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "runtime.serve",
+                "--repository",
+                str(repository),
+                "--port",
+                "0",
+                "--metrics-port",
+                "0",
+                "--config",
+                str(config),
+            ],
+            stderr=self.log,
+            stdout=subprocess.DEVNULL,
+        )
         found = lambda: [w[5:] for w in log.read_text().split() if w.startswith("grpc=")]  # noqa: E731
         until(lambda: found() or self.process.poll() is not None)
         assert found(), log.read_text()
@@ -268,12 +293,40 @@ def test_the_adapter_killed_at_any_phase_ends_with_one_live_version(toy_pack, tm
     thread = threading.Thread(target=car)
     thread.start()
     command = [
-        sys.executable, "-m", "adapt.run", "--server", service.address, "--model", "road", "--pack",
-        str(toy_pack.path), "--repository", str(repository), "--workdir", str(tmp_path / "work"),
-        "--frames", "14", "--near", "0", "--max-fps", "50", "--portions", ".3,.5", "--steps", "40",
-        "--batch", "2+2", "--once", "--json", "--nice", "0", "--set", "checkpoint_every=5",
-        "--set", "force=true",  # what the gate says of the toy on these frames is not asked here
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "adapt.run",
+        "--server",
+        service.address,
+        "--model",
+        "road",
+        "--pack",
+        str(toy_pack.path),
+        "--repository",
+        str(repository),
+        "--workdir",
+        str(tmp_path / "work"),
+        "--frames",
+        "14",
+        "--near",
+        "0",
+        "--max-fps",
+        "50",
+        "--portions",
+        ".3,.5",
+        "--steps",
+        "40",
+        "--batch",
+        "2+2",
+        "--once",
+        "--json",
+        "--nice",
+        "0",
+        "--set",
+        "checkpoint_every=5",
+        "--set",
+        "force=true",  # what the gate says of the toy on these frames is not asked here
+    ]
     try:
         # a frame is kept; a step of the first portion is; the whole first portion is
         for sign in ("frames/index.sqlite", "round-0001/**/checkpoint.pt", "round-0001/**/*[!t].pt"):

@@ -158,9 +158,12 @@ def test_the_command(tmp_path, capsys):
     with FrameStore(store_path) as store:
         for i in range(6):
             store.add(
-                scene(i), source="front" if i < 4 else "rear", at=1e9 + i, summary={"score": 0.5},
+                scene(i),
+                source="front" if i < 4 else "rear",
+                at=1e9 + i,
+                summary={"score": 0.5},
                 place=(48.0 + i, 11.0) if i < 5 else None,
-            )  # fmt: skip
+            )
     base = [str(store_path)]
     assert main([*base, "list"]) == 0
     said = capsys.readouterr()

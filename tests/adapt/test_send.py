@@ -20,9 +20,7 @@ from tests.adapt.conftest import toy_scene
 def server(toy_pack, tmp_path_factory):
     repository = tmp_path_factory.mktemp("repo")
     build(toy_pack, repository, model="toy", options=Options(threads=1))
-    config = ServerConfig(
-        repository=str(repository), port=0, metrics_port=-1, engine=EngineConfig(threads=1)
-    )
+    config = ServerConfig(repository=str(repository), port=0, metrics_port=-1, engine=EngineConfig(threads=1))
     with Server(config) as running:
         yield running
 
@@ -54,9 +52,10 @@ def test_every_frame_of_a_folder_is_answered_and_seen_by_the_tap(server, picture
 
 def test_refusals_are_counted_and_failures_are_one_line(server, pictures, capsys):
     for arguments, words in (
-        (["--model", "none"], "none"), (["--server", "127.0.0.1:1"], "start runtime.serve"),
+        (["--model", "none"], "none"),
+        (["--server", "127.0.0.1:1"], "start runtime.serve"),
         (["--token-file", str(pictures / "no")], "cannot be used"),
-    ):  # fmt: skip
+    ):
         assert main(told(server, pictures, *arguments)) == 1
         said = capsys.readouterr().err
         assert words in said

@@ -63,9 +63,11 @@ def test_what_is_not_there_or_not_read_is_named(tmp_path):
     (tmp_path / "x.db3").write_bytes(b"SQLite format 3\x00")
     (tmp_path / "x.doc").write_bytes(b"")
     for text, words in (
-        (str(tmp_path / "no"), "not there"), (str(tmp_path / "empty"), "holds no picture"),
-        (str(tmp_path / "x.db3"), "ros2 bag convert"), (str(tmp_path / "x.doc"), "nobody reads .doc"),
-    ):  # fmt: skip
+        (str(tmp_path / "no"), "not there"),
+        (str(tmp_path / "empty"), "holds no picture"),
+        (str(tmp_path / "x.db3"), "ros2 bag convert"),
+        (str(tmp_path / "x.doc"), "nobody reads .doc"),
+    ):
         with pytest.raises(SourceError, match=words):
             open_source(text)
 
@@ -161,9 +163,14 @@ def bag(tmp_path):
             rows = np.zeros((48, 64 * 3 + 5), np.uint8)  # rows are padded
             rows[:, : 64 * 3] = picture(i)[..., ::-1].reshape(48, -1)
             message = {
-                "header": header, "height": 48, "width": 64, "encoding": "bgr8", "is_bigendian": 0,
-                "step": 64 * 3 + 5, "data": rows.tobytes(),
-            }  # fmt: skip
+                "header": header,
+                "height": 48,
+                "width": 64,
+                "encoding": "bgr8",
+                "is_bigendian": 0,
+                "step": 64 * 3 + 5,
+                "data": rows.tobytes(),
+            }
             writer.write_message("/camera/front", image, message, at)
             buffer = io.BytesIO()
             Image.fromarray(picture(i)).save(buffer, "PNG")
@@ -217,9 +224,15 @@ def test_the_live_source_comes_back_and_gives_up_in_words():
             if self.calls > 2:
                 threading.Event().wait(5 * PATIENCE)
             yield SimpleNamespace(
-                time=float(self.calls), source="front", model=model, version=1, frame=picture(0), labels=None,
-                confidence=None, dropped=0,
-            )  # fmt: skip
+                time=float(self.calls),
+                source="front",
+                model=model,
+                version=1,
+                frame=picture(0),
+                labels=None,
+                confidence=None,
+                dropped=0,
+            )
 
     source = LiveSource(Client(), "road", wait=0.3)
     assert [source.get(PATIENCE).time, source.get(PATIENCE).time] == [1.0, 2.0]

@@ -24,11 +24,12 @@ def a_workdir(path):
     write_json(
         folder / "report.json",
         {
-            "classes": ["road", "a sign/post"], "colours": [[1, 2, 3], [4, 5, 6]],
+            "classes": ["road", "a sign/post"],
+            "colours": [[1, 2, 3], [4, 5, 6]],
             "gate": {"checks": [{"name": "finite", "value": 1.0, "passed": True, "reason": "fine"}]},
             "stages": {"label-1": {"portion": 0.3, "lambda": [0.9, 0.4]}},
         },
-    )  # fmt: skip
+    )
     events = [{"time": 10.0, "state": "LIVE", "check": "", "reason": ""}]
     write_json(folder / "loop.json", {"version": 4, "events": events})
     return path
@@ -98,9 +99,14 @@ def test_live_frames_with_their_answers(tmp_path):
     told = Told()
     frame = np.zeros((4, 6, 3), np.uint8)
     item = SimpleNamespace(
-        frame=frame, labels=np.zeros((1, 4, 6), np.uint8), confidence=np.full((4, 6), 51, np.uint8),
-        time=5.0, source="front left", version=3, edges=None,
-    )  # fmt: skip
+        frame=frame,
+        labels=np.zeros((1, 4, 6), np.uint8),
+        confidence=np.full((4, 6), 51, np.uint8),
+        time=5.0,
+        source="front left",
+        version=3,
+        edges=None,
+    )
     bare = SimpleNamespace(frame=frame, labels=None, confidence=None, time=6.0, source="", version=3)
     assert view.live(iter([item, bare, item]), told, most=2) == 2
     assert ("number", "front_left/mean confidence", 0.2) in told.seen

@@ -125,8 +125,10 @@ def judged(values):
 def test_the_order_holds_if_differences_are_a_point_and_over_twice_their_spread():
     values = {"casenet": [50, 51, 52], "casenet-s": [52, 53.1, 54.0], "seal": [54, 55, 56.1]}
     assert judged(values) == {
-        "raw S over CASENet": True, "raw SEAL over S": True, "thin SEAL at least S - .3": True,
-    }  # fmt: skip
+        "raw S over CASENet": True,
+        "raw SEAL over S": True,
+        "thin SEAL at least S - .3": True,
+    }
     noisy = values | {"casenet-s": [50, 57, 54]}
     assert judged(noisy)["raw S over CASENet"] is False
     small = values | {"seal": [52.5, 53.6, 54.5]}

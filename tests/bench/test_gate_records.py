@@ -17,9 +17,15 @@ SHARE = [0.4, 0.3, 0.2, 0.1]
 
 def measures(**changes):
     return {
-        "share": SHARE, "confidence": 0.8, "flip": 0.85, "variety": 3.5, "information": 0.9, "source": 0.6,
-        "translated": 0.5, **changes,
-    }  # fmt: skip
+        "share": SHARE,
+        "confidence": 0.8,
+        "flip": 0.85,
+        "variety": 3.5,
+        "information": 0.9,
+        "source": 0.6,
+        "translated": 0.5,
+        **changes,
+    }
 
 
 @pytest.fixture
@@ -37,15 +43,25 @@ def folder(tmp_path):
     def round_(name, stages, **more):
         (folder / "rounds" / name).mkdir(parents=True)
         report = {
-            "parent": pack.sha256, "chosen": "train-1", "distance": 0.02, "parent_measures": measures(),
-            "reference_measures": measures(), "stages": stages, **more,
-        }  # fmt: skip
+            "parent": pack.sha256,
+            "chosen": "train-1",
+            "distance": 0.02,
+            "parent_measures": measures(),
+            "reference_measures": measures(),
+            "stages": stages,
+            **more,
+        }
         (folder / "rounds" / name / "report.json").write_text(json.dumps(report))
 
     result("source", miou=0.40)
     result("adabn", miou=0.45)
-    round_("cbst", {"train-1": {"measures": measures(), "failed": ["layout"]},
-                    "train-2": {"measures": measures(translated=0.4)}})  # fmt: skip
+    round_(
+        "cbst",
+        {
+            "train-1": {"measures": measures(), "failed": ["layout"]},
+            "train-2": {"measures": measures(translated=0.4)},
+        },
+    )
     result("cbst", stages={"train-1": 0.50, "train-2": 0.30})
     round_("st", {"train-1": {"measures": measures(), "failed": ["agreement"]}})
     result("st", stages={"train-1": 0.42})

@@ -24,9 +24,7 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context, "probe", absent)
 
 
-def test_on_the_cpu_torch_and_onnxruntime_agree(
-    no_device: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_on_the_cpu_torch_and_onnxruntime_agree(no_device: None, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--device", "cpu", "--network", "roadnet", "--size", "32x64", "--runs", "1", "--in-process"]
     code = gpu.main([*words, "--json"])
     report = json.loads(capsys.readouterr().out)

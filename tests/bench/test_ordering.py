@@ -32,10 +32,24 @@ def test_rows_differ_in_what_their_name_says_and_in_nothing_else():
 def test_what_is_compared_is_pinned_against_changed_defaults():
     left = set(RoundConfig.__dataclass_fields__) - set(ordering.PLAIN)
     assert left <= {
-        "steps", "source", "target", "crop", "scale", "seed", "limits",  # the shift's
-        "threads", "device", "infer_batch", "checkpoint_every", "judge",  # do not change what is learnt
-        "replay_limit", "source_holdout", "ignore_bottom", "ignore_border", "golden",
-    }  # fmt: skip
+        "steps",
+        "source",
+        "target",
+        "crop",
+        "scale",
+        "seed",
+        "limits",  # the shift's
+        "threads",
+        "device",
+        "infer_batch",
+        "checkpoint_every",
+        "judge",  # do not change what is learnt
+        "replay_limit",
+        "source_holdout",
+        "ignore_bottom",
+        "ignore_border",
+        "golden",
+    }
 
 
 def test_changes_are_json_and_reach_the_round():
@@ -70,8 +84,10 @@ def test_shares_of_the_parents_weights_in_a_table():
     found = {s: {"near": {"statistics alone": 0.5, "0.75": 0.5 + 0.02 * s}} for s in (0, 1)}
     lines = ordering.near_table(found).splitlines()
     assert lines[2:] == [
-        "| seed 0 | 50.0 | 50.0 |", "| seed 1 | 50.0 | 52.0 |", "| **mean** | 50.0 ± 0.0 | 51.0 ± 1.4 |"
-    ]  # fmt: skip
+        "| seed 0 | 50.0 | 50.0 |",
+        "| seed 1 | 50.0 | 52.0 |",
+        "| **mean** | 50.0 ± 0.0 | 51.0 ± 1.4 |",
+    ]
 
 
 def test_an_unknown_row_and_an_empty_cache_end_with_one_line(tmp_path, capsys, monkeypatch):
@@ -97,8 +113,9 @@ def test_an_option_is_compared_with_the_same_round_without_it_seed_by_seed():
     found = {
         base: {0: {"miou": 0.5}, 1: {"miou": 0.6}},
         f"{base}+ema=0.99": {0: {"miou": 0.51}, 1: {"miou": 0.63}, 2: {"miou": 0.9}},  # 2 has no partner
-        "cbst": {0: {"miou": 0.7}}, "plain+source_free=true": {0: {"miou": 0.4}},
-    }  # fmt: skip
+        "cbst": {0: {"miou": 0.7}},
+        "plain+source_free=true": {0: {"miou": 0.4}},
+    }
     lines = ordering.options_table(found).splitlines()
     assert lines[0] == f"| against `{base}` (55.0 ± 7.1) | Δ mIoU | each seed |"
     assert lines[2:] == ["| `ema=0.99` | 2.0 ± 1.4 | +1.0, +3.0 |"]

@@ -85,9 +85,10 @@ def test_the_road_changes_every_phase():
 
 def test_the_curve_is_drawn():
     found = {
-        "phase": 30.0, "killed": [(12.0, "server")],
+        "phase": 30.0,
+        "killed": [(12.0, "server")],
         "curve": {"served": [0.5, float("nan"), 0.4], "frozen": [0.3] * 3, "labelled bound": [0.6] * 3},
-    }  # fmt: skip
+    }
     svg = soak.draw(found)
     assert svg.count("<polyline") == 3
     assert "✕ s" in svg

@@ -1,6 +1,6 @@
 """On a CUDA device: the parts of bench.gpu, with what they must show.  Executed by nobody yet.
 
-    python -m pytest tests/gpu -m gpu
+python -m pytest tests/gpu -m gpu
 """
 
 from __future__ import annotations

@@ -56,10 +56,16 @@ def test_mirrored_agreement_picks_batch_statistics_that_do_not_hurt():
     if not weights.is_file():
         pytest.skip(f"no {weights.name}")
     spec = PackSpec(
-        name="espnetv2", version="1.0.0", network="espnetv2", arguments={"scale": 1.0, "projection": 10},
-        classes=CITYSCAPES19.classes, colours=CITYSCAPES19.colours, size=(352, 480),
-        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-    )  # fmt: skip
+        name="espnetv2",
+        version="1.0.0",
+        network="espnetv2",
+        arguments={"scale": 1.0, "projection": 10},
+        classes=CITYSCAPES19.classes,
+        colours=CITYSCAPES19.colours,
+        size=(352, 480),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
     network = networks.create("espnetv2", classes=19, **spec.arguments)
     network.load_state_dict(torch.load(weights, weights_only=True))
     network.eval()

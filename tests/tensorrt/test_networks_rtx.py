@@ -91,8 +91,11 @@ def test_every_weight_can_be_addressed_by_its_name(library: Library, model: Mode
     assert [weight for weight in weights if not network.mark_weights_refittable(weight)] == []
 
 
-HALF = [("roadnet", {"width": 16}, "segmentation"), ("pidnet", {"width": 8}, "segmentation"),
-        pytest.param("espnetv2_edges", {"scale": 0.5}, "joint", marks=pytest.mark.slow)]  # fmt: skip
+HALF = [
+    ("roadnet", {"width": 16}, "segmentation"),
+    ("pidnet", {"width": 8}, "segmentation"),
+    pytest.param("espnetv2_edges", {"scale": 0.5}, "joint", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("name", "arguments", "task"), HALF)

@@ -262,9 +262,13 @@ def test_one_logger_outlives_the_engine_it_was_made_for() -> None:
     old.close()
     with pytest.raises(Refused, match="magicTag"):
         TensorRTEngine.load(
-            b"nonsense", "fp32", EngineConfig(), candidate=True, library=new._plan.library,
+            b"nonsense",
+            "fp32",
+            EngineConfig(),
+            candidate=True,
+            library=new._plan.library,
             driver=device.driver,
-        )  # fmt: skip
+        )
     third = new.with_serving_threads()
     new.close()
     third.close()

@@ -48,9 +48,11 @@ def read(
             raise WeakError(f"marks {path}: YOLO's are a folder of .txt files; name the folder")
         return boxes.read_yolo(path, classes, rename)
     one: Any = {
-        "weak": own.read_own, "cvat": cvat.read_cvat, "coco": coco.read_coco,
+        "weak": own.read_own,
+        "cvat": cvat.read_cvat,
+        "coco": coco.read_coco,
         "label-studio": label_studio.read_label_studio,
-    }[form]  # fmt: skip
+    }[form]
     return one(path, classes, rename)  # type: ignore[no-any-return]
 
 
@@ -74,9 +76,11 @@ def _form(path: Path) -> str:
         raise WeakError(f"marks {path}: a YOLO text has no size; name the folder that holds it")
     found = read_document(path)
     for form, fits in (
-        ("weak", own.looks_like), ("coco", coco.looks_like), ("labelme", labelme.looks_like),
+        ("weak", own.looks_like),
+        ("coco", coco.looks_like),
+        ("labelme", labelme.looks_like),
         ("label-studio", label_studio.looks_like),
-    ):  # fmt: skip
+    ):
         if fits(found):
             return form
     raise WeakError(

@@ -72,8 +72,11 @@ def read_yolo(folder: Path, classes: Sequence[str], rename: Mapping[str, str] | 
             if not all(0 <= v <= 1 for v in (x, y, w, h)):
                 raise WeakError(f"{who}: values over 1 are pixels, and YOLO's are shares; divide by the size")
             at = (
-                (x - w / 2) * size[0], (y - h / 2) * size[1], (x + w / 2) * size[0], (y + h / 2) * size[1],
-            )  # fmt: skip
+                (x - w / 2) * size[0],
+                (y - h / 2) * size[1],
+                (x + w / 2) * size[0],
+                (y + h / 2) * size[1],
+            )
             tidy = [min(max(round(v, 3), 0), side) for v, side in zip(at, (*size, *size), strict=True)]
             if max(abs(a - b) for a, b in zip(at, tidy, strict=True)) > 1:
                 raise WeakError(f"{who}: the box reaches outside the picture; clip it")

@@ -98,10 +98,16 @@ def write_coco(labels: WeakLabels, path: Path) -> dict[str, int]:
         left["scribbles"] += len(marks.scribbles)
 
         def entry(label: str, score: float | None, image: int = i, **more: Any) -> None:
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": image, "category_id": labels.classes.index(label) + 1,
-                "iscrowd": 0, **more, **({} if score is None else {"score": score}),
-            })  # fmt: skip
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": labels.classes.index(label) + 1,
+                    "iscrowd": 0,
+                    **more,
+                    **({} if score is None else {"score": score}),
+                }
+            )
 
         for b in marks.boxes:
             w, h = b.x1 - b.x0, b.y1 - b.y0
@@ -125,7 +131,8 @@ def write_coco(labels: WeakLabels, path: Path) -> dict[str, int]:
     ]
     info = {"description": labels.made or f"weak labels, source {HUMAN}"}
     write_json(
-        path, {"info": info, "images": images, "annotations": annotations, "categories": categories},
+        path,
+        {"info": info, "images": images, "annotations": annotations, "categories": categories},
         allow_nan=False,
-    )  # fmt: skip
+    )
     return {k: v for k, v in left.items() if v}

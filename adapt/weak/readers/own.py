@@ -13,9 +13,21 @@ from adapt.weak.readers.collect import Names, Sheet
 __all__ = ["looks_like", "parse", "read_own"]
 
 _FRAME = {
-    "width", "height", "present", "absent", "complete", "points", "scribbles", "boxes", "all_boxes",
-    "coarse", "source", "score", "seconds", "tag_sources",
-}  # fmt: skip
+    "width",
+    "height",
+    "present",
+    "absent",
+    "complete",
+    "points",
+    "scribbles",
+    "boxes",
+    "all_boxes",
+    "coarse",
+    "source",
+    "score",
+    "seconds",
+    "tag_sources",
+}
 
 
 def looks_like(found: Any) -> bool:
@@ -87,11 +99,22 @@ def _frame(key: str, entry: Any, names: Names) -> Marks:
         label, way, more = _shape(row, "polygon", f"{who}, polygon", set())
         coarse.append(Polygon(names(label, f"{who}, polygon"), tuple(way), **more))
     return Marks(
-        names.classes, size, tags("present"), tags("absent"), tuple(points), tuple(scribbles), tuple(boxes),
-        tuple(coarse), entry.get("complete", False), tags("all_boxes"), entry.get("source", "human"),
-        entry.get("score"), tuple((names(c, f"{who}, tag_sources"), s) for c, s in told.items()),
-        entry.get("seconds"), key,
-    )  # fmt: skip
+        names.classes,
+        size,
+        tags("present"),
+        tags("absent"),
+        tuple(points),
+        tuple(scribbles),
+        tuple(boxes),
+        tuple(coarse),
+        entry.get("complete", False),
+        tags("all_boxes"),
+        entry.get("source", "human"),
+        entry.get("score"),
+        tuple((names(c, f"{who}, tag_sources"), s) for c, s in told.items()),
+        entry.get("seconds"),
+        key,
+    )
 
 
 def _list(value: Any, who: str) -> list[Any]:

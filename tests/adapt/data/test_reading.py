@@ -66,8 +66,10 @@ def test_depths_without_a_known_white_are_refused_in_one_line(tmp_path, reader):
     Image.fromarray(GREY.astype(np.int32)).save(tmp_path / "int.tif")
     Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "float.tif")
     for name, words in (
-        ("twelve.png", "4095 of 65535"), ("int.tif", "no known white"), ("float.tif", "mode F"),
-    ):  # fmt: skip
+        ("twelve.png", "4095 of 65535"),
+        ("int.tif", "no known white"),
+        ("float.tif", "mode F"),
+    ):
         with pytest.raises((DataError, ImageError), match=words) as error:
             reader(tmp_path / name)
         assert "\n" not in str(error.value)
@@ -80,9 +82,15 @@ def test_exif_orientation_is_undone(tmp_path, orientation, suffix):
     shown = np.zeros((16, 24, 3), np.uint8)
     shown[:8, :12] = 250  # the corner at the top left as a person sees it
     stored = {
-        1: shown, 2: shown[:, ::-1], 3: shown[::-1, ::-1], 4: shown[::-1], 5: shown.transpose(1, 0, 2),
-        6: np.rot90(shown), 7: shown[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(shown, -1),
-    }[orientation]  # fmt: skip
+        1: shown,
+        2: shown[:, ::-1],
+        3: shown[::-1, ::-1],
+        4: shown[::-1],
+        5: shown.transpose(1, 0, 2),
+        6: np.rot90(shown),
+        7: shown[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(shown, -1),
+    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = tmp_path / f"a.{suffix}"
@@ -109,9 +117,11 @@ def test_what_is_no_plain_file_is_not_waited_for(tmp_path):
     (tmp_path / "c.png").symlink_to(tmp_path / "none.png")
     (tmp_path / "d.png").write_bytes(b"")
     for name, words in (
-        ("a.png", "no plain file"), ("b.png", "no plain file"), ("c.png", "is missing"),
+        ("a.png", "no plain file"),
+        ("b.png", "no plain file"),
+        ("c.png", "is missing"),
         ("d.png", "no readable image"),
-    ):  # fmt: skip
+    ):
         for reader in (read_frame, read_label):
             with pytest.raises(DataError, match=words):
                 reader(tmp_path / name)

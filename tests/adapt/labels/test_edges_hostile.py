@@ -56,7 +56,7 @@ def refused(word, call):
         ("a pixel at least", lambda: edge_codec.pack(np.zeros((2, 0, 3), bool))),
         ("a pixel at least", lambda: edge_codec.unpack(BITS[:, :0], 2)),
     ],
-)  # fmt: skip
+)
 def test_it_is_named(word, call):
     refused(word, call)
 

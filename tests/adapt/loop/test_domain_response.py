@@ -22,10 +22,24 @@ from tests.runtime import builders
 
 # What the gate says of a toy is not asked here: it lets everything through.
 LAX = Limits(
-    static=1.0, dead=1.0, foreign=1.0, flip_drop=1.0, parent_flip_drop=2.0, agreement=0.0, variety=0.0,
-    kept=0.0, largest=1.0, source_drop=1.0, translated_drop=1.0, temporal_drop=1.0, confidence_jump=1.0,
-    calibration_rise=1.0, teacher=0.0, statistics_gain=-1.0, distance=9.0,
-)  # fmt: skip
+    static=1.0,
+    dead=1.0,
+    foreign=1.0,
+    flip_drop=1.0,
+    parent_flip_drop=2.0,
+    agreement=0.0,
+    variety=0.0,
+    kept=0.0,
+    largest=1.0,
+    source_drop=1.0,
+    translated_drop=1.0,
+    temporal_drop=1.0,
+    confidence_jump=1.0,
+    calibration_rise=1.0,
+    teacher=0.0,
+    statistics_gain=-1.0,
+    distance=9.0,
+)
 QUICK = replace(FAST, limits=LAX)
 
 
@@ -77,13 +91,28 @@ def make(pack, tmp_path, clock, road, server, **more) -> Loop:
     versions = iter(range(2, 99))
     given = {k: more.pop(k) for k in ("remote", "vehicle") if k in more}
     told = {
-        "model": "road", "frames": 100, "near": -1, "round": QUICK, "enough": 10, "respond": "refresh", **more
-    }  # fmt: skip
+        "model": "road",
+        "frames": 100,
+        "near": -1,
+        "round": QUICK,
+        "enough": 10,
+        "respond": "refresh",
+        **more,
+    }
     return Loop(
-        server, pack, tmp_path / "repo", tmp_path / "work", LoopConfig(**told), source=road, clock=clock,
-        progress=lambda *a, **k: None, say=lambda text: None, sleep=clock.sleep,
-        build=lambda *a: next(versions), **given,
-    )  # fmt: skip
+        server,
+        pack,
+        tmp_path / "repo",
+        tmp_path / "work",
+        LoopConfig(**told),
+        source=road,
+        clock=clock,
+        progress=lambda *a, **k: None,
+        say=lambda text: None,
+        sleep=clock.sleep,
+        build=lambda *a: next(versions),
+        **given,
+    )
 
 
 def until_silent(loop: Loop, seconds: float = 3.0) -> None:
@@ -220,12 +249,18 @@ def test_a_refresh_waits_for_the_vehicle_unless_it_may_drive(toy_pack, tmp_path)
     assert any(r.get("note") == "refresh: not parked" for r in channel.reports)
     loop = make(
         toy_pack, tmp_path / "b", clock, Road(clock, ("dark", 12)), Server(), refresh_driving=True, **told
-    )  # fmt: skip
+    )
     assert (loop.once()["kind"], loop.state["phase"]) == ("refresh", "collect")
     loop = make(
-        toy_pack, tmp_path / "c", clock, Road(clock, ("dark", 12)), Server(), refresh_driving=True,
-        budget=Budget(seconds=0.0), **told,
-    )  # fmt: skip
+        toy_pack,
+        tmp_path / "c",
+        clock,
+        Road(clock, ("dark", 12)),
+        Server(),
+        refresh_driving=True,
+        budget=Budget(seconds=0.0),
+        **told,
+    )
     until_silent(loop)
     assert not list((tmp_path / "c" / "work").glob("round-*"))
 

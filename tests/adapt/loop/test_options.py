@@ -12,9 +12,25 @@ BASE = ["--server", "s", "--model", "m", "--pack", "p", "--repository", "r", "--
 
 def test_settings_on_the_command_line():
     told = parser().parse_args(
-        [*BASE, "--portions", ".2,.4", "--batch", "2+5", "--crop", "64x96", "--source-free", "--seed", "3",
-         "--set", "mrkld=0.1", "--set", "label_scales=[0.75,1.0]", "--set", "bn=split"]
-    )  # fmt: skip
+        [
+            *BASE,
+            "--portions",
+            ".2,.4",
+            "--batch",
+            "2+5",
+            "--crop",
+            "64x96",
+            "--source-free",
+            "--seed",
+            "3",
+            "--set",
+            "mrkld=0.1",
+            "--set",
+            "label_scales=[0.75,1.0]",
+            "--set",
+            "bn=split",
+        ]
+    )
     config = round_config(told)
     assert config.portions == (0.2, 0.4)
     assert (config.source, config.target, config.crop) == (2, 5, (64, 96))

@@ -33,8 +33,13 @@ def test_paused_and_killed_anywhere_a_round_of_edges_ends_with_the_same_weights(
     class Killed(BaseException):
         pass
 
-    stops = [(Killed, "labels", 2), (Killed, "align", 2), (RoundPaused, "train", 1), (Killed, "train", 3),
-             (RoundPaused, "measure candidate", 2)]  # fmt: skip
+    stops = [
+        (Killed, "labels", 2),
+        (Killed, "align", 2),
+        (RoundPaused, "train", 1),
+        (Killed, "train", 3),
+        (RoundPaused, "measure candidate", 2),
+    ]
     result, told = None, []
 
     def stop(stage: str, done: int, total: int, **numbers: float) -> None:
@@ -86,8 +91,11 @@ def test_after_a_real_kill_the_weights_are_bit_for_bit_the_same(joint_pack, tmp_
     np.savez(frames, frames=np.stack(DARK))
     told = subprocess.run(
         [sys.executable, "-c", KILLED, joint_pack.path, frames, tmp_path / "killed", "train", "3"],
-        cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert told.returncode == -9, told.stderr
     assert (tmp_path / "killed" / "checkpoint.pt").is_file()
     whole = adapt_edges(joint_pack, DARK, config=quick(limits=ANY), out=tmp_path / "whole")
@@ -148,9 +156,15 @@ def test_a_spent_budget_and_a_car_that_drives_off_stop_in_the_edges_and_change_n
     monkeypatch.setattr("adapt.loop.permit.CHECK_SECONDS", 0.0)
     channel, built = PlayedChannel(), {}
     again = edged(
-        toy_pack, joint_pack, tmp_path, built=built, budget=Budget(steps=100), vehicle=Car(),
-        conditions=Conditions(parked=True), remote=channel,
-    )  # fmt: skip
+        toy_pack,
+        joint_pack,
+        tmp_path,
+        built=built,
+        budget=Budget(steps=100),
+        vehicle=Car(),
+        conditions=Conditions(parked=True),
+        remote=channel,
+    )
     assert again.once()["edges"] == "accepted"
     phases = [(r.get("phase"), r.get("round", {}).get("stage", "")) for r in channel.reports]
     assert [phase for phase, _ in phases].count("paused") == 1
@@ -279,10 +293,19 @@ def test_one_network_under_both_heads_is_adapted_as_one(joint_pack, tmp_path):
     from adapt.round import RoundConfig
 
     lenient = Limits(
-        source_drop=1.0, kept=0.0, variety=0.0, flip_drop=1.0, parent_flip_drop=1.0, teacher=0.0,
-        agreement=0.0, translated_drop=1.0, calibration_rise=1.0, confidence_jump=1.0, foreign=1.0,
+        source_drop=1.0,
+        kept=0.0,
+        variety=0.0,
+        flip_drop=1.0,
+        parent_flip_drop=1.0,
+        teacher=0.0,
+        agreement=0.0,
+        translated_drop=1.0,
+        calibration_rise=1.0,
+        confidence_jump=1.0,
+        foreign=1.0,
         shares_rise=99.0,
-    )  # fmt: skip
+    )
     config = RoundConfig(portions=(0.5,), steps=2, source=2, target=2, rate=1e-4, limits=lenient)
     loop = edged(joint_pack, joint_pack, tmp_path, round=config)
     report = loop.once()

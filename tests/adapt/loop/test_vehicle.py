@@ -15,13 +15,21 @@ from adapt.loop.vehicle import Conditions, FileVehicle, VehicleError, open_vehic
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"{", "damaged"), (b"[1]", "not a table"), (b'{"parked": "yes"}', "not true or false"),
-        (b'{"parked": 1}', "not true or false"), (b'{"battery": 82}', "from 0 to 1"),
-        (b'{"battery": NaN}', "not a number"), (b'{"time": true}', "not a number"), (b"\xff\xfe", "damaged"),
-        (b"{" * 60_000, "damaged"), (b" " * 70_000, "larger than"), (b'{"time": 0}', "s old"),
-        (b'{"time": 1e12}', "in the future"), (b"", "damaged"),
+        (b"{", "damaged"),
+        (b"[1]", "not a table"),
+        (b'{"parked": "yes"}', "not true or false"),
+        (b'{"parked": 1}', "not true or false"),
+        (b'{"battery": 82}', "from 0 to 1"),
+        (b'{"battery": NaN}', "not a number"),
+        (b'{"time": true}', "not a number"),
+        (b"\xff\xfe", "damaged"),
+        (b"{" * 60_000, "damaged"),
+        (b" " * 70_000, "larger than"),
+        (b'{"time": 0}', "s old"),
+        (b'{"time": 1e12}', "in the future"),
+        (b"", "damaged"),
     ],
-)  # fmt: skip
+)
 def test_a_state_that_is_not_one_forbids(tmp_path, content, says):
     file = tmp_path / "state.json"
     file.write_bytes(content)

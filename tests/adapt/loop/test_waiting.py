@@ -24,10 +24,17 @@ def test_a_line_comes_at_once_then_as_things_change_then_seldom():
 def told(**more) -> str:
     return words(
         **{
-            "model": "road", "seen": 0, "kept": 0, "wanted": 60, "refused": {}, "starts": ("frames",),
-            "held": "", "reason": "nothing was sent", **more,
+            "model": "road",
+            "seen": 0,
+            "kept": 0,
+            "wanted": 60,
+            "refused": {},
+            "starts": ("frames",),
+            "held": "",
+            "reason": "nothing was sent",
+            **more,
         }
-    )  # fmt: skip
+    )
 
 
 def test_the_line_names_frames_seen_kept_and_wanted_and_what_is_in_the_way():
@@ -64,10 +71,18 @@ class Slow:
 def collected(toy_pack, path, **more) -> tuple[list[str], Loop]:
     clock, said = Clock(), []
     loop = Loop(
-        None, toy_pack, path / "repo", path / "work", LoopConfig("road", frames=3, near=0),
-        progress=lambda *a, **k: None, say=said.append, source=Slow(clock), clock=clock, sleep=clock.sleep,
+        None,
+        toy_pack,
+        path / "repo",
+        path / "work",
+        LoopConfig("road", frames=3, near=0),
+        progress=lambda *a, **k: None,
+        say=said.append,
+        source=Slow(clock),
+        clock=clock,
+        sleep=clock.sleep,
         **more,
-    )  # fmt: skip
+    )
     loop.collect()
     loop.close()
     return said, loop

@@ -94,12 +94,13 @@ def test_each_operation_is_saved_and_can_be_undone(session: Session, tmp_path: P
     with pytest.raises(WeakError, match="class that is absent"):
         do(13, kind="point", x=1, y=1, label="car")
     for op, words in (
-        ({"kind": "draw", "label": "car"}, "unknown"), ({"kind": "point"}, "no label"),
+        ({"kind": "draw", "label": "car"}, "unknown"),
+        ({"kind": "point"}, "no label"),
         ({"kind": "scribble", "label": "car", "line": 3}, "no list"),
         ({"kind": "point", "x": 1, "y": "1", "label": "road"}, "no number"),
         ({"kind": "point", "x": 1, "y": 9, "label": "road"}, "outside"),
         ({"kind": "box", "x0": None, "label": "road"}, "no number"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(WeakError, match=words):
             do(13, **op)
     with pytest.raises(WeakError, match="seconds"):
@@ -307,8 +308,10 @@ def test_every_kind_of_mark(
     marks = read(tmp_path / "weak.json", CLASSES).frames["f0"]
     assert marks.boxes == (Box(10, 10, 31, 21, "car"),)
     assert (marks.scribbles[0].label, marks.scribbles[0].line[0], marks.scribbles[0].line[-1]) == (
-        "road", (5, 50), (40, 50),
-    )  # fmt: skip
+        "road",
+        (5, 50),
+        (40, 50),
+    )
     assert marks.points == (Point(60, 30, "!road"), Point(70, 40, "?"), Point(80, 5, "sky"))
     assert (marks.absent, marks.all_boxes) == (("pole",), ("car",))
     # A contradiction is shown and not saved.

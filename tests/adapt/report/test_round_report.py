@@ -59,9 +59,14 @@ def finished(toy_pack, dark_frames, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("value", "limit", "passed", "expected"),
-    [(0.9, 0.6, True, "≥ "), (0.5, 0.6, False, "≥ "), (0.01, 0.03, True, "≤ "), (0.05, 0.03, False, "≤ "),
-     (1.0, 1.0, True, "")],
-)  # fmt: skip
+    [
+        (0.9, 0.6, True, "≥ "),
+        (0.5, 0.6, False, "≥ "),
+        (0.01, 0.03, True, "≤ "),
+        (0.05, 0.03, False, "≤ "),
+        (1.0, 1.0, True, ""),
+    ],
+)
 def test_a_limit_says_whether_it_is_a_most_or_a_least(value, limit, passed, expected):
     check = {"name": "a", "value": value, "limit": limit, "passed": passed}
     assert side(check) == expected
@@ -115,9 +120,17 @@ def test_hostile_names_stay_text(finished, tmp_path):
     write_json(tmp_path / "report.json", told)
     write_json(
         tmp_path / "loop.json",
-        {"model": EVIL, "round": EVIL, "state": EVIL, "version": EVIL, "finished": EVIL, "reason": EVIL,
-         "spent": {EVIL: EVIL}, "events": [{"time": 1.0, "state": EVIL, "check": EVIL, "reason": EVIL}]},
-    )  # fmt: skip
+        {
+            "model": EVIL,
+            "round": EVIL,
+            "state": EVIL,
+            "version": EVIL,
+            "finished": EVIL,
+            "reason": EVIL,
+            "spent": {EVIL: EVIL},
+            "events": [{"time": 1.0, "state": EVIL, "check": EVIL, "reason": EVIL}],
+        },
+    )
     page = Page(render(tmp_path))
     assert page.harmless()
     assert page.text.count("alert(1)") > 10
@@ -192,9 +205,11 @@ def test_the_edges_that_follow_are_told_with_their_gate(finished, tmp_path):
     (folder / "edges").mkdir()
     check = {"name": f"edges-source{EVIL}", "value": 0.13, "limit": 0.02, "passed": False, "reason": EVIL}
     report = {
-        "accepted": False, "gate": {"passed": False, "checks": [check]},
-        "parent_measures": {"source": 0.65, "source_tight": 0.512}, "candidate_measures": {"source": 0.52},
-    }  # fmt: skip
+        "accepted": False,
+        "gate": {"passed": False, "checks": [check]},
+        "parent_measures": {"source": 0.65, "source_tight": 0.512},
+        "candidate_measures": {"source": 0.52},
+    }
     write_json(folder / "edges" / "report.json", report)
     page = Page(render(folder))
     assert page.harmless()

@@ -161,20 +161,27 @@ def test_geofence(tmp_path: Path) -> None:
         path.write_text(json.dumps(content))
         with pytest.raises(WeakError, match=words):
             Geofence.read(path, CLASSES)
-    path.write_text(json.dumps(fence(
-        {"name": "m", "polygon": SQUARE, "absent": ["car"]},
-        {"name": "n", "polygon": SQUARE, "present": ["car"]},
-    )))  # fmt: skip
+    path.write_text(
+        json.dumps(
+            fence(
+                {"name": "m", "polygon": SQUARE, "absent": ["car"]},
+                {"name": "n", "polygon": SQUARE, "present": ["car"]},
+            )
+        )
+    )
     with pytest.raises(WeakError, match="present by region n and absent by region m"):
         Geofence.read(path, CLASSES).marks((50.5, 8.5), (4, 4), frame="x")
 
 
 def test_detector_boxes() -> None:
     marks = from_boxes(
-        np.array([[-3, 1, 5, 4], [30, 1, 40, 4], [1, 1, 2, 2]]), np.array([0.9, 0.9, 0.2]),
+        np.array([[-3, 1, 5, 4], [30, 1, 40, 4], [1, 1, 2, 2]]),
+        np.array([0.9, 0.9, 0.2]),
         ["car", "car", "dog"],
-        CLASSES, (20, 10), detector="yolo",
-    )  # fmt: skip
+        CLASSES,
+        (20, 10),
+        detector="yolo",
+    )
     assert marks.boxes == (Box(0, 1, 5, 4, "car", score=0.9),)
     assert marks.source == "detector:yolo"
     assert marks.trusted(0.95).boxes == ()

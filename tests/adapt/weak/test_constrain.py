@@ -125,10 +125,10 @@ def plainly(y, p, m, radius, share, few):  # type: ignore[no-untyped-def]
             for x, y in pixels
             if max(range(len(CLASSES)), key=lambda k: (p[k, y, x], -k)) == c
             and not (fixed[y][x] or held[y][x] or anchored[y][x])
-            and (CLASSES[c] not in m.all_boxes or any(
-                holds(b, x, y) for b in m.boxes if b.label == CLASSES[c]
-            ))
-        ]  # fmt: skip
+            and (
+                CLASSES[c] not in m.all_boxes or any(holds(b, x, y) for b in m.boxes if b.label == CLASSES[c])
+            )
+        ]
         free.sort(key=lambda at: -p[c, at[1], at[0]])
         for x, y in free[: max(1, int(few * WIDTH * HEIGHT))]:
             out[y][x] = c

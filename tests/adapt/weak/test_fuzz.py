@@ -15,46 +15,101 @@ from adapt.weak import Marks, WeakError, read
 
 CLASSES = ("sky", "road", "car", "pole")
 OWN = {
-    "schema": 1, "classes": ["sky", "car"], "frames": {"a": {
-        "width": 20, "height": 10, "present": ["sky"], "absent": ["car"], "complete": False,
-        "points": [[1, 1, "sky", {"source": "lidar", "score": 0.5}]], "all_boxes": ["road"],
-        "scribbles": [{"label": "sky", "line": [[0, 0], [3, 3]], "width": 2}],
-        "boxes": [[1, 1, 4, 4, "sky"]], "coarse": [{"label": "?", "polygon": [[9, 9], [4, 9], [9, 4]]}],
-        "source": "human", "score": 1, "seconds": 2, "tag_sources": {"sky": "map"},
-    }},
-}  # fmt: skip
+    "schema": 1,
+    "classes": ["sky", "car"],
+    "frames": {
+        "a": {
+            "width": 20,
+            "height": 10,
+            "present": ["sky"],
+            "absent": ["car"],
+            "complete": False,
+            "points": [[1, 1, "sky", {"source": "lidar", "score": 0.5}]],
+            "all_boxes": ["road"],
+            "scribbles": [{"label": "sky", "line": [[0, 0], [3, 3]], "width": 2}],
+            "boxes": [[1, 1, 4, 4, "sky"]],
+            "coarse": [{"label": "?", "polygon": [[9, 9], [4, 9], [9, 4]]}],
+            "source": "human",
+            "score": 1,
+            "seconds": 2,
+            "tag_sources": {"sky": "map"},
+        }
+    },
+}
 COCO = {
     "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}],
     "categories": [{"id": 1, "name": "car"}],
     "annotations": [
         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5},
         {"id": 2, "image_id": 1, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4]]},
-        {"id": 3, "image_id": 1, "category_id": 1,
-         "segmentation": {"size": [10, 20], "counts": [100, 9, 91]}},
+        {
+            "id": 3,
+            "image_id": 1,
+            "category_id": 1,
+            "segmentation": {"size": [10, 20], "counts": [100, 9, 91]},
+        },
         {"id": 4, "image_id": 1, "category_id": 1, "keypoints": [5, 5, 2]},
     ],
-}  # fmt: skip
+}
 LABELME = {
-    "imagePath": "a.png", "imageWidth": 20, "imageHeight": 10, "flags": {"sky": True},
+    "imagePath": "a.png",
+    "imageWidth": 20,
+    "imageHeight": 10,
+    "flags": {"sky": True},
     "shapes": [
         {"label": "car", "points": [[1, 1], [5, 5]], "shape_type": kind} for kind in ("line", "rectangle")
-    ] + [{"label": "car", "points": [[1, 1], [5, 5], [1, 5]], "shape_type": "polygon"}],
-}  # fmt: skip
+    ]
+    + [{"label": "car", "points": [[1, 1], [5, 5], [1, 5]], "shape_type": "polygon"}],
+}
 STUDIO = [
-    {"data": {"image": "a.png"}, "annotations": [{"result": [
-        {"id": "r", "type": "keypointlabels", "original_width": 20, "original_height": 10,
-         "image_rotation": 0,
-         "value": {"x": 5, "y": 5, "keypointlabels": ["car"]}},
-        {"id": "s", "type": "rectanglelabels", "original_width": 20, "original_height": 10,
-         "value": {"x": 5, "y": 5, "width": 5, "height": 5, "rotation": 0, "rectanglelabels": ["car"]}},
-        {"id": "t", "type": "choices", "value": {"choices": ["sky"]}},
-    ]}]},
-]  # fmt: skip
+    {
+        "data": {"image": "a.png"},
+        "annotations": [
+            {
+                "result": [
+                    {
+                        "id": "r",
+                        "type": "keypointlabels",
+                        "original_width": 20,
+                        "original_height": 10,
+                        "image_rotation": 0,
+                        "value": {"x": 5, "y": 5, "keypointlabels": ["car"]},
+                    },
+                    {
+                        "id": "s",
+                        "type": "rectanglelabels",
+                        "original_width": 20,
+                        "original_height": 10,
+                        "value": {
+                            "x": 5,
+                            "y": 5,
+                            "width": 5,
+                            "height": 5,
+                            "rotation": 0,
+                            "rectanglelabels": ["car"],
+                        },
+                    },
+                    {"id": "t", "type": "choices", "value": {"choices": ["sky"]}},
+                ]
+            }
+        ],
+    },
+]
 BAD = st.one_of(
-    st.none(), st.booleans(), st.integers(-5, 40), st.just(10**30), st.floats(), st.text(max_size=3),
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 40),
+    st.just(10**30),
+    st.floats(),
+    st.text(max_size=3),
     st.just([]),
-    st.just({}), st.just([[]]), st.just("!sky|road|car|pole"), st.just("car"), st.just(0.5), st.just([1, 2]),
-)  # fmt: skip
+    st.just({}),
+    st.just([[]]),
+    st.just("!sky|road|car|pole"),
+    st.just("car"),
+    st.just(0.5),
+    st.just([1, 2]),
+)
 
 
 def places(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -377,9 +377,12 @@ def test_yolo(tmp_path: Path, names: tuple[str, str]) -> None:
         read(tmp_path, CLASSES)
     Image.new("RGB", (20, 10)).save(tmp_path / "images" / "a.png")
     assert read(tmp_path, CLASSES).frames["a"].boxes == (Box(5, 3, 15, 7, "car", score=0.8),)
-    for row, words in (("1 10 5 10 4", "are pixels"), ("2 .5 .5 .1 .1", "has no name"),
-                       ("1 .5 .5", "3 values"),
-                       ("1 .9 .5 .8 .1", "outside the picture")):  # fmt: skip
+    for row, words in (
+        ("1 10 5 10 4", "are pixels"),
+        ("2 .5 .5 .1 .1", "has no name"),
+        ("1 .5 .5", "3 values"),
+        ("1 .9 .5 .8 .1", "outside the picture"),
+    ):
         put(tmp_path / "labels" / "a.txt", row)
         with pytest.raises(WeakError, match=words):
             read(tmp_path, CLASSES)

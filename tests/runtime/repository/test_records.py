@@ -44,12 +44,22 @@ def started(config):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", '{"live": 1, "live": 2}', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}',
-        '{"a": "\\ud800"}', '{"\\udfff": 1}', '{"a": 9223372036854775808}', '{"a": -9223372036854775809}',
-        "1" * 5000, "[" * 100000,
-        b'{"a": "\xff"}', '{"a": {"b": [1, {"c": 1, "c": 1}]}}',
+        "",
+        "{",
+        '{"live": 1, "live": 2}',
+        '{"a": NaN}',
+        '{"a": -Infinity}',
+        '{"a": 1e999}',
+        '{"a": "\\ud800"}',
+        '{"\\udfff": 1}',
+        '{"a": 9223372036854775808}',
+        '{"a": -9223372036854775809}',
+        "1" * 5000,
+        "[" * 100000,
+        b'{"a": "\xff"}',
+        '{"a": {"b": [1, {"c": 1, "c": 1}]}}',
     ],
-)  # fmt: skip
+)
 def test_json_that_says_more_than_a_record_may_is_none(text):
     with pytest.raises(ValueError):
         records.parse(text)
@@ -89,12 +99,32 @@ def test_pipes_and_links_are_no_records(tmp_path):
 
 
 DAMAGED = [
-    b"", b"{}", b"[]", b"null", b'"3"', b"3", b"not JSON", b'{"live": ', b'{"live": "3"}', b'{"live": true}',
-    b'{"live": -1}', b'{"live": 0}', b'{"live": 3.0}', b'{"live": null}', b'{"live": NaN}', b'{"live": [3]}',
-    b'{"live": 1' + b"0" * 30 + b"}", b'{"live": 3, "live": 2}', b'{"live": 3, "x": "\\ud800"}', b"\xff\xfe",
-    b'{"live": "1", "previous": 3}', b'{"previous": 3}', b"[" * 100000, b"\0" * 4096,
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b'"3"',
+    b"3",
+    b"not JSON",
+    b'{"live": ',
+    b'{"live": "3"}',
+    b'{"live": true}',
+    b'{"live": -1}',
+    b'{"live": 0}',
+    b'{"live": 3.0}',
+    b'{"live": null}',
+    b'{"live": NaN}',
+    b'{"live": [3]}',
+    b'{"live": 1' + b"0" * 30 + b"}",
+    b'{"live": 3, "live": 2}',
+    b'{"live": 3, "x": "\\ud800"}',
+    b"\xff\xfe",
+    b'{"live": "1", "previous": 3}',
+    b'{"previous": 3}',
+    b"[" * 100000,
+    b"\0" * 4096,
     b'{"live": 3}' + b" " * (1 << 21),
-]  # fmt: skip
+]
 
 
 def test_no_damaged_live_json_makes_a_version_live_that_nobody_submitted(repository, calm):
@@ -187,14 +217,22 @@ def test_what_can_be_read_of_a_damaged_record_holds(repository, calm):
 
 
 LINES = [
-    b'{"state": "LIVE", "version": true}', b'{"state": "LIVE", "version": 1' + b"0" * 30 + b"}",
-    b'{"state": "LIVE", "version": "3"}', b'{"state": "LIVE", "version": -3}', b'{"state": "LIVE"}',
-    b'{"state": "LIVE", "version": 3, "version": 1}', b'{"state": "LIVE", "version": 3, "time": 1e999}',
-    b'{"state": "LIVE", "version": 3, "time": "now"}', b'{"state": "LIVE", "version": 3, "detail": []}',
-    b'{"state": "LIVE", "version": 3.0}', b'{"state": ["LIVE"], "version": 3}', b'{"state": "LIVE", "vers',
+    b'{"state": "LIVE", "version": true}',
+    b'{"state": "LIVE", "version": 1' + b"0" * 30 + b"}",
+    b'{"state": "LIVE", "version": "3"}',
+    b'{"state": "LIVE", "version": -3}',
+    b'{"state": "LIVE"}',
+    b'{"state": "LIVE", "version": 3, "version": 1}',
+    b'{"state": "LIVE", "version": 3, "time": 1e999}',
+    b'{"state": "LIVE", "version": 3, "time": "now"}',
+    b'{"state": "LIVE", "version": 3, "detail": []}',
+    b'{"state": "LIVE", "version": 3.0}',
+    b'{"state": ["LIVE"], "version": 3}',
+    b'{"state": "LIVE", "vers',
     b'{"state": "NOTE", "version": 1, "detail": {"pinned": "yes", "frozen": 1, "frozen_reason": 3}}',
-    b"\xff\xfe\0", b"[" * 50000,
-]  # fmt: skip
+    b"\xff\xfe\0",
+    b"[" * 50000,
+]
 
 
 def test_damaged_lines_of_a_history_decide_nothing(repository, calm):

@@ -128,13 +128,26 @@ def wrong_limit(monkeypatch, config):
 def slow_machine(monkeypatch, config):
     return dataclasses.replace(
         config, engine=EngineConfig(threads=2), guard=GuardConfig(latency_budget_ms=1e-9)
-    ), "the budget"  # fmt: skip
+    ), "the budget"
 
 
-WRONG = [missing_library, broken_library, no_cuda, no_memory, machine_without_memory, allocation_fails,
-         threads_fail, python_has_no_memory, unreadable(errno.EACCES), unreadable(errno.EMFILE),
-         unreadable(errno.EIO), strict_limit, impossible_limit, wrong_limit,
-         slow_machine]  # fmt: skip
+WRONG = [
+    missing_library,
+    broken_library,
+    no_cuda,
+    no_memory,
+    machine_without_memory,
+    allocation_fails,
+    threads_fail,
+    python_has_no_memory,
+    unreadable(errno.EACCES),
+    unreadable(errno.EMFILE),
+    unreadable(errno.EIO),
+    strict_limit,
+    impossible_limit,
+    wrong_limit,
+    slow_machine,
+]
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -276,14 +289,21 @@ def test_keys_without_the_library_that_reads_them(repository, calm, keys, monkey
 @pytest.mark.parametrize(
     ("table", "key", "value"),
     [
-        ("guard", "min_golden_agreement", 98.0), ("guard", "min_golden_agreement", -0.1),
-        ("guard", "min_golden_overlap", 1.01), ("guard", "max_dominance", 2.0),
-        ("guard", "shown_share", -1.0), ("guard", "latency_slack_ms", -3.0), ("guard", "memory_factor", -1.0),
-        ("guard", "memory_budget_bytes", -1), ("shadow", "min_agreement", 15.0),
-        ("shadow", "min_kappa", -2.0), ("shadow", "timeout", -1.0), ("watch", "max_error_share", 5.0),
+        ("guard", "min_golden_agreement", 98.0),
+        ("guard", "min_golden_agreement", -0.1),
+        ("guard", "min_golden_overlap", 1.01),
+        ("guard", "max_dominance", 2.0),
+        ("guard", "shown_share", -1.0),
+        ("guard", "latency_slack_ms", -3.0),
+        ("guard", "memory_factor", -1.0),
+        ("guard", "memory_budget_bytes", -1),
+        ("shadow", "min_agreement", 15.0),
+        ("shadow", "min_kappa", -2.0),
+        ("shadow", "timeout", -1.0),
+        ("watch", "max_error_share", 5.0),
         ("watch", "seconds", -1.0),
     ],
-)  # fmt: skip
+)
 def test_a_limit_that_cannot_be_meant_is_warned_of(table, key, value, tmp_path):
     path = tmp_path / "server.toml"
     path.write_text(f"[{table}]\n{key} = {value}\n")
@@ -316,15 +336,19 @@ def test_a_configuration_of_two_gigabytes_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("error", "machine"),
     [
-        (MemoryError(), True), (ImportError("x"), True), (PermissionError(errno.EACCES, "x"), True),
-        (OSError(errno.ENOSPC, "x"), True), (FileNotFoundError(errno.ENOENT, "x"), False),
-        (OSError(errno.ELOOP, "x"), False), (ValueError("x"), False),
+        (MemoryError(), True),
+        (ImportError("x"), True),
+        (PermissionError(errno.EACCES, "x"), True),
+        (OSError(errno.ENOSPC, "x"), True),
+        (FileNotFoundError(errno.ENOENT, "x"), False),
+        (OSError(errno.ELOOP, "x"), False),
+        (ValueError("x"), False),
         (RuntimeError("can't start new thread"), True),
         (RuntimeError("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation"), True),
         (RuntimeError("invalid model. No Op registered for Swish with domain_version of 24"), True),
         (RuntimeError("Fatal error: com.microsoft:FusedX(-1) is not a registered function/op"), True),
     ],
-)  # fmt: skip
+)
 def test_what_is_of_the_machine(error, machine):
     assert of_the_machine(error) == machine
 

@@ -136,13 +136,18 @@ def test_a_model_without_batches_may_take_what_its_engine_takes_but_shares_no_ru
 def test_a_shape_valued_input_has_no_batch_side_and_is_never_joined():
     spec = EngineSpec(
         (TensorSpec("x", "FP32", (-1, 4)), TensorSpec("shape", "INT64", (-1,))),
-        (TensorSpec("y", "FP32", (-1, 4)),), "onnxruntime", "fp32", "cpu",
-    )  # fmt: skip
+        (TensorSpec("y", "FP32", (-1, 4)),),
+        "onnxruntime",
+        "fp32",
+        "cpu",
+    )
     host = ServedModel("road", ServerConfig())
     host.configure(BatchingPolicy(max_batch=8, max_batch_size=8, whole=frozenset({"shape"})))
     host.flip(Slot(1, _Engine(spec, lambda x: x), {}))
-    tensors = [InputTensor("x", "FP32", (3, 4), np.zeros((3, 4), np.float32)),
-               InputTensor("shape", "INT64", (2,), np.array([3, 4]))]  # fmt: skip
+    tensors = [
+        InputTensor("x", "FP32", (3, 4), np.zeros((3, 4), np.float32)),
+        InputTensor("shape", "INT64", (2,), np.array([3, 4])),
+    ]
     answer = host.infer(InferRequest("road", "", "", {}, tensors, []))
     assert answer.outputs[0][2].shape == (3, 4)
 
@@ -291,8 +296,10 @@ def test_declared_shapes_that_a_run_contradicts_are_refused_by_name(repository, 
             h.make_node("Greater", ["most", "low"], ["kept"]),
             h.make_node("Compress", ["xx", "kept"], ["y"], axis=1),
         ],
-        X, Y, [AXIS, keep],
-    )  # fmt: skip
+        X,
+        Y,
+        [AXIS, keep],
+    )
     publish(repository, wrong, "")
     service = serve(quick).service
     assert service.models.host("road").live is None
@@ -331,9 +338,10 @@ def test_a_foreign_version_is_run_on_the_inputs_that_it_brings(repository, quick
     """This graph runs on 6 columns only, which its declared sides do not say."""
     six = graph(
         [h.make_node("MatMul", ["x", "w"], ["y"])],
-        {"x": (T.FLOAT, ["N", "C"])}, {"y": (T.FLOAT, ["N", 2])},
+        {"x": (T.FLOAT, ["N", "C"])},
+        {"y": (T.FLOAT, ["N", 2])},
         [nh.from_array(np.ones((6, 2), np.float32), "w")],
-    )  # fmt: skip
+    )
     publish(repository, six, "")
     for rows in (1, 3):
         np.savez(tmp_path / "inputs.npz", x=np.ones((rows, 6), np.float32))
