@@ -13,7 +13,7 @@ from adapt.frames.__main__ import main, moment
 from adapt.frames.encryption import Seal, SealError, new_key
 from adapt.frames.selection import Candidate, Rules, Tally, metres, select
 from adapt.frames.store import FrameStore, StoreError
-from tests.adapt.test_frames import scene
+from tests.adapt.frames.test_store import scene
 
 BITS = np.zeros(64, bool)
 OTHER = np.ones(64, bool)

@@ -8,7 +8,7 @@ import pytest
 from adapt.labels.cbst import ClassHistograms, pseudo_labels
 from adapt.labels.lrent import soft_labels
 from adapt.labels.published import PublishedThresholds, published_labels
-from tests.adapt.test_cbst import softmax_map
+from tests.adapt.labels.test_cbst import softmax_map
 
 
 def two_class(values: list[float]) -> np.ndarray:
