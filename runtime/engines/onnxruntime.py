@@ -131,6 +131,8 @@ class OnnxRuntimeEngine:
             engine.close()
         return self._with_all_threads(self._model, optimised=False)
 
+    promoted = with_serving_threads  # the name until 0.2, which programs outside the project call
+
     def _with_all_threads(self, model: bytes, *, optimised: bool) -> OnnxRuntimeEngine:
         try:
             session = _session(model, self._config, threads(self._config), optimised=optimised)

@@ -211,6 +211,8 @@ class TensorRTEngine:
         except (CudaError, *BINDING_ERRORS) as error:
             raise Unjudged("load", _line(error)) from error  # the plan's hash is right
 
+    promoted = with_serving_threads  # the name until 0.2, which programs outside the project call
+
     def refit(self, weights: Mapping[str, Array]) -> TensorRTEngine:
         """A NEW, warm standby engine with these weights; this one goes on untouched.
 
