@@ -182,14 +182,14 @@ class Reading:
     def _refuse_another_order(self, path: Path, stored: np.ndarray, label: np.ndarray) -> None:
         """Programs that save few colours number them as they like: such an index is no class."""
         with picture(path) as image:
-            told = image.getpalette("RGB") if image.mode == "P" else None
-        if not told:
+            palette = image.getpalette("RGB") if image.mode == "P" else None
+        if not palette:
             return
         known = {colour: i for i, colour in enumerate(self.colours)}
         used, first = np.unique(stored, return_index=True)
         classes = label.reshape(-1)[first]
-        there = [3 * v for v in used.tolist() if 3 * v + 2 < len(told)]  # a short palette may lack the last
-        shown = [(told[v], told[v + 1], told[v + 2]) for v in there]
+        there = [3 * v for v in used.tolist() if 3 * v + 2 < len(palette)]  # a short palette may lack the last
+        shown = [(palette[v], palette[v + 1], palette[v + 2]) for v in there]
         pairs = [(int(c), known.get(s)) for c, s in zip(classes, shown, strict=False) if c != VOID]
         if len(pairs) > 1 and all(k is not None for _, k in pairs) and any(c != k for c, k in pairs):
             raise DataError(
