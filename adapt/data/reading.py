@@ -188,7 +188,8 @@ class Reading:
         known = {colour: i for i, colour in enumerate(self.colours)}
         used, first = np.unique(stored, return_index=True)
         classes = label.reshape(-1)[first]
-        there = [3 * v for v in used.tolist() if 3 * v + 2 < len(palette)]  # a short palette may lack the last
+        # A short palette may lack the last colours.
+        there = [3 * v for v in used.tolist() if 3 * v + 2 < len(palette)]
         shown = [(palette[v], palette[v + 1], palette[v + 2]) for v in there]
         pairs = [(int(c), known.get(s)) for c, s in zip(classes, shown, strict=False) if c != VOID]
         if len(pairs) > 1 and all(k is not None for _, k in pairs) and any(c != k for c, k in pairs):
